@@ -1,0 +1,122 @@
+"""What a batch may be: an (x, y) pair of tensors, or a mapping of tensors that carries its labels.
+
+Every tensor of a batch has the samples along its first dimension.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pydvl_datainf.errors import BatchError
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+Batch: TypeAlias = Pair | Mapping[str, Tensor]
+
+
+def check_batch(batch: Any) -> Batch:
+    """Checks that `batch` is of one of the two kinds, with as many samples in every tensor.
+
+    Args:
+        batch: what a data loader yielded or a caller passed.
+
+    Returns:
+        The batch as a plain tuple (x, y) or a plain dict.
+
+    Raises:
+        BatchError: if it is anything else, has no samples, or holds tensors of different lengths.
+    """
+    checked: Batch
+    if isinstance(batch, Mapping):
+        checked = dict(batch)
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        checked = (batch[0], batch[1])
+    else:
+        raise BatchError(
+            "A batch is an (x, y) pair of tensors or a mapping of tensors, got "
+            f"{_describe(batch)}. Give the data loader a collate_fn that returns one of the two."
+        )
+    named = _named(checked)
+    if not named:
+        raise BatchError(
+            "The batch is an empty mapping; it needs the model's inputs and the labels."
+        )
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise BatchError(
+                f"'{name}' of the batch is {_describe(tensor)}, not a tensor. Convert it in the "
+                "collate_fn, or leave it out."
+            )
+        if tensor.ndim == 0:
+            raise BatchError(
+                f"'{name}' of the batch is a tensor without dimensions; every tensor of a batch "
+                "has the samples along its first dimension (for a single sample, unsqueeze(0))."
+            )
+    lengths = {name: tensor.shape[0] for name, tensor in named.items()}
+    if len(set(lengths.values())) > 1:
+        raise BatchError(f"The tensors of the batch differ in their number of samples: {lengths}.")
+    if 0 in lengths.values():
+        raise BatchError("The batch has no samples; drop empty batches.")
+    return checked
+
+
+def batch_length(batch: Batch) -> int:
+    """The number of samples."""
+    return next(iter(_named(batch).values())).shape[0]
+
+
+def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples `start` to `stop` (exclusive), as views."""
+    return _map(lambda tensor: tensor[start:stop], batch)
+
+
+def split_batch(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """Pieces of at most `size` samples, in order; the batch itself where `size` is None.
+
+    Args:
+        batch: a checked batch of B samples.
+        size: positive number of samples, or None.
+
+    Yields:
+        Batches whose lengths add up to B.
+    """
+    length = batch_length(batch)
+    step = size or length
+    for start in range(0, length, step):
+        yield slice_batch(batch, start, start + step)
+
+
+def batch_to(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`, detached from any graph and from inference mode."""
+    with torch.inference_mode(False):
+        return _map(
+            lambda t: t.clone().to(device) if t.is_inference() else t.detach().to(device), batch
+        )
+
+
+def copy_batch(batch: Batch) -> Batch:
+    """A copy, for models that work on their input in place."""
+    return _map(torch.clone, batch)
+
+
+def signature(batch: Batch) -> tuple[tuple[str, torch.dtype, int], ...]:
+    """What a model may branch on: names, dtypes and numbers of dimensions of the tensors."""
+    return tuple((name, t.dtype, t.ndim) for name, t in sorted(_named(batch).items()))
+
+
+def _map(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    if isinstance(batch, Mapping):
+        return {name: function(tensor) for name, tensor in batch.items()}
+    x, y = batch
+    return function(x), function(y)
+
+
+def _named(batch: Batch) -> Mapping[str, Tensor]:
+    return batch if isinstance(batch, Mapping) else dict(zip("xy", batch, strict=True))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} items"
+    return f"a {type(value).__name__}"

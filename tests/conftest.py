@@ -1,0 +1,12 @@
+"""Settings for all tests."""
+
+import os
+
+import torch
+from hypothesis import settings
+
+# One thread: with several, small matrices cost more in waiting than in arithmetic.
+torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("ci")
