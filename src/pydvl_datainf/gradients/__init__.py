@@ -1,0 +1,52 @@
+"""Per-sample gradients as rows, block by block, from one batched forward and backward pass."""
+
+from typing import Literal, Protocol, TypeAlias
+
+from torch import nn
+
+from pydvl_datainf.batches import Batch
+from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.errors import ModelError
+from pydvl_datainf.gradients.capture import CaptureEngine
+from pydvl_datainf.gradients.reference import FunctionalEngine
+from pydvl_datainf.objectives import Objective
+from pydvl_datainf.vectors import BlockVectors
+
+Gradients: TypeAlias = Literal["auto", "capture", "functional"]
+
+
+class GradientEngine(Protocol):
+    """Whatever turns a batch into rows of per-sample gradients."""
+
+    def rows(self, batch: Batch) -> BlockVectors:
+        """Computes for each block the gradients of the B samples' own losses, shape (B, d_l)."""
+        ...
+
+
+def gradient_engine(
+    kind: Gradients, model: nn.Module, objective: Objective, blocks: Blocks
+) -> GradientEngine:
+    """The engine that `kind` names.
+
+    Args:
+        kind: "auto" (capture, and one backward pass per sample for what capture cannot explain),
+            "capture" (the same, but what it cannot explain is an error) or "functional"
+            (`torch.func` over the whole model).
+        model: whose gradients are taken.
+        objective: gives one loss per sample.
+        blocks: the parameters that are differentiated.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ModelError: if there is no such kind.
+    """
+    if kind == "functional":
+        return FunctionalEngine(model, objective, blocks)
+    if kind in ("auto", "capture"):
+        return CaptureEngine(model, objective, blocks, strict=kind == "capture")
+    raise ModelError(f'gradients must be "auto", "capture" or "functional", got {kind!r}.')
+
+
+__all__ = ["CaptureEngine", "FunctionalEngine", "GradientEngine", "Gradients", "gradient_engine"]

@@ -1,0 +1,350 @@
+"""Per-sample gradients from one batched forward and backward pass, layer by layer.
+
+Each layer that owns selected parameters is watched in the forward pass. One backward pass from the
+summed losses gives the gradients at the layers' outputs, and a rule turns a layer's input and
+output gradient into one gradient per sample. Whatever this cannot explain (parameters used outside
+their layer, layers with several inputs, samples not along the first dimension) is found by
+comparing with plain autograd on the first batch; from then on it gets one backward pass per sample.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+
+from pydvl_datainf.batches import Batch, batch_length, copy_batch, signature, slice_batch
+from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.errors import ModelError, ObjectiveError
+from pydvl_datainf.gradients.recording import Call, Recording, Rows, layers_of, recorded
+from pydvl_datainf.gradients.supported import (
+    check_mode,
+    check_model,
+    preserved_rng,
+    rows_dtype,
+    selected_parameters,
+)
+from pydvl_datainf.gradients.trust import (
+    Tolerance,
+    check_finite_losses,
+    check_finite_rows,
+    check_independent,
+)
+from pydvl_datainf.objectives import Objective, check_losses
+from pydvl_datainf.vectors import BlockVectors
+
+_OUTSIDE = "they are used outside their layers"
+_NOT_LEADING = "their layers' inputs or outputs are not single tensors that lead with the samples"
+
+
+class CaptureEngine:
+    """Gradients by capture.
+
+    Four things are checked against plain autograd on the first batch of more than one sample, and
+    again when the tensors of a batch come with other names, dtypes or numbers of dimensions: inputs
+    of layers have the samples along their first dimension, rows add up to the gradient of a random
+    combination of the losses, the first and the last sample's rows are those of a batch of one, and
+    two forward passes give the same losses. The first is checked on every batch; on the second,
+    fourth, eighth ... batch the row of a sample drawn at random is compared with a batch of one.
+
+    Args:
+        model: left exactly as it was: parameters, `.grad`, mode, hooks and the random state.
+        objective: gives one loss per sample.
+        blocks: the parameters that are differentiated.
+        strict: raise for what capture cannot explain, instead of one backward pass per sample.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, blocks: Blocks, *, strict: bool = False
+    ):
+        self.model = model
+        self.objective = objective
+        self.blocks = blocks
+        self.strict = strict
+        self._seen: dict[Any, int] = {}  # for each kind of batch, how many came
+        self._unexplained: set[str] = set()  # parameters that get one backward pass per sample
+        self._copied: set[nn.Module] = set()  # layers whose outputs are changed in place
+        self._expand = True  # repeat inputs of leading size 1 for all samples
+
+    def rows(self, batch: Batch) -> BlockVectors:
+        """Computes the gradients of the samples' own losses.
+
+        Args:
+            batch: a checked batch of B samples on the model's device.
+
+        Returns:
+            For each block the gradients as rows, shape (B, d_l), in float32, or float64 where the
+            parameters are.
+
+        Raises:
+            ModelError: if the model is unsupported, or per-sample gradients are not defined.
+        """
+        if not self._seen:
+            check_model(self.model)
+        check_mode(self.model)
+        parameters = selected_parameters(self.model, self.blocks.shapes)
+        device = next(iter(parameters.values())).device
+        with preserved_rng(device), torch.inference_mode(False), torch.enable_grad():
+            rows = self._rows(batch, parameters, Tolerance.of(self.model, device))
+        vectors = self.blocks.gather(rows)
+        check_finite_rows(vectors)
+        return vectors
+
+    def _rows(
+        self, batch: Batch, parameters: Mapping[str, nn.Parameter], tolerance: Tolerance
+    ) -> Rows:
+        kind = (signature(batch), batch_length(batch) == 1, tolerance)
+        count = self._seen.get(kind, 0) + 1
+        if batch_length(batch) == 1:  # plain autograd gives the row itself
+            if count == 1:
+                self._check_steady(self._losses(batch), self._losses(batch), tolerance)
+            rows = self._sample_by_sample(batch, parameters)
+        else:
+            compute = self._checked if count == 1 else self._captured
+            rows = self._without_expansion_on_failure(
+                lambda: compute(batch, parameters, tolerance, count)
+            )
+            left = {name: parameters[name] for name in parameters if name not in rows}
+            rows |= self._sample_by_sample(batch, left)
+        self._seen[kind] = count
+        return rows
+
+    def _without_expansion_on_failure(self, compute: Callable[[], Rows]) -> Rows:
+        """Tries again without repeating inputs, since that may be what the model cannot take."""
+        try:
+            return compute()
+        except ModelError:
+            raise
+        except Exception:
+            if not self._expand:
+                raise
+        self._expand = False
+        try:
+            return compute()
+        except Exception:
+            self._expand = True  # it was something else
+            raise
+
+    # One batched pass
+
+    def _captured(
+        self,
+        batch: Batch,
+        parameters: Mapping[str, nn.Parameter],
+        tolerance: Tolerance,
+        count: int,
+    ) -> Rows:
+        """Rows of all parameters that capture explains."""
+        losses, recording = self._forward(batch, parameters)
+        edges = [call.edge for call in recording.calls]
+        silent = self._not_called(recording.calls, parameters)
+        grads = _backward(losses.sum(), [*edges, *silent.values()])
+        used = [n for n, g in zip(silent, grads[len(edges) :], strict=True) if g is not None]
+        self._give_up(used, _OUTSIDE)
+        rows = self._combined(recording.calls, grads[: len(edges)], parameters, len(losses))
+        if count.bit_count() == 1:  # a power of two
+            self._check_any_sample(batch, parameters, tolerance, count, losses, rows)
+        return rows
+
+    def _forward(
+        self, batch: Batch, parameters: Mapping[str, nn.Parameter], *, watch: bool = False
+    ) -> tuple[Tensor, Recording]:
+        """Losses and the calls of all layers with parameters that capture explains."""
+        explained = {n: p for n, p in parameters.items() if n not in self._unexplained}
+        layers, recording = layers_of(self.model, explained), Recording(watch)
+        with recorded(
+            recording, layers, batch_length(batch), copied=self._copied, expand=self._expand
+        ):
+            losses = self._losses(batch)
+        self._give_up(recording.unexplained, _NOT_LEADING)
+        return losses, recording
+
+    def _losses(self, batch: Batch) -> Tensor:
+        losses = check_losses(self.objective.losses(self.model, copy_batch(batch)), batch)
+        if not losses.requires_grad:
+            raise ObjectiveError(
+                "The losses do not depend on the selected parameters through autograd. The "
+                "objective must not detach, use .item() or run under no_grad, and the parameters "
+                "must take part: adapters that are disabled or merged do not."
+            )
+        check_finite_losses(losses)
+        return losses
+
+    def _not_called(
+        self, calls: Iterable[Call], parameters: Mapping[str, nn.Parameter]
+    ) -> dict[str, nn.Parameter]:
+        """The explained parameters whose layers this pass did not call."""
+        done = {name for call in calls for name in call.layer.owned.values()} | self._unexplained
+        return {name: p for name, p in parameters.items() if name not in done}
+
+    def _combined(
+        self,
+        calls: Iterable[Call],
+        grads: Iterable[Tensor | None],
+        parameters: Mapping[str, nn.Parameter],
+        length: int,
+    ) -> Rows:
+        """The sum of the rows of all calls; zeros for explained parameters that no call used."""
+        dtype = rows_dtype(parameters.values())
+        rows: Rows = {}
+        for call, grad in zip(calls, grads, strict=True):
+            new = {} if grad is None else call.rows(grad, dtype)
+            if grad is not None and not new:
+                self._give_up(call.layer.owned.values(), "their layers cannot be mapped by vmap")
+            for name, value in new.items():
+                rows[name] = rows[name] + value if name in rows else value
+        for name, p in parameters.items():
+            if name not in rows:
+                rows[name] = p.new_zeros(length, *p.shape, dtype=dtype)
+        return {name: rows[name] for name in parameters if name not in self._unexplained}
+
+    # What capture cannot explain
+
+    def _give_up(self, names: Iterable[str], reason: str) -> None:
+        """Leaves parameters to one backward pass per sample, and says so."""
+        new = sorted(set(names) - self._unexplained)
+        if not new:
+            return
+        told = f"{len(new)} parameters ({', '.join(new)}), because {reason}"
+        if self.strict:
+            raise ModelError(
+                f'Capture cannot explain {told}. Use gradients="auto" or "functional".'
+            )
+        self._unexplained |= set(new)
+        warn(f"One backward pass per sample for {told}. This is exact, but slower.", stacklevel=2)
+
+    def _sample_by_sample(self, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> Rows:
+        """Rows of the parameters by one forward and backward pass per sample."""
+        if not parameters:
+            return {}
+        ones = [slice_batch(batch, i, i + 1) for i in range(batch_length(batch))]
+        samples = [self._plain(one, parameters)[1] for one in ones]
+        return {name: torch.stack([sample[name] for sample in samples]) for name in parameters}
+
+    def _plain(self, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> tuple[Tensor, Rows]:
+        """Losses of a batch and the gradient of their sum, by plain autograd."""
+        losses, dtype = self._losses(batch), rows_dtype(parameters.values())
+        grads = _backward(losses.sum(), list(parameters.values()))
+        rows = {
+            name: torch.zeros_like(p, dtype=dtype) if g is None else _dense(g).to(dtype)
+            for (name, p), g in zip(parameters.items(), grads, strict=True)
+        }
+        return losses.detach(), rows
+
+    # Trust
+
+    def _checked(
+        self,
+        batch: Batch,
+        parameters: Mapping[str, nn.Parameter],
+        tolerance: Tolerance,
+        count: int,
+    ) -> Rows:
+        """Rows of the first batch of a kind, compared with plain autograd in four ways."""
+        losses, calls = self._steady_forward(batch, parameters, tolerance)
+        # Random weights, from a generator of our own: a plain sum is blind to swapped samples.
+        random = torch.randn(len(losses), generator=torch.Generator().manual_seed(count))
+        weights = random.to(losses.device, rows_dtype(parameters.values()))
+        grads = _backward(losses.sum(), [call.edge for call in calls], retain_graph=True)
+        totals = _backward((weights * losses).sum(), list(parameters.values()))
+        truth = {
+            name: _dense(g).to(weights.dtype)
+            for name, g in zip(parameters, totals, strict=True)
+            if g is not None
+        }
+        self._give_up(truth.keys() & self._not_called(calls, parameters).keys(), _OUTSIDE)
+        rows = self._combined(calls, grads, parameters, len(losses))
+        sums = {name: torch.einsum("b,b...->...", weights, r) for name, r in rows.items()}
+        self._give_up(
+            tolerance.unequal(sums, truth), "their rows do not add up to the gradient of the batch"
+        )
+        for i in (0, len(losses) - 1):
+            wrong = self._unlike_alone(i, batch, parameters, tolerance, losses, rows)
+            self._give_up(wrong, "their rows are not those of a sample alone")
+        return {name: r for name, r in rows.items() if name not in self._unexplained}
+
+    def _steady_forward(
+        self, batch: Batch, parameters: Mapping[str, nn.Parameter], tolerance: Tolerance
+    ) -> tuple[Tensor, Collection[Call]]:
+        """A recorded forward pass whose losses another, plain one reproduces."""
+        plain = self._losses(batch).detach()
+        losses, calls = self._lossless_forward(batch, parameters)
+        if self._expand and not tolerance.same(losses, plain):
+            self._check_steady(self._losses(batch), plain, tolerance)
+            self._expand = False  # nothing is random, so repeating inputs changes the answer
+            losses, calls = self._lossless_forward(batch, parameters)
+        self._check_steady(losses, plain, tolerance)
+        return losses, calls
+
+    def _lossless_forward(
+        self, batch: Batch, parameters: Mapping[str, nn.Parameter]
+    ) -> tuple[Tensor, Collection[Call]]:
+        """A forward pass in which outputs that are changed in place were copied first."""
+        losses, recording = self._forward(batch, parameters, watch=True)
+        if recording.lost:
+            self._copied |= recording.lost
+            losses, recording = self._forward(batch, parameters)
+        return losses, recording.calls
+
+    def _check_steady(self, losses: Tensor, again: Tensor, tolerance: Tolerance) -> None:
+        if not tolerance.same(losses, again):
+            raise ModelError(
+                "Two forward passes over one batch gave different losses: something in the model "
+                "or the objective is random. Call model.eval(), switch functional dropout off, and "
+                "draw noise from a generator that is seeded for each sample."
+            )
+
+    def _unlike_alone(
+        self,
+        i: int,
+        batch: Batch,
+        parameters: Mapping[str, nn.Parameter],
+        tolerance: Tolerance,
+        losses: Tensor,
+        rows: Rows,
+    ) -> list[str]:
+        """Names of the parameters whose rows of sample i differ from those in a batch of one."""
+        alone, truth = self._plain(slice_batch(batch, i, i + 1), parameters)
+        check_independent(losses[i : i + 1], alone, tolerance, first=i)
+        return tolerance.unequal({name: r[i] for name, r in rows.items()}, truth)
+
+    def _check_any_sample(
+        self,
+        batch: Batch,
+        parameters: Mapping[str, nn.Parameter],
+        tolerance: Tolerance,
+        count: int,
+        losses: Tensor,
+        rows: Rows,
+    ) -> None:
+        """Compares the row of a sample drawn at random with plain autograd."""
+        generator = torch.Generator().manual_seed(count)
+        i = int(torch.randint(len(losses), (1,), generator=generator))
+        wrong = self._unlike_alone(i, batch, parameters, tolerance, losses, rows)
+        if wrong:
+            raise ModelError(
+                f"The gradients of the first batch were right, but in batch {count} sample {i} has "
+                f"others than plain autograd, for {', '.join(sorted(wrong))}: the path through the "
+                'model depends on the data. Use gradients="functional", or batch_size=1.'
+            )
+
+
+def _backward(
+    total: Tensor, inputs: list[Any], *, retain_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    if not inputs:
+        return ()
+    try:
+        return torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=retain_graph)
+    except RuntimeError as error:
+        if "compatible with .grad()" not in str(error):
+            raise
+        raise ModelError(
+            "Activation checkpointing in its re-entrant form hides the graph. Switch it off, or "
+            "use torch.utils.checkpoint with use_reentrant=False."
+        ) from error
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.is_sparse else grad

@@ -1,0 +1,165 @@
+"""Watching a forward pass: for each layer its input, and the place of its output in the graph."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from pydvl_datainf.gradients.rules import module_rows, rules_of
+
+Rows: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A module and the parameters that it owns: local name -> name in the model."""
+
+    module: nn.Module
+    owned: Mapping[str, str]
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether rules know all parameters of the layer, or it may be mapped over samples."""
+        rules = rules_of(self.module)
+        return not list(self.module.children()) if rules is None else set(self.owned) <= set(rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a layer: its input and the place of its output in the graph."""
+
+    layer: Layer
+    x: Tensor
+    edge: GradientEdge
+
+    def rows(self, g: Tensor, dtype: torch.dtype) -> Rows:
+        """What this call adds to the rows of the layer's parameters.
+
+        Args:
+            g: the gradient at the output, (B, ...).
+            dtype: of the rows.
+
+        Returns:
+            For each parameter, by its name in the model, rows (B, *shape); none where the layer's
+            rules do not fit this call, or it has none and vmap refuses it.
+        """
+        module, owned, rules = self.layer.module, self.layer.owned, rules_of(self.layer.module)
+        try:
+            if rules is None:
+                new = module_rows(module, self.x, g, owned)
+                return {owned[local]: rows.to(dtype) for local, rows in new.items()}
+            x = self.x.to(dtype) if self.x.is_floating_point() else self.x
+            return {name: rules[local](module, x, g.to(dtype)) for local, name in owned.items()}
+        except Exception:  # whatever a layer of the caller's may raise under vmap
+            return {}
+
+
+@dataclass(slots=True)
+class Recording:
+    """What one forward pass left behind; with `watch` also its outputs, to see in-place changes."""
+
+    watch: bool = False
+    calls: list[Call] = field(default_factory=list)
+    unexplained: set[str] = field(default_factory=set)
+    outputs: list[tuple[nn.Module, Tensor, int]] = field(default_factory=list)
+
+    @property
+    def lost(self) -> set[nn.Module]:
+        """Layers whose outputs, views, were cut out of the graph by a later in-place operation."""
+        return {m for m, y, version in self.outputs if y._is_view() and y._version != version}
+
+
+def layers_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[Layer]:
+    """The modules that directly own any of the parameters; tied ones have several owners."""
+    names = {id(p): name for name, p in parameters.items()}
+    layers = []
+    for module in model.modules():
+        own = module._parameters.items()
+        owned = {local: names[id(p)] for local, p in own if p is not None and id(p) in names}
+        if owned:
+            layers.append(Layer(module, owned))
+    return layers
+
+
+@contextmanager
+def recorded(
+    recording: Recording,
+    layers: Collection[Layer],
+    length: int,
+    *,
+    copied: Collection[nn.Module] = (),
+    expand: bool = True,
+) -> Iterator[None]:
+    """Records the calls of layers while the context is open; their own hooks stay in place.
+
+    Args:
+        recording: filled with the calls.
+        layers: what is watched.
+        length: B, the number of samples in the batch.
+        copied: modules whose outputs are copied before anything else can change them in place.
+        expand: repeat an input of leading size 1 for all samples, as position embeddings need.
+
+    Yields:
+        Nothing.
+    """
+    handles = []
+    try:
+        for layer in layers:
+            hook = _recorder(recording, layer, length, copied)
+            handles.append(layer.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+            if expand and length > 1:
+                pre_hook = _expander(length)
+                handles.append(layer.module.register_forward_pre_hook(pre_hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(
+    recording: Recording, layer: Layer, length: int, copied: Collection[nn.Module]
+) -> Callable[..., Any]:
+    """A forward hook that notes a call of `layer`, or that it cannot be explained."""
+
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
+        if isinstance(output, Tensor) and not output.requires_grad:
+            return None  # a call without a graph adds nothing to the gradient
+        x = _only_tensor(args, kwargs)
+        if not (_leads(x, length) and _leads(output, length) and layer.is_explained):
+            recording.unexplained |= set(layer.owned.values())
+            return None
+        if recording.watch:
+            recording.outputs.append((module, output, output._version))
+        seen: Tensor = output.clone() if module in copied else output
+        # The edge, not the tensor: after an in-place operation the tensor is another function.
+        recording.calls.append(Call(layer, x.detach(), get_gradient_edge(seen)))
+        return seen
+
+    return record
+
+
+def _expander(length: int) -> Callable[..., Any]:
+    """A forward pre-hook that repeats an input of leading size 1 for all samples of the batch."""
+
+    def expand(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        x = _only_tensor(args, kwargs)
+        if x is None or not _leads(x, 1):
+            return None
+        repeated = x.expand(length, *x.shape[1:])
+        return ((repeated,), {}) if args else ((), dict.fromkeys(kwargs, repeated))
+
+    return expand
+
+
+def _only_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The input of a call with one tensor and nothing else, otherwise None."""
+    inputs = (*args, *kwargs.values())
+    return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Tensor) else None
+
+
+def _leads(tensor: Any, length: int) -> TypeGuard[Tensor]:
+    return isinstance(tensor, Tensor) and tensor.shape[:1] == (length,)

@@ -1,0 +1,106 @@
+"""Per-sample gradients by `torch.func`: the plain mathematics, without hooks.
+
+Slower than capture, since every sample's forward pass is mapped on its own, and refused by models
+that vmap cannot enter. It serves as the second opinion.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.utils import _pytree as pytree
+
+from pydvl_datainf.batches import Batch, copy_batch, signature
+from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.errors import DataInfError, ModelError
+from pydvl_datainf.gradients.supported import (
+    check_mode,
+    check_model,
+    preserved_rng,
+    rows_dtype,
+    selected_parameters,
+)
+from pydvl_datainf.gradients.trust import (
+    Tolerance,
+    check_finite_losses,
+    check_finite_rows,
+    check_independent,
+)
+from pydvl_datainf.objectives import Objective, check_losses
+from pydvl_datainf.vectors import BlockVectors
+
+
+class FunctionalEngine:
+    """Gradients by `vmap(grad(loss))` over the samples of a batch.
+
+    Args:
+        model: left exactly as it was.
+        objective: gives one loss per sample.
+        blocks: the parameters that are differentiated.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, blocks: Blocks):
+        self.model = model
+        self.objective = objective
+        self.blocks = blocks
+        self._checked: set[Any] = set()
+
+    def rows(self, batch: Batch) -> BlockVectors:
+        """Computes the gradients of the samples' own losses.
+
+        Args:
+            batch: a checked batch of B samples on the model's device.
+
+        Returns:
+            For each block the gradients as rows, shape (B, d_l), in float32, or float64 where the
+            parameters are.
+
+        Raises:
+            ModelError: if vmap cannot enter the model.
+            DataInfError: whatever the objective refuses.
+        """
+        check_model(self.model)
+        check_mode(self.model)
+        selected = selected_parameters(self.model, self.blocks.shapes)
+        parameters = {name: p.detach() for name, p in selected.items()}
+        module = _Losses(self.model, self.objective)
+
+        def loss(parameters: dict[str, Tensor], sample: Batch) -> Tensor:
+            one = pytree.tree_map(lambda t: t.unsqueeze(0), sample)
+            named = {f"model.{name}": p for name, p in parameters.items()}
+            losses: Tensor = functional_call(module, named, (one,))
+            return losses[0]
+
+        device = next(iter(parameters.values())).device
+        try:
+            with preserved_rng(device), torch.inference_mode(False), torch.enable_grad():
+                rows, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(parameters, batch)
+                check_finite_losses(losses)
+                if signature(batch) not in self._checked:
+                    together = module(copy_batch(batch)).detach()
+                    check_independent(together, losses, Tolerance.of(self.model, device))
+                    self._checked.add(signature(batch))
+        except DataInfError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f'torch.func cannot map this model over samples: {error} Use gradients="auto".'
+            ) from error
+        dtype = rows_dtype(parameters.values())
+        vectors = self.blocks.gather({name: value.to(dtype) for name, value in rows.items()})
+        check_finite_rows(vectors)
+        return vectors
+
+
+class _Losses(nn.Module):
+    """Model and objective as one module, so that the objective sees swapped parameters."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model = model
+        self.objective: Any = objective
+        self.training = model.training  # not train(), which would change the mode of the layers
+
+    def forward(self, batch: Batch) -> Tensor:
+        return check_losses(self.objective.losses(self.model, batch), batch)

@@ -1,0 +1,119 @@
+"""Comparing two computations of one gradient or loss: by how much rounding lets them differ."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pydvl_datainf.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far two computations of one number may differ: by rounding, far below any fault.
+
+    A float64 model gets no narrower bounds, since some models compute parts in float32.
+    """
+
+    loss: float  # relative; to the largest of the batch where the same batch is computed again
+    gradient: float  # relative to the gradient's root mean square
+    noise: float  # relative to that of the largest gradient
+
+    @classmethod
+    def of(cls, model: nn.Module, device: torch.device) -> "Tolerance":
+        """That of the coarsest arithmetic in the model."""
+        dtypes = {p.dtype for p in model.parameters()}
+        if torch.is_autocast_enabled(device.type):
+            dtypes.add(torch.get_autocast_dtype(device.type))
+        return max((_TOLERANCES[d] for d in dtypes & _TOLERANCES.keys()), key=lambda t: t.loss)
+
+    def same(self, a: Tensor, b: Tensor) -> bool:
+        """Whether the losses of one batch, computed twice, agree."""
+        largest = float(a.detach().abs().max())
+        return torch.allclose(a.detach(), b.detach(), rtol=self.loss, atol=self.loss * largest)
+
+    def close(self, a: Tensor, b: Tensor) -> bool:
+        """Whether a sample's loss agrees between two batches; it may be the rest of large terms."""
+        return torch.allclose(a.detach(), b.detach(), rtol=self.loss, atol=self.loss)
+
+    def unequal(self, rows: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> list[str]:
+        """Names in both whose gradients differ by more than rounding, in root mean square."""
+        noise = self.noise * max((_rms(g) for g in truth.values()), default=0.0)
+        return [
+            name
+            for name in rows.keys() & truth.keys()
+            if _rms(rows[name] - truth[name]) > self.gradient * _rms(truth[name]) + noise
+        ]
+
+
+_TOLERANCES = {
+    torch.float64: Tolerance(1e-6, 1e-3, 16 * torch.finfo(torch.float64).eps),
+    torch.float32: Tolerance(1e-4, 1e-3, 16 * torch.finfo(torch.float32).eps),
+    torch.float16: Tolerance(2e-2, 1e-1, 16 * torch.finfo(torch.float16).eps),
+    torch.bfloat16: Tolerance(2e-2, 1e-1, torch.finfo(torch.bfloat16).eps),
+}
+
+
+def check_independent(
+    together: Tensor, alone: Tensor, tolerance: Tolerance, *, first: int = 0
+) -> None:
+    """Checks that losses in a batch are those of the samples alone.
+
+    Args:
+        together: losses of some samples, computed in one batch, (k,).
+        alone: the same samples' losses, each computed in a batch of one, (k,).
+        tolerance: of the model.
+        first: the position of the first of them in the batch.
+
+    Raises:
+        ModelError: if any differs.
+    """
+    for i, (a, b) in enumerate(zip(together, alone, strict=True)):
+        if not tolerance.close(a, b):
+            raise ModelError(
+                f"The loss of sample {first + i} is {a:.6g} in its batch and {b:.6g} alone: it "
+                "depends on other samples, so it has no gradient of its own. Statistics over the "
+                "batch, or a loss that divides by the batch size, do this."
+            )
+
+
+def check_finite_losses(losses: Tensor) -> None:
+    """Checks the losses of a batch.
+
+    Args:
+        losses: one per sample, (B,).
+
+    Raises:
+        ModelError: if any is infinite or NaN; names the first.
+    """
+    bad = (~losses.detach().isfinite()).nonzero()
+    if len(bad):
+        i = int(bad[0])
+        raise ModelError(
+            f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, and "
+            "for overflow in a float16 model."
+        )
+
+
+def check_finite_rows(rows: Mapping[str, Tensor]) -> None:
+    """Checks the gradients of a batch.
+
+    Args:
+        rows: for each block gradients as rows, (B, d_l).
+
+    Raises:
+        ModelError: if any entry is infinite or NaN; names a sample and the block.
+    """
+    if bool(torch.stack([v.isfinite().all() for v in rows.values()]).all()):
+        return
+    block = next(block for block, v in rows.items() if not v.isfinite().all())
+    i = int((~rows[block].isfinite().all(dim=1)).nonzero()[0])
+    raise ModelError(
+        f"The gradient of sample {i} of a batch is not finite in block '{block}'. Look for NaN in "
+        "the data, for overflow in a float16 model, and for functions such as sqrt at 0."
+    )
+
+
+def _rms(tensor: Tensor) -> float:
+    return tensor.double().square().mean().sqrt().item() if tensor.numel() else 0.0

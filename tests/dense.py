@@ -1,0 +1,76 @@
+"""The oracles: the formulas of DataInf in float64, written down plainly.
+
+Nothing here is imported from the package, and nothing is clever: one backward pass for each sample,
+dense matrices, `torch.linalg.solve`.
+"""
+
+import copy
+
+import torch
+
+
+def sample_losses(model, loss, batch):
+    """One loss for each sample, each from a forward pass of its own, as a list with graphs."""
+    if isinstance(batch, dict):
+        length = len(next(iter(batch.values())))
+        return [loss(model, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(length)]
+    x, y = batch
+    return [loss(model(x[i : i + 1].clone()), y[i : i + 1]) for i in range(len(x))]
+
+
+def gradients(model, loss, batch, names):
+    """Per-sample gradients (B, d) of the named parameters, concatenated in the order of `names`."""
+    parameters = dict(model.named_parameters())
+    rows = []
+    for value in sample_losses(model, loss, batch):
+        grads = torch.autograd.grad(value.sum(), [parameters[n] for n in names], allow_unused=True)
+        flat = [
+            torch.zeros_like(parameters[n]).flatten() if g is None else g.to_dense().flatten()
+            for n, g in zip(names, grads, strict=True)
+        ]
+        rows.append(torch.cat(flat))
+    return torch.stack(rows)
+
+
+def datainf_matrix(rows, damping):
+    """(1/n) Σ_i (g_i g_iᵀ + λ I)⁻¹ as a dense matrix, each term by a solver."""
+    n, d = rows.shape
+    eye = torch.eye(d, dtype=rows.dtype)
+    total = torch.zeros(d, d, dtype=rows.dtype)
+    for g in rows:
+        total += torch.linalg.solve(torch.outer(g, g) + damping * eye, eye)
+    return total / n
+
+
+def automatic_damping(rows):
+    """0.1 times the mean over samples and parameters of the squared gradient entries."""
+    return 0.1 * float((rows**2).mean())
+
+
+def influences(test_rows, fit_rows, train_rows, damping):
+    """Σ_l v_tᵀ (inverse_l) g_k, from dictionaries of block name to rows and of block name to λ."""
+    total = 0
+    for block, v in test_rows.items():
+        total = total + v @ datainf_matrix(fit_rows[block], damping[block]) @ train_rows[block].T
+    return total
+
+
+def mixed_derivative(model, loss, batch, names):
+    """∇_x ∇_θ of each sample's loss, shape (B, *x.shape[1:], d)."""
+    x, y = batch
+    parameters = dict(model.named_parameters())
+    rows = []
+    for i in range(len(x)):
+        xi = x[i : i + 1].clone().requires_grad_()
+        grads = torch.autograd.grad(
+            loss(model(xi), y[i : i + 1]).sum(), [parameters[n] for n in names], create_graph=True
+        )
+        flat = torch.cat([g.flatten() for g in grads])
+        entries = [torch.autograd.grad(e, xi, retain_graph=True)[0][0] for e in flat]
+        rows.append(torch.stack(entries, dim=-1))
+    return torch.stack(rows)
+
+
+def in_float64(model):
+    """A copy of the model in float64."""
+    return copy.deepcopy(model).double()
