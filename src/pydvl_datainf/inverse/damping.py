@@ -1,0 +1,161 @@
+"""How much each block is damped: given by the caller, or chosen from the size of its gradients."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pydvl_datainf.errors import DampingError
+
+SHARE = 0.1
+"""λ_l as a share of the mean squared gradient entry of block l (Kwon et al. 2024, section 4)."""
+
+NOISE = 16
+"""Machine epsilons of the largest block's gradients below which a block counts as zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class SquaredNorms:
+    """Sums over the training samples of the squared norms of their gradients, block by block.
+
+    Args:
+        sums: for each block Σ_i ‖g_i‖², a float64 number.
+        n: the number of samples in the sums.
+    """
+
+    sums: Mapping[str, float]
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Regularization:
+    """What the caller asked for, checked against the blocks.
+
+    Args:
+        given: λ for the blocks that have one; the others are chosen automatically.
+    """
+
+    given: Mapping[str, float]
+
+    @classmethod
+    def parse(cls, value: Any, blocks: Iterable[str]) -> "Regularization":
+        """Checks a regularization against the names of the blocks.
+
+        Args:
+            value: "auto", a positive number for all blocks, or a mapping of block name to positive
+                number; blocks that the mapping leaves out are chosen automatically.
+            blocks: the names of the blocks.
+
+        Returns:
+            The numbers given, per block.
+
+        Raises:
+            DampingError: if a number is not positive and finite, or a name is not a block's.
+        """
+        names = list(blocks)
+        if isinstance(value, str) and value == "auto":
+            return cls({})
+        if not isinstance(value, Mapping):
+            damping = _positive(value, "regularization")
+            return cls(dict.fromkeys(names, damping))
+        unknown = [name for name in value if name not in names]
+        if unknown:
+            raise DampingError(f"No such blocks: {unknown}. The blocks are {names}.")
+        return cls({name: _positive(λ, f"the λ of block '{name}'") for name, λ in value.items()})
+
+    def is_complete(self, blocks: Iterable[str]) -> bool:
+        """Whether every block has a number, so that no norms are needed."""
+        return set(blocks) <= set(self.given)
+
+
+def squared_norms(rows: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+    """‖g_i‖² of each row, in float64: squares of small gradients underflow in float32."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()
+
+
+def automatic_damping(
+    norms: SquaredNorms, widths: Mapping[str, int], wanted: Collection[str], dtype: torch.dtype
+) -> dict[str, float]:
+    r"""The paper's rule, λ_l = 0.1 (1/(n d_l)) Σ_i ‖g_i‖².
+
+    Both n, the number of training samples, and d_l, the width of the block, divide.
+    Source: Kwon, Wu, Wu, Zou, "DataInf", ICLR 2024.
+
+    Args:
+        norms: sums over the n training samples, for all blocks.
+        widths: d_l of all blocks.
+        wanted: the blocks for which λ is chosen.
+        dtype: of the rows; its machine epsilon tells gradients from rounding noise.
+
+    Returns:
+        λ for each block wanted.
+
+    Raises:
+        DampingError: if the gradients of a block are zero up to rounding: 1/λ would blow the noise
+            up into scores.
+    """
+    rms = {block: (norms.sums[block] / (norms.n * d)) ** 0.5 for block, d in widths.items()}
+    noise = NOISE * torch.finfo(dtype).eps * max(rms.values())
+    zero = [block for block in wanted if rms[block] <= noise]
+    if zero:
+        raise DampingError(
+            f"The gradients of {len(zero)} of {len(rms)} blocks are zero up to rounding, so no "
+            f"damping follows from them: {zero}. Freeze their parameters, leave them out with a "
+            "block_structure, or give each a λ with regularization={...}."
+        )
+    return {block: SHARE * rms[block] ** 2 for block in wanted}
+
+
+def check_representable(damping: Mapping[str, float], dtype: torch.dtype) -> None:
+    """Checks that 1/λ and λ can be computed with.
+
+    Args:
+        damping: λ per block.
+        dtype: of the rows.
+
+    Raises:
+        DampingError: if a λ is lost in this dtype.
+    """
+    info = torch.finfo(dtype)
+    lost = {block: λ for block, λ in damping.items() if not info.tiny <= λ <= info.max}
+    if lost:
+        raise DampingError(
+            f"λ is out of the range of {dtype}: {lost}. Use a float64 model (model.double()), or "
+            "multiply the loss by a constant c, which multiplies λ by c²."
+        )
+
+
+def check_finite(vectors: Mapping[str, Tensor]) -> None:
+    """Checks that transformed vectors did not overflow.
+
+    Args:
+        vectors: for each block vectors as rows.
+
+    Raises:
+        DampingError: if any entry is infinite or NaN.
+    """
+    lost = [block for block, v in vectors.items() if not v.isfinite().all()]
+    if lost:
+        raise DampingError(
+            f"The inverse overflows in blocks {lost}: the damping is too small, or the gradients "
+            "too large, for this dtype. Use a float64 model (model.double()), a larger λ, or "
+            "scale the loss."
+        )
+
+
+def _positive(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise DampingError(
+            f'{what} must be a positive number, a mapping of numbers per block, or "auto"; '
+            f"got {value!r}."
+        )
+    number = float(value)
+    if not (isfinite(number) and number > 0):
+        raise DampingError(f"{what} must be positive and finite, got {value!r}.")
+    return number
