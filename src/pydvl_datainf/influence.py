@@ -1,0 +1,584 @@
+"""The pyDVL face: DataInf as a `TorchInfluenceFunctionModel`."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Self, TypeAlias, cast, overload
+
+import torch
+from pydvl.influence.torch.influence_function_model import TorchInfluenceFunctionModel
+from pydvl.influence.types import InfluenceMode, UnsupportedInfluenceModeException
+from pydvl.utils.exceptions import NotFittedException
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pydvl_datainf.batches import Batch, batch_to, check_batch, split_batch
+from pydvl_datainf.blocks import Blocks, BlockStructure
+from pydvl_datainf.errors import BatchError, ModelError, SourceError
+from pydvl_datainf.fingerprint import differences, fingerprint
+from pydvl_datainf.gradients import Gradients, gradient_engine
+from pydvl_datainf.gradients.perturbation import perturbation_rows
+from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
+from pydvl_datainf.inverse.damping import (
+    Regularization,
+    SquaredNorms,
+    automatic_damping,
+    check_finite,
+    check_representable,
+)
+from pydvl_datainf.inverse.sherman_morrison import inverse_forms, inverse_times
+from pydvl_datainf.objectives import Objective, as_objective
+from pydvl_datainf.sources import (
+    Reader,
+    RowsKept,
+    RowSource,
+    has_fixed_order,
+    read_rows,
+    sum_norms,
+)
+from pydvl_datainf.vectors import BlockVectors, concatenated, grouped, length, products, total
+
+Inputs: TypeAlias = Tensor | Mapping[str, Tensor]
+Damping: TypeAlias = float | Mapping[str, float] | Literal["auto"]
+
+_GROUP_BYTES = 2**29  # rows that self_influences holds at once, beside those that are kept
+
+
+class DataInfInfluence(TorchInfluenceFunctionModel):
+    r"""Influence functions with DataInf's inverse of the Gauss-Newton matrix.
+
+    The influence of training sample k on test sample t is, with one term per block of parameters,
+
+        Σ_l  v_t[l]ᵀ  (1/n) Σ_i (g_i[l] g_i[l]ᵀ + λ_l I)⁻¹  g_k[l]
+
+    where g_i and v_t are gradients of single samples' losses and n is the number of samples that
+    `fit` saw. Positive = helpful: more weight on k lowers the loss of t. The unit is that of
+    loss² · parameter⁻² / λ; scores are comparable within one fitted model.
+    Source: Kwon, Wu, Wu, Zou, "DataInf", ICLR 2024, with pyDVL's sign (theirs is the opposite).
+
+    Batches are (x, y) pairs of tensors, or mappings of tensors that carry their labels. A mapping
+    is passed as x with y=None: `influences(test_batch, None, train_batch, None)`.
+
+    Args:
+        model: in evaluation mode; only parameters that require gradients take part. It is never
+            changed.
+        loss: `loss(outputs, y)` as in pyDVL, seen by each sample as a batch of one, or an
+            `Objective` such as `SequenceClassification()`.
+        regularization: λ > 0 for all blocks, a mapping of block name to λ (blocks left out are
+            chosen automatically), or "auto": 0.1 times the block's mean squared gradient entry.
+        block_structure: "module" (a block for each module that directly owns trainable
+            parameters), a pyDVL `BlockMode` or its value, or a mapping of block name to parameter
+            names, which may leave parameters out.
+        gradients: "auto" (one batched pass; one pass per sample for what that cannot explain),
+            "capture" (the latter is an error) or "functional" (`torch.func`).
+        rows: what happens to the training gradients after `fit`: "memory" keeps them, "recompute"
+            computes them again whenever they are needed, "auto" keeps them while they take less
+            than a quarter of the memory that is free.
+        batch_size: the largest number of samples in one gradient computation; None = as given.
+        progress: whether passes over the training data show a progress bar.
+
+    Raises:
+        BlockError: if the block structure does not fit the model.
+        DampingError: if the regularization is not positive or names no block.
+        ModelError: if the model is of a kind whose layers cannot be seen.
+        ObjectiveError: if the loss is neither a callable nor an objective.
+        SourceError: if there is no such choice of `rows`.
+        BatchError: if the batch size is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Objective | Callable[[Any, Tensor], Tensor],
+        regularization: Damping = "auto",
+        block_structure: BlockStructure = "module",
+        *,
+        gradients: Gradients = "auto",
+        rows: RowsKept = "auto",
+        batch_size: int | None = None,
+        progress: bool = False,
+    ):
+        check_model(model)
+        self.blocks = Blocks.from_model(model, block_structure)
+        self.objective = as_objective(loss)
+        super().__init__(model, cast(Any, loss))
+        self._select_parameters()
+        self._regularization = Regularization.parse(regularization, self.blocks.names)
+        if rows not in ("memory", "recompute", "auto"):
+            raise SourceError(f'rows must be "memory", "recompute" or "auto", got {rows!r}.')
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise BatchError(f"batch_size must be a positive number or None, got {batch_size!r}.")
+        self.rows_kept: RowsKept = rows
+        self.batch_size = batch_size
+        self.progress = progress
+        self._engine = gradient_engine(gradients, model, self.objective, self.blocks)
+        self._source: RowSource | None = None
+
+    # Fitting
+
+    def fit(self, data: DataLoader[Any] | Iterable[Any]) -> Self:
+        """Reads the training data: counts it, chooses λ, and keeps rows where they fit.
+
+        Args:
+            data: a DataLoader or another iterable of batches that can be read again. Its order and
+                its batches do not matter to the inverse.
+
+        Returns:
+            The fitted instance itself. It is unchanged if anything is raised.
+
+        Raises:
+            SourceError: if the data is empty or can be read only once.
+            DampingError: if the gradients of a block are zero, so that no λ follows from them.
+            ModelError: if the model's per-sample gradients are not defined.
+        """
+        self._select_parameters()
+        with preserved_rng(self.model_device):
+            before = fingerprint(self.model)
+            need = not self._regularization.is_complete(self.block_names)
+            source, norms = read_rows(self._reader(data), self.rows_kept, need_norms=need)
+            damping = self._choose_damping(self._regularization, norms)
+            fixed_order = has_fixed_order(data)
+        content = fingerprint(self.model)
+        _check_own_buffers(before, content)
+        self._source, self._norms, self._damping = source, norms, damping
+        self._content, self._fixed_order = content, fixed_order
+        return self
+
+    def with_regularization(self, regularization: Damping) -> Self:
+        """Changes the damping. A fitted instance stays fitted: rows are not computed again.
+
+        Args:
+            regularization: as in the constructor.
+
+        Returns:
+            The instance itself. It is unchanged if anything is raised.
+
+        Raises:
+            DampingError: if a number is not positive, a name is not a block's, or a block that is
+                chosen automatically has no gradient.
+        """
+        parsed = Regularization.parse(regularization, self.blocks.names)
+        if self._source is not None:
+            if self._norms is None and not parsed.is_complete(self.block_names):
+                self._check_unchanged()
+                with preserved_rng(self.model_device):
+                    self._norms = sum_norms(self._source)
+            self._damping = self._choose_damping(parsed, self._norms)
+        self._regularization = parsed
+        return self
+
+    def _choose_damping(
+        self, regularization: Regularization, norms: SquaredNorms | None
+    ) -> dict[str, float]:
+        damping = dict(regularization.given)
+        if norms is not None:
+            wanted = [block for block in self.block_names if block not in damping]
+            damping |= automatic_damping(norms, self.blocks.widths, wanted, self._dtype)
+        check_representable(damping, self._dtype)
+        return {block: damping[block] for block in self.block_names}
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit` has succeeded."""
+        return self._source is not None
+
+    @property
+    def block_names(self) -> list[str]:
+        """The names of the blocks: paths of modules or parameters, or the caller's names."""
+        return list(self.blocks.names)
+
+    @property
+    def parameter_dict(self) -> dict[str, dict[str, Tensor]]:
+        """For each block its parameters by name, detached."""
+        members = self.blocks.members.items()
+        return {block: {n: self._model_params[n] for n in names} for block, names in members}
+
+    @property
+    def damping(self) -> dict[str, float]:
+        """λ of each block, as used.
+
+        Raises:
+            NotFittedException: before `fit`.
+        """
+        self._fitted_source()
+        return dict(self._damping)
+
+    # Influences of any data
+
+    def influences(
+        self,
+        x_test: Inputs,
+        y_test: Tensor | None = None,
+        x: Inputs | None = None,
+        y: Tensor | None = None,
+        mode: InfluenceMode | str = InfluenceMode.Up,
+    ) -> Tensor:
+        """Computes the influence of each sample of (x, y) on each of (x_test, y_test).
+
+        Args:
+            x_test: test inputs (m, ...), or a mapping that carries its labels.
+            y_test: test targets (m, ...); None with a mapping.
+            x: training inputs (b, ...) or a mapping; None = the test samples themselves.
+            y: training targets (b, ...); None with a mapping.
+            mode: "up" for influences, "perturbation" for their derivative by x.
+
+        Returns:
+            Influences, shape (m, b); in perturbation mode (m, b, *x.shape[1:]). Entry [i, j] is the
+            influence of training sample j on test sample i.
+
+        Raises:
+            NotFittedException: before `fit`.
+            UnsupportedInfluenceModeException: if there is no such mode.
+            ValueError: if x comes without y or y without x.
+            ModelError: if the model changed after `fit`.
+        """
+        return total(self.influences_by_block(x_test, y_test, x, y, mode))
+
+    def influences_by_block(
+        self,
+        x_test: Inputs,
+        y_test: Tensor | None = None,
+        x: Inputs | None = None,
+        y: Tensor | None = None,
+        mode: InfluenceMode | str = InfluenceMode.Up,
+    ) -> "OrderedDict[str, Tensor]":
+        """Computes `influences` block by block; they add up to the whole.
+
+        Args:
+            x_test: as in `influences`.
+            y_test: as in `influences`.
+            x: as in `influences`.
+            y: as in `influences`.
+            mode: as in `influences`.
+
+        Returns:
+            For each block its influences, shaped as in `influences`.
+
+        Raises:
+            BatchError: if y comes without x.
+        """
+        self._fitted_source()
+        mode = _check_mode(mode)
+        test = self._batch(x_test, y_test)
+        if x is None and y is not None:
+            raise BatchError(
+                "Labels y came without inputs x. Pass both, or neither for the test data."
+            )
+        train = test if x is None else self._batch(x, y)
+        self._check_unchanged()
+        if mode == InfluenceMode.Perturbation:
+            return self._perturbations(self._transformed(self._rows(test)), train)
+        with preserved_rng(self.model_device):
+            left = self._rows(test)
+            right = left if train is test else self._rows(train)
+            if length(left) <= length(right):
+                return products(self._transformed(left), right)
+            return products(left, self._transformed(right))
+
+    def influence_factors(self, x: Inputs, y: Tensor | None = None) -> Tensor:
+        """Computes the damped inverse times the gradient of each sample.
+
+        Args:
+            x: inputs (B, ...), or a mapping that carries its labels.
+            y: targets (B, ...); None with a mapping.
+
+        Returns:
+            Factors as rows, shape (B, n_parameters), in the order of `named_parameters()`.
+
+        Raises:
+            NotFittedException: before `fit`.
+            ModelError: if the model changed after `fit`.
+        """
+        return self.blocks.flatten(self.influence_factors_by_block(x, y))
+
+    def influence_factors_by_block(
+        self, x: Inputs, y: Tensor | None = None
+    ) -> "OrderedDict[str, Tensor]":
+        """Computes `influence_factors` block by block.
+
+        Args:
+            x: as in `influence_factors`.
+            y: as in `influence_factors`.
+
+        Returns:
+            For each block its factors as rows, shape (B, d_l).
+        """
+        self._fitted_source()
+        batch = self._batch(x, y)
+        self._check_unchanged()
+        with preserved_rng(self.model_device):
+            return self._transformed(self._rows(batch))
+
+    def influences_from_factors(
+        self,
+        z_test_factors: Tensor,
+        x: Inputs,
+        y: Tensor | None = None,
+        mode: InfluenceMode | str = InfluenceMode.Up,
+    ) -> Tensor:
+        """Computes influences from the factors of the test samples.
+
+        Args:
+            z_test_factors: from `influence_factors`, shape (m, n_parameters).
+            x: training inputs (b, ...), or a mapping that carries its labels.
+            y: training targets (b, ...); None with a mapping.
+            mode: "up" or "perturbation".
+
+        Returns:
+            Influences, shaped as in `influences`.
+
+        Raises:
+            BlockError: if the factors are of another width.
+            ModelError: if the model changed after `fit`.
+        """
+        vectors = self.blocks.unflatten(z_test_factors)
+        return total(self.influences_from_factors_by_block(vectors, x, y, mode))
+
+    def influences_from_factors_by_block(
+        self,
+        z_test_factors: Mapping[str, Tensor],
+        x: Inputs,
+        y: Tensor | None = None,
+        mode: InfluenceMode | str = InfluenceMode.Up,
+    ) -> "OrderedDict[str, Tensor]":
+        """Computes `influences_from_factors` block by block.
+
+        Args:
+            z_test_factors: from `influence_factors_by_block`, for all or some of the blocks.
+            x: as in `influences_from_factors`.
+            y: as in `influences_from_factors`.
+            mode: as in `influences_from_factors`.
+
+        Returns:
+            For each block of the factors its influences.
+
+        Raises:
+            BlockError: if there are no factors, or they are not those of a block.
+        """
+        self._fitted_source()
+        mode = _check_mode(mode)
+        self.blocks.check_vectors(z_test_factors)
+        batch = self._batch(x, y)
+        self._check_unchanged()
+        factors = {b: f.to(self.model_device, self._dtype) for b, f in z_test_factors.items()}
+        if mode == InfluenceMode.Perturbation:
+            return self._perturbations(factors, batch)
+        with preserved_rng(self.model_device):
+            return products(factors, self._rows(batch))
+
+    def loss_gradients(self, x: Inputs, y: Tensor | None = None) -> Tensor:
+        """Computes the gradient of each sample's own loss. Does not need `fit`.
+
+        Args:
+            x: inputs (B, ...), or a mapping that carries its labels.
+            y: targets (B, ...); None with a mapping.
+
+        Returns:
+            Gradients as rows, shape (B, n_parameters), in the order of `named_parameters()`.
+        """
+        return self.blocks.flatten(self._rows(self._batch(x, y)))
+
+    # Influences of the fitted data, from its rows
+
+    @overload
+    def training_influences(
+        self, x_test: Inputs, y_test: Tensor | None = None, *, by_block: Literal[False] = False
+    ) -> Tensor: ...
+    @overload
+    def training_influences(
+        self, x_test: Inputs, y_test: Tensor | None = None, *, by_block: Literal[True]
+    ) -> "OrderedDict[str, Tensor]": ...
+    def training_influences(
+        self, x_test: Inputs, y_test: Tensor | None = None, *, by_block: bool = False
+    ) -> "Tensor | OrderedDict[str, Tensor]":
+        """Computes the influence of every fitted training sample, from the rows that `fit` read.
+
+        Args:
+            x_test: test inputs (m, ...), or a mapping that carries its labels.
+            y_test: test targets (m, ...); None with a mapping.
+            by_block: whether to return each block's influences instead of their sum.
+
+        Returns:
+            Influences, shape (m, n), columns in the order of the training loader; or for each
+            block such a matrix.
+
+        Raises:
+            NotFittedException: before `fit`.
+            SourceError: if the training loader has no fixed order.
+            ModelError: if the model changed after `fit`.
+        """
+        source = self._ordered_source()
+        batch = self._batch(x_test, y_test)
+        self._check_unchanged()
+        with preserved_rng(self.model_device):
+            factors = self._transformed(self._rows(batch))
+            parts = (products(factors, rows) for rows in source.chunks())
+            if by_block:
+                return concatenated(list(parts), dim=1)
+            return torch.cat([total(part) for part in parts], dim=1)
+
+    @overload
+    def self_influences(self, data: Any = None, *, by_block: Literal[False] = False) -> Tensor: ...
+    @overload
+    def self_influences(
+        self, data: Any = None, *, by_block: Literal[True]
+    ) -> "OrderedDict[str, Tensor]": ...
+    def self_influences(
+        self, data: Any = None, *, by_block: bool = False
+    ) -> "Tensor | OrderedDict[str, Tensor]":
+        """Computes the influence of each sample on itself, Σ_l g_kᵀ (inverse_l) g_k.
+
+        Args:
+            data: a loader or a single batch; None = the fitted training data.
+            by_block: whether to return each block's part instead of their sum.
+
+        Returns:
+            Self-influences, shape (n,), positive up to rounding, in the order of the data; or for
+            each block such a vector.
+
+        Raises:
+            NotFittedException: before `fit`.
+            SourceError: if the loader has no fixed order.
+            ModelError: if the model changed after `fit`.
+        """
+        source = self._fitted_source() if data is not None else self._ordered_source()
+        _check_order(data is None or has_fixed_order(data))
+        self._check_unchanged()
+        with preserved_rng(self.model_device):
+            chunks = source.chunks() if data is None else self._reader(_as_batches(data)).rows()
+            parts = [
+                inverse_forms(group, source.chunks(), source.n, self._damping)
+                for group in grouped(chunks, _GROUP_BYTES)
+            ]
+        joined = concatenated(parts, dim=0)
+        return joined if by_block else total(joined)
+
+    # The algebra over all blocks
+
+    def _transformed(self, vectors: BlockVectors) -> BlockVectors:
+        source = self._fitted_source()
+        with preserved_rng(self.model_device):
+            factors = inverse_times(vectors, source.chunks(), source.n, self._damping)
+        check_finite(factors)
+        return factors
+
+    def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
+        pieces = [
+            perturbation_rows(self.model, self.objective, self.blocks, factors, piece)
+            for piece in split_batch(batch, self.batch_size)
+        ]
+        return concatenated([OrderedDict(piece) for piece in pieces], dim=1)
+
+    # What pyDVL's base class asks for
+
+    def _solve_hvp(self, rhs: Tensor) -> Tensor:
+        return self.blocks.flatten(self._transformed(self.blocks.unflatten(rhs)))
+
+    def _loss_grad(self, x: Inputs, y: Tensor | None = None) -> Tensor:
+        return self.loss_gradients(x, y)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the model and the fitted rows.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The instance itself.
+        """
+        target = torch.device(device)
+        super().to(target)
+        self._select_parameters()
+        if self._source is not None:
+            self._source = self._source.to(target)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_model_params"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._select_parameters()
+
+    # Small print
+
+    def _select_parameters(self) -> None:
+        """Narrows what the base class believes to be the parameters to those in blocks."""
+        every = dict(self.model.named_parameters())
+        self._model_params = {name: every[name].detach() for name in self.blocks.shapes}
+        self._n_parameters = self.blocks.n_parameters
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return rows_dtype(self._model_params.values())
+
+    def _reader(self, data: Any) -> Reader:
+        return Reader(data, self._engine, self.model_device, self.batch_size, self.progress)
+
+    def _batch(self, x: Inputs, y: Tensor | None) -> Batch:
+        if isinstance(x, Mapping):
+            if y is not None:
+                raise BatchError(
+                    "A mapping carries its own labels, so y must be None. Put the labels into the "
+                    "mapping, under the key that the objective reads."
+                )
+            return batch_to(check_batch(x), self.model_device)
+        if y is None:
+            raise BatchError(
+                "Inputs x came without labels y. Pass both (a mapping carries its own)."
+            )
+        return batch_to(check_batch((x, y)), self.model_device)
+
+    def _rows(self, batch: Batch) -> BlockVectors:
+        reader = self._reader(list(split_batch(batch, self.batch_size)))  # pieces for the bar
+        return concatenated(list(reader.rows()))
+
+    def _fitted_source(self) -> RowSource:
+        if self._source is None:
+            raise NotFittedException(type(self))
+        return self._source
+
+    def _ordered_source(self) -> RowSource:
+        source = self._fitted_source()
+        _check_order(self._fixed_order)
+        return source
+
+    def _check_unchanged(self) -> None:
+        """Raises if any parameter or buffer differs from what `fit` saw."""
+        changed = differences(self._content, fingerprint(self.model))
+        if changed:
+            some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+            raise ModelError(
+                f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
+                "no longer belong to the fitted ones. Call fit again."
+            )
+
+
+def _check_mode(mode: InfluenceMode | str) -> InfluenceMode:
+    try:
+        return InfluenceMode(mode)
+    except ValueError:
+        raise UnsupportedInfluenceModeException(mode) from None
+
+
+def _check_own_buffers(before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Raises if the forward pass itself changed what the model contains; new caches are fine."""
+    changed = [name for name in differences(before, after) if name in before]
+    if changed:
+        raise ModelError(
+            f"The model's own forward pass changes {', '.join(changed[:5])}, so its gradients "
+            "differ from call to call. Switch that off, for instance with model.eval()."
+        )
+
+
+def _check_order(is_fixed: bool) -> None:
+    if not is_fixed:
+        raise SourceError(
+            "The loader yields the samples in random order, so results per sample could not be "
+            "told apart. Use a DataLoader with shuffle=False (fit alone accepts any order)."
+        )
+
+
+def _as_batches(data: Any) -> Any:
+    """A single batch as data of one batch; loaders as they are."""
+    is_pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
+    return [data] if isinstance(data, Mapping) or is_pair else data
