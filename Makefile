@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COVERAGE := 95
+# torch's threads busy-wait for each other, which starves them where another program uses a core.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help install install-demo demo test check lint imports types bench clean
 

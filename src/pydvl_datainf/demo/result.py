@@ -1,0 +1,43 @@
+"""What the demo found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydvl_datainf.demo.reviews import Reviews
+from pydvl_datainf.demo.scoring import Scores
+from pydvl_datainf.demo.settings import DemoSettings
+from pydvl_datainf.evaluation import mislabel_auc
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """All that is shown or written at the end.
+
+    Attributes:
+        settings: sizes, rates and seed.
+        train: n training reviews with their given labels, some of them flipped.
+        test: m test reviews with clean labels.
+        accuracy: share of the test reviews that the tuned model labels rightly.
+        n_parameters: how many parameters the blocks have together.
+        damping: λ of each block, by the block's name.
+        scores: of the training reviews.
+        seconds: how long each stage took, in the order of the stages.
+    """
+
+    settings: DemoSettings
+    train: Reviews
+    test: Reviews
+    accuracy: float
+    n_parameters: int
+    damping: Mapping[str, float]
+    scores: Scores
+    seconds: Mapping[str, float]
+
+    def aucs(self) -> dict[str, float]:
+        """How well each score finds the flipped labels.
+
+        Returns:
+            Names of the scores and their AUC.
+        """
+        suspicions = self.scores.suspicions()
+        return {name: mislabel_auc(s, self.train.flipped) for name, s in suspicions.items()}

@@ -1,0 +1,95 @@
+"""How well scores find what is known to be wrong: numpy arrays in, numbers out.
+
+Suspicion is a number for each training sample, larger for samples that look more harmful. With
+the package's sign (a positive influence is helpful) that is minus an influence; a self-influence
+and a training loss are suspicions as they are.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import roc_auc_score
+
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Indices: TypeAlias = npt.NDArray[np.intp]
+
+
+def mislabel_auc(suspicion: Floats, mislabelled: Mask) -> float:
+    """The chance that a mislabelled sample is more suspicious than a clean one, ties counting half.
+
+    This is the area under the ROC curve: 0.5 is what guessing gives, 1 is perfect.
+
+    Args:
+        suspicion: one number for each sample, (n,), finite.
+        mislabelled: which samples carry a wrong label, (n,); some, but not all of them.
+
+    Returns:
+        The area, between 0 and 1.
+
+    Raises:
+        ValueError: if the shapes differ, or if all samples or none are mislabelled.
+
+    Example:
+        >>> mislabel_auc(np.array([0.1, 0.7, 0.4, 0.9]), np.array([False, True, False, True]))
+        1.0
+    """
+    if suspicion.shape != mislabelled.shape:
+        raise ValueError(
+            f"one suspicion for each sample is needed, but suspicion has shape {suspicion.shape} "
+            f"and mislabelled {mislabelled.shape}"
+        )
+    if mislabelled.all() or not mislabelled.any():
+        raise ValueError(
+            f"the AUC needs mislabelled and clean samples, but {mislabelled.sum()} of "
+            f"{mislabelled.size} are mislabelled"
+        )
+    return float(roc_auc_score(mislabelled, suspicion))
+
+
+def relative_influence(influence: Floats, self_influence: Floats) -> Floats:
+    """Influence / √self-influence: what a sample does, set against what it could do at most.
+
+    Barshan, Brunet and Dziugaite, "RelatIF: Identifying Explanatory Training Samples via Relative
+    Influence", AISTATS 2020. Plain influences are led by outliers with large gradients; these
+    are not.
+
+    Args:
+        influence: influences with the training samples last, (..., n).
+        self_influence: each training sample's influence on itself, (n,), not negative.
+
+    Returns:
+        Relative influences, (..., n); 0 where the self-influence is 0, since the gradient is.
+
+    Raises:
+        ValueError: if a self-influence is negative.
+
+    Example:
+        >>> relative_influence(np.array([6.0, -1.0, 0.0]), np.array([9.0, 0.25, 0.0]))
+        array([ 2., -2.,  0.])
+    """
+    if (self_influence < 0).any():
+        raise ValueError(
+            f"a self-influence is never negative under a positive definite inverse, but the "
+            f"smallest one is {self_influence.min():g}; check the damping"
+        )
+    root = np.sqrt(self_influence)
+    return np.divide(influence, root, out=np.zeros_like(influence), where=root > 0)
+
+
+def largest(values: Floats, k: int) -> Indices:
+    """Where the k largest values are, largest first; of equal ones the first comes first.
+
+    Args:
+        values: numbers, (n,).
+        k: how many are wanted; at most n are given.
+
+    Returns:
+        Positions in `values`, (min(k, n),).
+
+    Example:
+        >>> largest(np.array([0.5, 2.0, -1.0, 2.0]), 3)
+        array([1, 3, 0])
+    """
+    return np.argsort(-values, kind="stable")[:k]

@@ -1,0 +1,182 @@
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+
+from pydvl_datainf import cli
+from pydvl_datainf.demo import output, packages
+from pydvl_datainf.demo.settings import DemoSettings
+from pydvl_datainf.errors import DampingError
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def no_packages(monkeypatch):
+    """Lets the demo begin without its packages."""
+    monkeypatch.setattr(cli, "check_packages", lambda: None)
+
+
+@pytest.fixture
+def runs(monkeypatch, no_packages):
+    """Puts a stub in place of the work; gives the settings it was called with."""
+    calls = []
+
+    def run(settings, folder, progress):
+        calls.append((settings, progress))
+        (folder / output.ROC_PLOT).write_text("new")
+
+    monkeypatch.setattr(cli, "_run", run)
+    return calls
+
+
+def test_version():
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert version("pydvl-datainf") in result.stdout
+
+
+def test_help_tells_sizes_and_seed():
+    text = one_line(invoke("demo", "--help").stdout)
+    for expected in ("--train", "--seed", "[default: 2000; x>=1]", "12,752", "same scores"):
+        assert expected in text
+
+
+def test_help_works_without_the_optional_packages():
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['transformers', 'peft', 'rich']))\n"
+        "from pydvl_datainf.cli import main\n"
+        "main(['demo', '--help'])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "--overwrite" in run.stdout
+
+
+def test_every_option_reaches_the_settings(runs, tmp_path):
+    options = "--train 7 --test 3 --epochs 2 --flip 0.4 --rank 5 --tokens 9 --batch-size 6"
+    options += " --learning-rate 0.01 --seed 8 --no-progress"
+    result = invoke("demo", "--out", tmp_path / "new", *options.split())
+    assert result.exit_code == 0
+    expected = DemoSettings(
+        train=7,
+        test=3,
+        epochs=2,
+        flip=0.4,
+        rank=5,
+        tokens=9,
+        batch_size=6,
+        learning_rate=0.01,
+        seed=8,
+    )
+    assert runs == [(expected, False)]
+
+
+def test_defaults_are_those_of_the_settings(runs, tmp_path):
+    assert invoke("demo", "--out", tmp_path / "new").exit_code == 0
+    assert runs == [(DemoSettings(), True)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--train", "0"),
+        ("--test", "few"),
+        ("--flip", "0.5"),
+        ("--flip", "0"),
+        ("--tokens", "513"),
+        ("--learning-rate", "0"),
+        ("--seed", "-1"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(wrong, runs, tmp_path):
+    result = invoke("demo", "--out", tmp_path / "new", *wrong)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{wrong[0]}'" in result.stderr
+    assert runs == []
+
+
+def test_settings_that_do_not_fit_together_are_refused(runs, tmp_path):
+    result = invoke("demo", "--out", tmp_path / "new", "--train", 4, "--flip", 0.1)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: flip=0.1 of train=4 reviews flips no label")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_a_message(monkeypatch, tmp_path):
+    monkeypatch.setattr(packages, "LIBRARIES", ("no_such_library",))
+    result = invoke("demo", "--out", tmp_path / "new")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "pip install 'pydvl-datainf[demo]'" in result.stderr
+
+
+@pytest.mark.parametrize("error", [DampingError("no λ for 'a'"), OSError("the disk is full")])
+def test_errors_of_the_run_are_messages(error, monkeypatch, no_packages, tmp_path):
+    def run(settings, folder, progress):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", run)
+    result = invoke("demo", "--out", tmp_path / "new")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {error}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_of_the_program_are_not_hidden(monkeypatch, no_packages, tmp_path):
+    def run(settings, folder, progress):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert isinstance(invoke("demo", "--out", tmp_path / "new").exception, ZeroDivisionError)
+
+
+def test_an_earlier_result_is_refused_before_the_work_and_replaced_on_request(runs, tmp_path):
+    out = tmp_path / "results"
+    out.mkdir()
+    plot = out / output.ROC_PLOT
+    plot.write_text("old")
+
+    refused = invoke("demo", "--out", out)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"Error: {out} holds an earlier result")
+    assert (runs, plot.read_text()) == ([], "old")
+
+    replaced = invoke("demo", "--out", out, "--overwrite")
+    assert replaced.exit_code == 0
+    assert (len(runs), plot.read_text()) == (1, "new")
+    assert one_line(replaced.stdout).endswith(f"Written to {out}: {output.ROC_PLOT}")
+
+
+@pytest.mark.demo
+def test_the_demo_prints_tables_and_writes_scores_and_plots(tmp_path):
+    out = tmp_path / "results"
+    sizes = "--train 20 --test 4 --epochs 1 --tokens 12 --batch-size 8 --rank 1"
+    result = invoke("demo", "--out", out, *sizes.split())
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == output.FILES
+
+    group = zarr.open_group(out / output.SCORES, mode="r")
+    assert group["scores"].shape == (4, 20)
+    aucs = group.attrs["mislabel_auc"]
+    assert len(aucs) == 5
+    for name, auc in aucs.items():
+        assert re.search(rf"{re.escape(name)} +{auc:.3f}", result.stdout)
+    mean = group["scores"][...].mean(axis=0, dtype=np.float64)
+    assert f"{mean.min():+.2e}" in result.stdout
+    assert result.stdout.count("What helps and what harms") == 3
+    for bar in ("Tuning: 100%", "Hessian-free: 100%"):
+        assert bar in result.stderr
