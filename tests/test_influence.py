@@ -302,6 +302,17 @@ def test_the_batch_size_of_gradients_does_not_matter(size):
     close(influence.training_influences(*p.test), p.exact(p.test, p.fitted, "auto"))
 
 
+def test_progress_bars_are_shown_for_passes_of_several_batches_only(capsys):
+    p = problem()
+    influence = DataInfInfluence(p.model, p.loss, 0.1, batch_size=2, progress=True)
+    influence.fit([p.fitted])
+    assert "gradients" in capsys.readouterr().err
+    influence.training_influences(*p.test)
+    assert "gradients" in capsys.readouterr().err
+    influence.loss_gradients(*Problem.data(2, torch.float64))
+    assert capsys.readouterr().err == ""
+
+
 # Mappings
 
 

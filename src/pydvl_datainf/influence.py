@@ -529,7 +529,9 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         return batch_to(check_batch((x, y)), self.model_device)
 
     def _rows(self, batch: Batch) -> BlockVectors:
-        reader = self._reader(list(split_batch(batch, self.batch_size)))  # pieces for the bar
+        pieces = list(split_batch(batch, self.batch_size))
+        progress = self.progress and len(pieces) > 1
+        reader = Reader(pieces, self._engine, self.model_device, progress=progress)
         return concatenated(list(reader.rows()))
 
     def _fitted_source(self) -> RowSource:
