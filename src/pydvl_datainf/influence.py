@@ -427,6 +427,9 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
     ) -> "Tensor | OrderedDict[str, Tensor]":
         """Computes the influence of each sample on itself, Σ_l g_kᵀ (inverse_l) g_k.
 
+        Samples are taken in groups of up to 512 MiB of rows; each group needs one pass over the
+        training rows, which with recomputed rows is a pass over the data.
+
         Args:
             data: a loader or a single batch; None = the fitted training data.
             by_block: whether to return each block's part instead of their sum.
