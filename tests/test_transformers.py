@@ -32,11 +32,11 @@ def llama(**kwargs):
     return LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=2, **kwargs))
 
 
-def lora(model, targets):
+def lora(model, targets, **kwargs):
     """A LoRA-adapted copy whose B matrices are not zero, so that A has a gradient."""
-    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=targets))
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=targets, **kwargs))
     for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "embedding_B" in name:
             parameter.data.normal_(std=0.1)
     return adapted
 
@@ -135,6 +135,45 @@ def test_rows_of_narrower_models(case, dtype, bound):
     exact = dense.gradients(dense.in_float64(model), loss, batch, names_of(model))
     assert rows.dtype == torch.float32
     assert ((rows - exact).norm(dim=1) <= bound * exact.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "targets"), [(bert, ["query", "value"]), (llama, ["q_proj", "v_proj"])]
+)
+def test_float32_adapters_on_a_bfloat16_model_are_captured(build, targets):
+    torch.manual_seed(0)
+    model = lora(build().to(torch.bfloat16), targets).eval()
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    engine = CaptureEngine(
+        model, SequenceClassification(), Blocks.from_model(model, "module"), strict=True
+    )
+    batch = classification_batch()
+    rows = engine.blocks.flatten(engine.rows(batch))
+    exact = dense.gradients(
+        dense.in_float64(model), classification_loss, batch, list(engine.blocks.shapes)
+    )
+    assert ((rows - exact).norm(dim=1) <= 2e-2 * exact.norm(dim=1)).all()
+
+
+@pytest.mark.filterwarnings("ignore:One backward pass per sample")
+@pytest.mark.parametrize(
+    ("targets", "kwargs"),
+    [
+        (["query"], {"use_dora": True}),
+        (["query"], {"modules_to_save": ["classifier"]}),
+        (["word_embeddings"], {}),
+    ],
+)
+def test_adapters_of_other_kinds(targets, kwargs):
+    torch.manual_seed(0)
+    model = lora(bert(), targets, **kwargs).double().eval()
+    blocks = Blocks.from_model(model, "module")
+    engine = CaptureEngine(model, SequenceClassification(), blocks)
+    batch = classification_batch()
+    exact = dense.gradients(model, classification_loss, batch, list(blocks.shapes))
+    torch.testing.assert_close(
+        blocks.flatten(engine.rows(batch)), exact, rtol=1e-9, atol=1e-10 * float(exact.abs().max())
+    )
 
 
 def test_padding_does_not_change_a_row():
