@@ -7,6 +7,7 @@ import torch
 import zarr
 from distributed import Client, LocalCluster
 from pydvl.influence import DaskInfluenceCalculator, SequentialInfluenceCalculator
+from pydvl.influence.influence_calculator import DisableClientSingleThreadCheck
 from pydvl.influence.torch.util import (
     NestedTorchCatAggregator,
     TorchCatAggregator,
@@ -128,6 +129,18 @@ def test_dask_perturbation(client):
     calculator = DaskInfluenceCalculator(influence, TorchNumpyConverter(), client)
     values = calculator.influences(*arrays, mode="perturbation")
     close(values.compute(), influence.influences(*test, *train, mode="perturbation"))
+
+
+def test_one_dimensional_labels_fail_in_a_chunk_of_one_inside_pydvl():
+    """pyDVL squeezes the label away before it reaches the model; the README says what to do."""
+    influence, _, test = fitted()
+    arrays = [da.from_array(t.numpy(), chunks=(3, *t.shape[1:])) for t in test]
+    assert arrays[0].chunks[0] == (3, 3, 1)
+    calculator = DaskInfluenceCalculator(
+        influence, TorchNumpyConverter(), DisableClientSingleThreadCheck
+    )
+    with pytest.raises(TypeError, match=r"expected np\.ndarray"):
+        calculator.influences(*arrays).compute(scheduler="synchronous")
 
 
 @ZARR_NOISE

@@ -288,6 +288,12 @@ def test_self_influences_of_other_data():
         close(influence.self_influences(data), expected)
 
 
+def test_self_influences_of_no_data_are_refused():
+    p = problem()
+    with pytest.raises(SourceError, match="empty"):
+        DataInfInfluence(p.model, p.loss, 0.1).fit([p.fitted]).self_influences([])
+
+
 def test_self_influences_in_groups(monkeypatch):
     p = problem()
     monkeypatch.setattr("pydvl_datainf.influence._GROUP_BYTES", 1000)

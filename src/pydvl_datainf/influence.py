@@ -440,18 +440,20 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
 
         Raises:
             NotFittedException: before `fit`.
-            SourceError: if the loader has no fixed order.
+            SourceError: if the loader has no fixed order or the data is empty.
             ModelError: if the model changed after `fit`.
         """
         source = self._fitted_source() if data is not None else self._ordered_source()
-        _check_order(data is None or has_fixed_order(data))
         self._check_unchanged()
         with preserved_rng(self.model_device):
+            _check_order(data is None or has_fixed_order(data))
             chunks = source.chunks() if data is None else self._reader(_as_batches(data)).rows()
             parts = [
                 inverse_forms(group, source.chunks(), source.n, self._damping)
                 for group in grouped(chunks, _GROUP_BYTES)
             ]
+        if not parts:
+            raise SourceError("The data is empty; self-influences need at least one sample.")
         joined = concatenated(parts, dim=0)
         return joined if by_block else total(joined)
 
