@@ -37,7 +37,7 @@ def check_batch(batch: Any) -> Batch:
             "A batch is an (x, y) pair of tensors or a mapping of tensors, got "
             f"{_describe(batch)}. Give the data loader a collate_fn that returns one of the two."
         )
-    named = _named(checked)
+    named = batch_named(checked)
     if not named:
         raise BatchError(
             "The batch is an empty mapping; it needs the model's inputs and the labels."
@@ -63,7 +63,7 @@ def check_batch(batch: Any) -> Batch:
 
 def batch_length(batch: Batch) -> int:
     """The number of samples."""
-    return next(iter(_named(batch).values())).shape[0]
+    return next(iter(batch_named(batch).values())).shape[0]
 
 
 def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
@@ -102,7 +102,7 @@ def copy_batch(batch: Batch) -> Batch:
 
 def signature(batch: Batch) -> tuple[tuple[str, torch.dtype, int], ...]:
     """What a model may branch on: names, dtypes and numbers of dimensions of the tensors."""
-    return tuple((name, t.dtype, t.ndim) for name, t in sorted(_named(batch).items()))
+    return tuple((name, t.dtype, t.ndim) for name, t in sorted(batch_named(batch).items()))
 
 
 def _map(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -112,7 +112,8 @@ def _map(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     return function(x), function(y)
 
 
-def _named(batch: Batch) -> Mapping[str, Tensor]:
+def batch_named(batch: Batch) -> Mapping[str, Tensor]:
+    """The tensors by name; those of a pair are called x and y."""
     return batch if isinstance(batch, Mapping) else dict(zip("xy", batch, strict=True))
 
 

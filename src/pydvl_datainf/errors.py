@@ -27,3 +27,30 @@ class ModelError(DataInfError, ValueError):
 
 class SourceError(DataInfError, ValueError):
     """The training data cannot be read again, is empty, or came in another size or order."""
+
+
+class NonFiniteError(ModelError):
+    """A loss or gradient is infinite or NaN; `sample` is its sample's position in the batch."""
+
+    def __init__(self, message: str, sample: int):
+        super().__init__(message, sample)
+        self.sample = sample
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PlanError(DataInfError, ValueError):
+    """A run does not fit into the memory or the executor that it was given."""
+
+
+class StoreError(DataInfError, OSError):
+    """A store is damaged, incomplete, locked, full, read-only or of another format."""
+
+
+class StoreExistsError(StoreError, FileExistsError):
+    """A store holds another run, or something else, and is not replaced."""
+
+
+class ClusterError(DataInfError, RuntimeError):
+    """Worker processes cannot be reached, do not suit, or were lost too often."""

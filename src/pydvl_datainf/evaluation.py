@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -45,6 +44,8 @@ def mislabel_auc(suspicion: Floats, mislabelled: Mask) -> float:
             f"the AUC needs mislabelled and clean samples, but {mislabelled.sum()} of "
             f"{mislabelled.size} are mislabelled"
         )
+    from sklearn.metrics import roc_auc_score  # reading a run needs the rest, and no sklearn
+
     return float(roc_auc_score(mislabelled, suspicion))
 
 

@@ -1,5 +1,6 @@
 """The pyDVL face: DataInf as a `TorchInfluenceFunctionModel`."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Self, TypeAlias, cast, overload
@@ -159,7 +160,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         parsed = Regularization.parse(regularization, self.blocks.names)
         if self._source is not None:
             if self._norms is None and not parsed.is_complete(self.block_names):
-                self._check_unchanged()
+                self.check_unchanged()
                 with preserved_rng(self.model_device):
                     self._norms = sum_norms(self._source)
             self._damping = self._choose_damping(parsed, self._norms)
@@ -172,8 +173,8 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         damping = dict(regularization.given)
         if norms is not None:
             wanted = [block for block in self.block_names if block not in damping]
-            damping |= automatic_damping(norms, self.blocks.widths, wanted, self._dtype)
-        check_representable(damping, self._dtype)
+            damping |= automatic_damping(norms, self.blocks.widths, wanted, self.dtype)
+        check_representable(damping, self.dtype)
         return {block: damping[block] for block in self.block_names}
 
     @property
@@ -201,6 +202,42 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         """
         self._fitted_source()
         return dict(self._damping)
+
+    @property
+    def fixed_damping(self) -> dict[str, float]:
+        """λ of the blocks that have one: all of them after `fit`, those given before."""
+        return dict(self._regularization.given if self._source is None else self._damping)
+
+    @property
+    def n_samples(self) -> int | None:
+        """How many training samples `fit` saw; None before."""
+        return None if self._source is None else self._source.n
+
+    def unfitted(self) -> Self:
+        """A copy that shares the model but not the rows; the λ of a fitted instance are given."""
+        twin = copy.copy(self)
+        twin._regularization = Regularization(self.fixed_damping)
+        twin._source = None
+        return twin
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of gradients and influences: float64 if any parameter is, otherwise float32."""
+        return rows_dtype(self._model_params.values())
+
+    def check_unchanged(self) -> None:
+        """Compares every parameter and buffer with what `fit` saw.
+
+        Raises:
+            ModelError: if any differs.
+        """
+        changed = differences(self._content, fingerprint(self.model))
+        if changed:
+            some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+            raise ModelError(
+                f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
+                "no longer belong to the fitted ones. Call fit again."
+            )
 
     # Influences of any data
 
@@ -264,7 +301,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
                 "Labels y came without inputs x. Pass both, or neither for the test data."
             )
         train = test if x is None else self._batch(x, y)
-        self._check_unchanged()
+        self.check_unchanged()
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(self._transformed(self._rows(test)), train)
         with preserved_rng(self.model_device):
@@ -304,7 +341,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         """
         self._fitted_source()
         batch = self._batch(x, y)
-        self._check_unchanged()
+        self.check_unchanged()
         with preserved_rng(self.model_device):
             return self._transformed(self._rows(batch))
 
@@ -358,8 +395,8 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         mode = _check_mode(mode)
         self.blocks.check_vectors(z_test_factors)
         batch = self._batch(x, y)
-        self._check_unchanged()
-        factors = {b: f.to(self.model_device, self._dtype) for b, f in z_test_factors.items()}
+        self.check_unchanged()
+        factors = {b: f.to(self.model_device, self.dtype) for b, f in z_test_factors.items()}
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(factors, batch)
         with preserved_rng(self.model_device):
@@ -375,7 +412,21 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         Returns:
             Gradients as rows, shape (B, n_parameters), in the order of `named_parameters()`.
         """
-        return self.blocks.flatten(self._rows(self._batch(x, y)))
+        return self.blocks.flatten(self.loss_gradients_by_block(x, y))
+
+    def loss_gradients_by_block(
+        self, x: Inputs, y: Tensor | None = None
+    ) -> "OrderedDict[str, Tensor]":
+        """Computes `loss_gradients` block by block.
+
+        Args:
+            x: as in `loss_gradients`.
+            y: as in `loss_gradients`.
+
+        Returns:
+            For each block gradients as rows, shape (B, d_l).
+        """
+        return self._rows(self._batch(x, y))
 
     # Influences of the fitted data, from its rows
 
@@ -408,7 +459,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         """
         source = self._ordered_source()
         batch = self._batch(x_test, y_test)
-        self._check_unchanged()
+        self.check_unchanged()
         with preserved_rng(self.model_device):
             factors = self._transformed(self._rows(batch))
             parts = (products(factors, rows) for rows in source.chunks())
@@ -444,7 +495,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model changed after `fit`.
         """
         source = self._fitted_source() if data is not None else self._ordered_source()
-        self._check_unchanged()
+        self.check_unchanged()
         with preserved_rng(self.model_device):
             _check_order(data is None or has_fixed_order(data))
             chunks = source.chunks() if data is None else self._reader(_as_batches(data)).rows()
@@ -512,10 +563,6 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         self._model_params = {name: every[name].detach() for name in self.blocks.shapes}
         self._n_parameters = self.blocks.n_parameters
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return rows_dtype(self._model_params.values())
-
     def _reader(self, data: Any) -> Reader:
         return Reader(data, self._engine, self.model_device, self.batch_size, self.progress)
 
@@ -548,16 +595,6 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         source = self._fitted_source()
         _check_order(self._fixed_order)
         return source
-
-    def _check_unchanged(self) -> None:
-        """Raises if any parameter or buffer differs from what `fit` saw."""
-        changed = differences(self._content, fingerprint(self.model))
-        if changed:
-            some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
-            raise ModelError(
-                f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
-                "no longer belong to the fitted ones. Call fit again."
-            )
 
 
 def _check_mode(mode: InfluenceMode | str) -> InfluenceMode:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.errors import ModelError, NonFiniteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +85,15 @@ def check_finite_losses(losses: Tensor) -> None:
         losses: one per sample, (B,).
 
     Raises:
-        ModelError: if any is infinite or NaN; names the first.
+        NonFiniteError: if any is infinite or NaN; names the first.
     """
     bad = (~losses.detach().isfinite()).nonzero()
     if len(bad):
         i = int(bad[0])
-        raise ModelError(
+        raise NonFiniteError(
             f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, and "
-            "for overflow in a float16 model."
+            "for overflow in a float16 model.",
+            i,
         )
 
 
@@ -103,15 +104,16 @@ def check_finite_rows(rows: Mapping[str, Tensor]) -> None:
         rows: for each block gradients as rows, (B, d_l).
 
     Raises:
-        ModelError: if any entry is infinite or NaN; names a sample and the block.
+        NonFiniteError: if any entry is infinite or NaN; names a sample and the block.
     """
     if bool(torch.stack([v.isfinite().all() for v in rows.values()]).all()):
         return
     block = next(block for block, v in rows.items() if not v.isfinite().all())
     i = int((~rows[block].isfinite().all(dim=1)).nonzero()[0])
-    raise ModelError(
+    raise NonFiniteError(
         f"The gradient of sample {i} of a batch is not finite in block '{block}'. Look for NaN in "
-        "the data, for overflow in a float16 model, and for functions such as sqrt at 0."
+        "the data, for overflow in a float16 model, and for functions such as sqrt at 0.",
+        i,
     )
 
 
