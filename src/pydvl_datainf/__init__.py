@@ -6,29 +6,42 @@ from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import (
     BatchError,
     BlockError,
+    ClusterError,
     DampingError,
     DataInfError,
     ModelError,
+    NonFiniteError,
     ObjectiveError,
+    PlanError,
     SourceError,
+    StoreError,
+    StoreExistsError,
 )
 
 with warnings.catch_warnings():
     # Importing pyDVL 0.10 announces deprecations of its own.
     warnings.simplefilter("ignore", FutureWarning)
     from pydvl_datainf.influence import DataInfInfluence
+    from pydvl_datainf.run import InfluenceRun, run_influences
 from pydvl_datainf.objectives import Objective, SequenceClassification
 
 __all__ = [
     "BatchError",
     "BlockError",
+    "ClusterError",
     "DampingError",
     "DataInfError",
     "DataInfInfluence",
+    "InfluenceRun",
     "ModelError",
+    "NonFiniteError",
     "Objective",
     "ObjectiveError",
+    "PlanError",
     "SequenceClassification",
     "SourceError",
+    "StoreError",
+    "StoreExistsError",
     "__version__",
+    "run_influences",
 ]

@@ -1,0 +1,123 @@
+"""What is known of the samples beside their scores: ids, and columns such as labels and texts."""
+
+import hashlib
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pydvl_datainf.errors import BatchError
+from pydvl_datainf.store import Array
+
+SIDES = ("test", "train")
+
+
+def columns_of(
+    ids: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
+    lengths: Mapping[str, int],
+    default_test: Sequence[Any] | None = None,
+) -> dict[str, Array]:
+    """Checks the ids and the metadata of both sides.
+
+    Args:
+        ids: for "test" and "train", or one of them, unique numbers or strings; None = positions.
+        metadata: for "test" and "train", or one of them, a mapping (or data frame) of column name
+            to one number, truth value or string for each sample.
+        lengths: samples of each side.
+        default_test: ids of the test side where none are given.
+
+    Returns:
+        `test` and `train`, the ids, and columns named `test_label` and so on.
+
+    Raises:
+        BatchError: if a side, a length or a type does not fit, or ids are not unique.
+    """
+    for given, what, known in ((ids, "ids", SIDES), (metadata, "metadata", (*SIDES, "run"))):
+        unknown = set(given or {}) - set(known)
+        if unknown:
+            raise BatchError(f"{what} has the keys {sorted(unknown)}; it takes {list(known)}.")
+    columns = {}
+    for side in SIDES:
+        default = default_test if side == "test" and default_test is not None else None
+        values = (ids or {}).get(side, np.arange(lengths[side]) if default is None else default)
+        columns[side] = _column(values, lengths[side], f"ids of the {side} data")
+        if (
+            columns[side].dtype.kind not in "iuO"
+            or len(set(columns[side].tolist())) != lengths[side]
+        ):
+            raise BatchError(f"The ids of the {side} data must be unique integers or strings.")
+        for name, values in dict((metadata or {}).get(side, {})).items():
+            if not str(name).isidentifier():
+                raise BatchError(
+                    f"The column {name!r} of the {side} data needs a name like 'label'."
+                )
+            what = f"column '{name}' of the {side} data"
+            columns[f"{side}_{name}"] = _column(values, lengths[side], what)
+    return columns
+
+
+def group_codes(labels: Sequence[Any], m: int) -> tuple[tuple[int, ...], list[Any]]:
+    """Numbers the groups of queries.
+
+    Args:
+        labels: for each test sample that of its group.
+        m: test samples.
+
+    Returns:
+        For each test sample the number of its group, and the labels in order of first appearance.
+
+    Raises:
+        BatchError: if there are more or fewer labels than test samples.
+    """
+    listed: list[Hashable] = np.asarray(labels).tolist()
+    if len(listed) != m:
+        raise BatchError(f"query_groups has {len(listed)} labels for {m} test samples.")
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(listed))}
+    return tuple(numbers[label] for label in listed), list(numbers)
+
+
+def json_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a JSON file holds of a mapping.
+
+    Args:
+        values: numbers, strings, truth values, None, and lists and mappings of these.
+
+    Returns:
+        The same after writing and reading.
+
+    Raises:
+        BatchError: if JSON cannot hold a value.
+    """
+    try:
+        return dict(json.loads(json.dumps(dict(values), allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise BatchError(f"The metadata of the run must fit into JSON: {error}.") from error
+
+
+def digest(columns: Mapping[str, Array]) -> str:
+    """A checksum of columns, with their names."""
+    summed = hashlib.blake2b(digest_size=8)
+    for name, values in columns.items():
+        summed.update(repr((name, values.dtype.kind, values.tolist())).encode())
+    return summed.hexdigest()
+
+
+def _column(values: Any, length: int, what: str) -> Array:
+    array = np.asarray(values)
+    if array.dtype.kind in "UO":
+        array = np.array([_text(value, what) for value in array.tolist()], dtype=object)
+    elif array.dtype.kind not in "iufb":
+        raise BatchError(f"The {what} must be numbers, truth values or strings, not {array.dtype}.")
+    if array.shape != (length,):
+        raise BatchError(
+            f"The {what} have shape {array.shape}; expected ({length},), one a sample."
+        )
+    return array
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise BatchError(f"The {what} must be all strings or all numbers; found {value!r}.")
+    return value

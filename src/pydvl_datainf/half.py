@@ -1,0 +1,31 @@
+"""Rows in half precision that keep their norms.
+
+A row g becomes h = half(g / rms(g)) and the scale ‖g‖/‖h‖. Dividing by the root mean square brings
+the entries to where half precision is dense, so that none is flushed to zero, and the scale gives
+the stored row exactly the norm of g. (With the norm of g beside a rounded row, the weights
+1/(λ + ‖g‖²) of the Sherman-Morrison formula would not fit the rows.)
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pydvl_datainf.inverse.damping import squared_norms
+
+
+def encoded(
+    rows: Float[Tensor, "b d"],
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
+    """Halves h (float16) and scales, in the dtype of the rows; a zero row has scale 0."""
+    norms = squared_norms(rows).sqrt()
+    rms = norms / rows.shape[1] ** 0.5
+    divisors = torch.where(rms > 0, rms, 1.0)
+    halves = (rows / divisors.to(rows.dtype)[:, None]).half()
+    lengths = squared_norms(halves).sqrt()
+    scales = torch.where(rms > 0, norms / torch.where(lengths > 0, lengths, 1.0), 0.0)
+    return halves, scales.to(rows.dtype)
+
+
+def decoded(halves: Float[Tensor, "b d"], scales: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    """The rows scale · h, in the dtype of the scales."""
+    return halves.to(scales.dtype) * scales[:, None]

@@ -1,0 +1,158 @@
+"""What every process of a run is given: the influence model, and the test and training data."""
+
+import inspect
+import io
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import cloudpickle
+import torch
+
+from pydvl_datainf.errors import ModelError
+from pydvl_datainf.fingerprint import fingerprint
+from pydvl_datainf.influence import DataInfInfluence
+from pydvl_datainf.inverse.damping import SHARE
+from pydvl_datainf.objectives import Objective, OutputLoss
+from pydvl_datainf.samples import Samples
+
+Built: TypeAlias = DataInfInfluence | Callable[[], DataInfInfluence]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is known of an influence model without having it.
+
+    Args:
+        members: for each block the names of its parameters.
+        widths: d_l of each block.
+        dtype: of gradients and scores, by NumPy's name.
+        fixed_damping: λ of the blocks that have one.
+        n_samples: training samples that it was fitted on, if it was.
+        batch_size: the largest number of samples in one gradient computation, if it has one.
+        objective: in words.
+        model: a checksum of each parameter and buffer.
+    """
+
+    members: Mapping[str, tuple[str, ...]]
+    widths: Mapping[str, int]
+    dtype: str
+    fixed_damping: Mapping[str, float]
+    n_samples: int | None
+    batch_size: int | None
+    objective: str
+    model: Mapping[str, int]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes two influence models the same, as JSON holds it."""
+        return {
+            "method": "DataInf",
+            "objective": self.objective,
+            "dtype": self.dtype,
+            "model": dict(self.model),
+            "blocks": {block: list(names) for block, names in self.members.items()},
+            "damping": {
+                block: self.fixed_damping.get(block, f"{SHARE} of mean square")
+                for block in self.members
+            },
+        }
+
+
+class Inputs:
+    """The influence model and the data. It is sent to each process once.
+
+    Args:
+        influence: the model, or a picklable callable without arguments that builds it, which is
+            then run once in each process and never sent itself.
+        test: the test data.
+        train: the training data; None where its rows are in a store.
+    """
+
+    def __init__(self, influence: Built, test: Samples, train: Samples | None):
+        self.test = test
+        self.train = train
+        self._given = influence
+        self._saved: bytes | None = None
+        self._built: DataInfInfluence | None = None
+        self._n_samples: int | None = None
+
+    @property
+    def influence(self) -> DataInfInfluence:
+        """The model, built or unpacked on first use, in a copy that holds no rows.
+
+        Raises:
+            ModelError: if a builder returned something else.
+        """
+        if self._built is None:
+            made = self._given if self._saved is None else _loaded(self._saved)
+            if not isinstance(made, DataInfInfluence):
+                made = made()
+            if not isinstance(made, DataInfInfluence):
+                raise ModelError(
+                    f"The influence builder returned a {type(made).__name__}. Pass a "
+                    "DataInfInfluence, or a function without arguments that returns one."
+                )
+            if made.is_fitted:
+                made.check_unchanged()
+                self._n_samples = made.n_samples
+            self._built, self._saved = made.unfitted(), None
+        return self._built
+
+    def describe(self) -> Description:
+        """What the client must know of the model."""
+        influence = self.influence
+        return Description(
+            members=influence.blocks.members,
+            widths=influence.blocks.widths,
+            dtype=str(influence.dtype).removeprefix("torch."),
+            fixed_damping=influence.fixed_damping,
+            n_samples=self._n_samples,
+            batch_size=influence.batch_size,
+            objective=_in_words(influence.objective),
+            model=fingerprint(influence.model),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self) | {"_built": None}
+        if isinstance(self._given, DataInfInfluence) or self._given is None:
+            # A CUDA model is unpacked on the device of the process that receives it.
+            state |= {"_given": None, "_saved": self._saved or _saved(self.influence)}
+        return state
+
+
+def _saved(influence: DataInfInfluence) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(influence, buffer, pickle_module=cloudpickle)
+    return buffer.getvalue()
+
+
+def _loaded(saved: bytes) -> Any:
+    return torch.load(io.BytesIO(saved), map_location=_own_device, weights_only=False)
+
+
+def _own_device(storage: Any, location: str) -> Any:
+    """The first device that this process sees, for what was on any CUDA device."""
+    if location.startswith("cuda") and torch.cuda.is_available():
+        return storage.cuda(0)
+    return storage
+
+
+def _in_words(objective: Objective) -> str:
+    """Name, settings and a checksum of the source, where there is one."""
+    named: Any = objective.loss if isinstance(objective, OutputLoss) else objective
+    code = named if inspect.isroutine(named) else type(named)
+    name = f"{code.__module__}.{code.__qualname__}"
+    settings = "" if code is named else f"({', '.join(_settings(named))})"
+    try:
+        source = zlib.crc32(inspect.getsource(code).encode())
+    except (OSError, TypeError):
+        return name + settings
+    return f"{name}{settings} [{source:08x}]"
+
+
+def _settings(objective: Any) -> list[str]:
+    simple = (str, int, float, bool, type(None))
+    values = getattr(objective, "__dict__", {}).items()
+    return [f"{k}={v!r}" for k, v in sorted(values) if isinstance(v, simple) and k[0] != "_"]

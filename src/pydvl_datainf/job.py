@@ -1,0 +1,260 @@
+"""What the pieces of work of one run share in one process: rows, vectors and damping."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pydvl_datainf.batches import Batch, slice_batch
+from pydvl_datainf.errors import ModelError, NonFiniteError
+from pydvl_datainf.half import decoded, encoded
+from pydvl_datainf.inputs import Inputs
+from pydvl_datainf.inverse.damping import squared_norms
+from pydvl_datainf.plan import Piece, Plan, pieces
+from pydvl_datainf.samples import Samples, Survey, read_again
+from pydvl_datainf.store import WORK, Store
+from pydvl_datainf.vectors import BlockVectors
+
+VECTORS = f"{WORK}/vectors"
+
+
+@dataclass
+class Job:
+    """What the pieces of work of one run share in one process.
+
+    Args:
+        plan: how the run is cut.
+        location: of its store.
+        rows_location: of the store that holds the training rows, where they are in one.
+        widths: d_l of each block, in their order along a flat row.
+        dtype: of rows and scores, by NumPy's name.
+        test: what the first look at the test data found.
+        train: the same of the training data.
+        codes: for each test sample its group, where there are groups.
+        by_block: whether each block has scores of its own.
+        top_k: how many scores are kept at either end; None = all.
+    """
+
+    plan: Plan
+    location: Any
+    rows_location: Any
+    widths: Mapping[str, int]
+    dtype: str
+    test: Survey
+    train: Survey | None
+    codes: tuple[int, ...] | None = None
+    by_block: bool = False
+    top_k: int | None = None
+    gradients: int = 0
+    _store: Store | None = None
+    _damping: dict[str, float] | None = None
+    _held: tuple[str, int, Tensor] | None = None
+    _batch: tuple[int, int, Batch] | None = None
+    _kept: dict[int, list[BlockVectors]] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        """The store of the run, opened on first use."""
+        if self._store is None:
+            self._store = Store(self.location)
+        return self._store
+
+    @property
+    def rows_store(self) -> Store:
+        """The store of the training rows."""
+        if self.rows_location == self.location:
+            return self.store
+        return Store(self.rows_location, read_only=True)
+
+    @property
+    def damping(self) -> dict[str, float]:
+        """λ of each block, from the store."""
+        if self._damping is None:
+            self._damping = dict(zip(self.widths, self.store.read("damping").tolist(), strict=True))
+        return self._damping
+
+    def __getstate__(self) -> dict[str, Any]:
+        own: dict[str, Any] = {
+            "_store": None,
+            "_damping": None,
+            "_held": None,
+            "_batch": None,
+            "_kept": {},
+        }
+        return vars(self) | own
+
+    def blocks(self, flat: Tensor) -> BlockVectors:
+        """Views of the blocks' columns of flat vectors (b, D)."""
+        return OrderedDict(
+            zip(self.widths, torch.split(flat, list(self.widths.values()), 1), strict=True)
+        )
+
+    # Gradients
+
+    def computed(
+        self, inputs: Inputs, samples: Samples, survey: Survey, wanted: slice
+    ) -> Iterator[tuple[slice, BlockVectors]]:
+        """Computes rows piece by piece.
+
+        Args:
+            inputs: the model.
+            samples: the data.
+            survey: what the first look at the data found.
+            wanted: from which sample to which.
+
+        Yields:
+            From which sample to which (counted within those that are wanted), and their rows.
+
+        Raises:
+            ModelError: if a gradient is not finite; names the sample.
+        """
+        done = 0
+        for piece in pieces(survey.lengths, wanted, self.plan.step):
+            batch = self._read(samples, survey, piece)
+            x, y = (batch, None) if isinstance(batch, Mapping) else batch
+            try:
+                rows = inputs.influence.loss_gradients_by_block(x, y)
+            except NonFiniteError as error:
+                side = "training" if samples is inputs.train else "test"
+                raise self._named(error, side, wanted.start + done) from error
+            length = piece[2] - piece[1]
+            self.gradients += length
+            yield slice(done, done + length), rows
+            done += length
+
+    def _read(self, samples: Samples, survey: Survey, piece: Piece) -> Batch:
+        batch, start, stop = piece
+        if self._batch is None or self._batch[:2] != (id(samples), batch):
+            self._batch = id(samples), batch, read_again(samples, survey, batch)
+        return slice_batch(self._batch[2], start, stop)
+
+    def _named(self, error: NonFiniteError, side: str, first: int) -> ModelError:
+        position = first + error.sample
+        name = "train" if side == "training" else "test"
+        ids = self.store.read(name) if self.codes is None or name == "train" else None
+        known = f" (id {ids[position]!r})" if ids is not None else ""
+        return ModelError(f"Position {position} of the {side} data{known}: {error}")
+
+    def rows(self, inputs: Inputs | None, tile: int) -> Iterator[tuple[slice, BlockVectors]]:
+        """The rows of a training tile, piece by piece: from memory, the store, or computed.
+
+        Args:
+            inputs: the model and the data; None = the rows are in a store.
+            tile: which.
+
+        Yields:
+            From which sample of the tile to which, and their rows.
+        """
+        if self.plan.rows == "zarr":
+            yield from self._stored_rows(device_of(inputs), tile)
+            return
+        if tile not in self._kept:
+            assert inputs is not None  # without a model there are stored rows
+            yield from self.new_rows(inputs, tile)
+            return
+        done = 0
+        for rows in self._kept[tile]:
+            length = len(next(iter(rows.values())))
+            yield slice(done, done + length), rows
+            done += length
+
+    def new_rows(self, inputs: Inputs, tile: int) -> Iterator[tuple[slice, BlockVectors]]:
+        """Computes the rows of a tile, and at its end stores their norms and, if wanted, them.
+
+        Args:
+            inputs: the model and the data.
+            tile: which.
+
+        Yields:
+            From which sample of the tile to which, and their rows.
+        """
+        assert inputs.train is not None  # rows of a query are stored
+        assert self.train is not None
+        wanted = self.plan.train[tile]
+        kept: list[BlockVectors] = []
+        norms, halves, scales = [], [], []
+        for place, rows in self.computed(inputs, inputs.train, self.train, wanted):
+            norms.append(_columns([squared_norms(v) for v in rows.values()]))
+            if self.plan.rows == "memory":
+                kept.append(rows)
+            if self.plan.rows == "zarr":
+                parts = [encoded(v) for v in rows.values()]
+                halves.append(torch.cat([h for h, _ in parts], 1).cpu())
+                scales.append(_columns([s for _, s in parts]))
+            yield place, rows
+        if not self.store.has("squared_norms", (tile, 0)):
+            self.store.write("squared_norms", wanted, torch.cat(norms).numpy())
+        if kept:
+            self._kept[tile] = kept
+        if halves:  # rows last: where they are, their scales are
+            self.store.write("row_scales", wanted, torch.cat(scales).numpy())
+            self.store.write("rows", wanted, torch.cat(halves).numpy())
+
+    def _stored_rows(self, device: torch.device, tile: int) -> Iterator[tuple[slice, BlockVectors]]:
+        wanted = self.plan.train[tile]
+        halves = torch.from_numpy(self.rows_store.read("rows", wanted))
+        scales = torch.from_numpy(self.rows_store.read("row_scales", wanted))
+        for start in range(0, len(halves), self.plan.step):
+            place = slice(start, min(start + self.plan.step, len(halves)))
+            parts = self.blocks(halves[place].to(device)).items()
+            lengths = scales[place].to(device).unbind(1)
+            yield (
+                place,
+                OrderedDict(
+                    (block, decoded(h, s)) for (block, h), s in zip(parts, lengths, strict=True)
+                ),
+            )
+
+    # Vectors of the queries, as flat matrices
+
+    def read_matrix(self, name: str, queries: slice, inputs: Inputs) -> Tensor:
+        """An array (m, D), or the sum over the parts of an array (parts, m, D), tile by tile."""
+        array = self.store.array(name)
+        device, dtype = inputs.influence.model_device, inputs.influence.dtype
+        # In memory of torch's own, whose alignment does not change the bits of products.
+        flat = torch.zeros(
+            queries.stop - queries.start, self.plan.n_parameters, dtype=dtype, device=device
+        )
+        for start in range(queries.start, queries.stop, self.plan.test_tile):
+            rows = slice(start, min(start + self.plan.test_tile, queries.stop))
+            target = flat[rows.start - queries.start : rows.stop - queries.start]
+            if array.ndim == 2:
+                target += torch.from_numpy(self.store.read(name, rows)).to(device)
+                continue
+            for part in range(array.shape[0]):
+                target += torch.from_numpy(self.store.read(name, (part, rows))).to(device)
+        return flat
+
+    def vectors(self, inputs: Inputs, queries: slice) -> Tensor:
+        """Gradients of queries, or mean gradients of groups of them, flat, (b, D)."""
+        flat = self.read_matrix(VECTORS, queries, inputs)
+        if self.codes is not None:
+            counts = np.bincount(self.codes)[queries]
+            flat /= torch.from_numpy(counts).to(flat)[:, None]
+        return flat
+
+    def held(self, name: str, q: int, inputs: Inputs) -> Tensor:
+        """Vectors or factors of a group of queries, read once for neighbouring pieces of work."""
+        if self._held is None or self._held[:2] != (name, q):
+            self._held = None
+            queries = self.plan.group(q)
+            flat = (
+                self.vectors(inputs, queries)
+                if name == VECTORS
+                else self.read_matrix(name, queries, inputs)
+            )
+            self._held = name, q, flat
+        return self._held[2]
+
+
+def device_of(inputs: Inputs | None) -> torch.device:
+    """Where a process computes."""
+    return torch.device("cpu") if inputs is None else inputs.influence.model_device
+
+
+def _columns(columns: list[Tensor]) -> Tensor:
+    return torch.stack(columns, 1).cpu()

@@ -1,0 +1,268 @@
+"""How a run is cut, in integers alone: tiles, groups of queries, spans, and what memory they take.
+
+The scores of m queries on n training samples are cut into tiles. Queries are taken in groups whose
+vectors fit in memory together; for each group the correction of the inverse is summed over spans of
+training tiles, each by itself, so that spans can be computed anywhere, and added in their order.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from math import ceil
+from typing import Any
+
+from pydvl_datainf.errors import PlanError
+
+Piece = tuple[int, int, int]
+"""Samples `start` to `stop` (exclusive) of one batch: (batch, start, stop)."""
+
+MOST_SPANS = 64
+MOST_QUERIES = 512  # in a tile
+MOST_TRAIN = 4096  # in a tile
+CHUNK_BYTES = 2**24  # of one chunk of vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """The numbers 0 to total - 1, cut into runs of equal length; the last may be shorter.
+
+    Args:
+        total: how many there are.
+        size: of each run.
+    """
+
+    total: int
+    size: int
+
+    def __len__(self) -> int:
+        return ceil(self.total / self.size)
+
+    def __iter__(self) -> Iterator[slice]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> slice:
+        return slice(i * self.size, min((i + 1) * self.size, self.total))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The size of what is asked.
+
+    Args:
+        n: training samples.
+        m: queries: test samples, or groups of them.
+        m_samples: test samples.
+        widths: d_l of each block.
+        itemsize: bytes of one number of a row, 4 or 8.
+        longest: samples in the longest batch.
+        by_block: whether each block has scores of its own.
+        top_k: how many training samples are kept at either end; None = all.
+    """
+
+    n: int
+    m: int
+    m_samples: int
+    widths: Sequence[int]
+    itemsize: int
+    longest: int
+    by_block: bool = False
+    top_k: int | None = None
+
+    @property
+    def row(self) -> int:
+        """Bytes of one gradient."""
+        return sum(self.widths) * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a run is cut.
+
+    Args:
+        n: training samples.
+        m: queries.
+        n_parameters: D, the width of a row.
+        test_tile: queries in a tile.
+        train_tile: training samples in a tile.
+        group_tiles: tiles of queries whose vectors are in memory together.
+        span_tiles: training tiles whose corrections are summed before they are stored.
+        step: the largest number of samples in one gradient computation.
+        columns: parameters in a chunk of vectors.
+        part: test samples whose gradients are summed before they are stored, for groups of them.
+        self_tiles: training tiles whose self-influences are computed together.
+        rows: "memory", "zarr" or "recompute".
+    """
+
+    n: int
+    m: int
+    n_parameters: int
+    test_tile: int
+    train_tile: int
+    group_tiles: int
+    span_tiles: int
+    step: int
+    columns: int
+    part: int
+    self_tiles: int
+    rows: str
+
+    @property
+    def train(self) -> Tiling:
+        """The training samples, cut into tiles."""
+        return Tiling(self.n, self.train_tile)
+
+    @property
+    def test(self) -> Tiling:
+        """The queries, cut into tiles."""
+        return Tiling(self.m, self.test_tile)
+
+    @property
+    def groups(self) -> Tiling:
+        """The tiles of queries, cut into groups."""
+        return Tiling(len(self.test), self.group_tiles)
+
+    @property
+    def spans(self) -> Tiling:
+        """The training tiles, cut into spans."""
+        return Tiling(len(self.train), self.span_tiles)
+
+    def group(self, q: int) -> slice:
+        """The queries of a group."""
+        tiles = self.groups[q]
+        return slice(self.test[tiles.start].start, self.test[tiles.stop - 1].stop)
+
+    def as_attributes(self) -> dict[str, Any]:
+        """The plan as numbers that JSON can hold."""
+        return asdict(self)
+
+
+def make_plan(
+    task: Task,
+    *,
+    memory: int,
+    rows: str,
+    batch_size: int | None = None,
+    tile: tuple[int | None, int | None] = (None, None),
+) -> Plan:
+    """Chooses the sizes so that our arrays in one process fit in `memory`.
+
+    Args:
+        task: the size of what is asked.
+        memory: bytes.
+        rows: "memory", "zarr" or "recompute".
+        batch_size: the largest number of samples in one gradient computation; None = the longest
+            batch.
+        tile: (queries, training samples) in a tile; None = chosen.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: if a tile is not positive, or nothing fits.
+    """
+    test_tile, train_tile = (
+        _checked_tile(size, name) for size, name in zip(tile, _SIDES, strict=True)
+    )
+    step = min(task.longest, batch_size or task.longest, max(1, memory // (16 * task.row)))
+    train_tile = min(train_tile or _train_tile(task, memory, step), task.n)
+    step = min(step, train_tile)
+    fixed, each = _fixed_bytes(task, rows, train_tile, step), _query_bytes(task, train_tile, step)
+    most = (memory - fixed) // each
+    if most < (test_tile or 1):
+        smallest = _fixed_bytes(task, rows, tile[1] or 1, 1) + (test_tile or 1) * _query_bytes(
+            task, tile[1] or 1, 1
+        )
+        raise PlanError(
+            f"{memory:,} bytes of memory are too few: a gradient takes {task.row:,}, and with "
+            f"rows={rows!r} the smallest that works is memory={smallest:,}"
+            + (f", for tiles of {tile}." if any(tile) else ".")
+        )
+    queries = min(most, task.m)
+    if test_tile is None:
+        most_in_tile = min(queries, MOST_QUERIES)
+        test_tile = ceil(task.m / ceil(task.m / most_in_tile))
+    test_tile = min(test_tile, task.m)
+    group_tiles = max(1, min(queries // test_tile, ceil(task.m / test_tile)))
+    tiles = ceil(task.n / train_tile)
+    spans = min(tiles, MOST_SPANS, max(4, task.n // (group_tiles * test_tile)))
+    return Plan(
+        n=task.n,
+        m=task.m,
+        n_parameters=sum(task.widths),
+        test_tile=test_tile,
+        train_tile=train_tile,
+        group_tiles=group_tiles,
+        span_tiles=ceil(tiles / spans),
+        step=step,
+        columns=min(sum(task.widths), max(1, CHUNK_BYTES // (test_tile * task.itemsize))),
+        part=max(256, 4 * task.m, ceil(task.m_samples / MOST_SPANS)),
+        self_tiles=max(1, memory // (2 * train_tile * task.row)),
+        rows=rows,
+    )
+
+
+def fits_at_once(task: Task, memory: int) -> bool:
+    """Whether all training rows fit in memory together with the vectors of all queries.
+
+    Args:
+        task: the size of what is asked.
+        memory: bytes.
+
+    Returns:
+        True if rows="memory" leads to one group of queries.
+    """
+    try:
+        return len(make_plan(task, memory=memory, rows="memory").groups) == 1
+    except PlanError:
+        return False
+
+
+def pieces(lengths: Sequence[int], wanted: slice, step: int) -> Iterator[Piece]:
+    """Cuts the batches that hold some samples into pieces that hold no others.
+
+    Args:
+        lengths: samples in each batch.
+        wanted: from which sample to which.
+        step: the largest number of samples in a piece.
+
+    Yields:
+        Pieces, in the order of the samples.
+    """
+    stops = accumulate(lengths)
+    for batch, (length, stop) in enumerate(zip(lengths, stops, strict=True)):
+        first = max(wanted.start - (stop - length), 0)
+        last = min(wanted.stop - (stop - length), length)
+        for start in range(first, last, step):
+            yield batch, start, min(start + step, last)
+
+
+_SIDES = ("test", "train")
+
+
+def _checked_tile(size: int | None, side: str) -> int | None:
+    if size is not None and (type(size) is not int or size < 1):
+        raise PlanError(
+            f"The {side} side of a tile must be a positive number or None, got {size!r}."
+        )
+    return size
+
+
+def _train_tile(task: Task, memory: int, step: int) -> int:
+    """About 1/32 of the samples: what a stop loses at most; whole pieces, and rows that fit."""
+    wanted = min(max(ceil(task.n / 32), 16 * (task.top_k or 0)), MOST_TRAIN)
+    fitting = max(1, memory // (8 * task.row))
+    return max(1, min(ceil(wanted / step) * step, fitting // step * step or fitting))
+
+
+def _fixed_bytes(task: Task, rows: str, train_tile: int, step: int) -> int:
+    """What does not depend on the number of queries."""
+    computed = 3 * step * task.row  # rows of a piece, with copies in other precisions
+    stored = 6 * train_tile * sum(task.widths)  # a tile in half precision, encoded and decoded
+    kept = task.n * task.row
+    return computed + {"memory": kept, "zarr": stored, "recompute": 0}[rows]
+
+
+def _query_bytes(task: Task, train_tile: int, step: int) -> int:
+    """Vector and correction of a query, a product with a block, and its scores on a tile."""
+    scores = 2 * train_tile * (len(task.widths) if task.by_block else 1)
+    return 2 * task.row + (max(task.widths) + 2 * step + scores) * task.itemsize

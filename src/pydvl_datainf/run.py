@@ -1,0 +1,404 @@
+"""Influences of any number of samples, in a store that survives whatever stops the run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import zarr
+from distributed import Client
+
+from pydvl_datainf.errors import StoreError
+from pydvl_datainf.evaluation import relative_influence
+from pydvl_datainf.executors import executor_for
+from pydvl_datainf.inputs import Built
+from pydvl_datainf.job import Job
+from pydvl_datainf.launch import Parent, Wishes, launch
+from pydvl_datainf.plan import Plan, Tiling
+from pydvl_datainf.samples import Survey
+from pydvl_datainf.store import Array, Store
+from pydvl_datainf.work import ENDS, write_self_influence
+
+
+class InfluenceRun:
+    """A run in its store. Reading needs neither the model nor the data.
+
+    Args:
+        store: path, URL or Zarr store of the run.
+
+    Raises:
+        StoreError: if there is no run, or one of another format.
+    """
+
+    def __init__(self, store: Any):
+        self._store = Store(store, read_only=True)
+        self.attrs = self._store.attributes
+
+    @classmethod
+    def open(cls, store: Any) -> Self:
+        """Opens the run in a store.
+
+        Args:
+            store: path, URL or Zarr store.
+
+        Returns:
+            The run, complete or not.
+        """
+        return cls(store)
+
+    def __repr__(self) -> str:
+        state = "complete" if self.is_complete else "not complete"
+        return f"InfluenceRun({str(self._store)!r}: {self.plan.m} x {self.plan.n}, {state})"
+
+    # What it is
+
+    @property
+    def plan(self) -> Plan:
+        """How the run is cut."""
+        return Plan(**self.attrs["plan"])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything was computed."""
+        return bool(self.attrs["complete"])
+
+    @property
+    def damping(self) -> dict[str, float]:
+        """λ of each block."""
+        names = self._store.read("block").tolist()
+        return dict(zip(names, self._store.read("damping").tolist(), strict=True))
+
+    @property
+    def test_ids(self) -> Array:
+        """Ids of the test samples, or labels of the groups of them, (m,)."""
+        return self._store.read("test")
+
+    @property
+    def train_ids(self) -> Array:
+        """Ids of the training samples, (n,)."""
+        return self._store.read("train")
+
+    def metadata(self, side: Literal["test", "train", "run"]) -> dict[str, Any]:
+        """What the caller told of the samples or of the run.
+
+        Args:
+            side: "test", "train" or "run".
+
+        Returns:
+            Columns by name, each of the length of that side; or what was told of the run.
+        """
+        if side == "run":
+            return dict(self.attrs["fingerprint"]["run metadata"])
+        names = [name for name, _ in self._store.group.arrays() if name.startswith(f"{side}_")]
+        return {name.removeprefix(f"{side}_"): self._store.read(name) for name in names}
+
+    def progress(self) -> tuple[int, int]:
+        """How many chunks of results are there, and how many there will be."""
+        name = "top" if "top" in self._store else "scores"
+        names = ("factors", name)
+        there = sum(len(self._store.present(name)) for name in names)
+        return there, sum(len(self._store.expected(name)) for name in names)
+
+    def check(self) -> None:
+        """Reads every chunk of every array through its checksum.
+
+        Raises:
+            StoreError: if the run is not complete, or a chunk is missing or damaged; names it.
+        """
+        self._check_complete()
+        self._store.check()
+
+    # What was found
+
+    @property
+    def scores(self) -> "zarr.Array[Any] | None":
+        """Influences, (m, n), or (m, blocks, n) by block; None where only the top was kept.
+
+        Positive = helpful. What is not computed yet is NaN.
+        """
+        return self._store.array("scores") if "scores" in self._store else None
+
+    def top(
+        self, k: int, test: Any = None, most: Literal["helpful", "harmful"] = "helpful"
+    ) -> tuple[Array, Array]:
+        """The training samples with the largest or the smallest influence.
+
+        Args:
+            k: how many; at most n, or the `top_k` of the run.
+            test: the id of a test sample; None = all of them.
+            most: "helpful" (largest first) or "harmful" (smallest first).
+
+        Returns:
+            Ids and influences of training samples, (k,), or (m, k) for all test samples. Of equal
+            ones the first comes first.
+
+        Raises:
+            StoreError: if the run is not complete, or damaged.
+            ValueError: if there is no such end, or k is not positive or larger than what was kept.
+            KeyError: if there is no such test sample.
+        """
+        self._check_complete()
+        if most not in ENDS:
+            raise ValueError(f"most must be one of {ENDS}, got {most!r}.")
+        kept = self.attrs["fingerprint"]["top_k"]
+        if k < 1 or (kept is not None and k > min(kept, self.plan.n)):
+            limit = "" if kept is None else f"; this run kept the top {kept}"
+            raise ValueError(f"k must be a positive number, got {k}{limit}.")
+        tiles = (
+            [slice(i, i + 1) for i in [self._position(test)]]
+            if test is not None
+            else self.plan.test
+        )
+        found = [self._top_of(tile, k, ENDS.index(most)) for tile in tiles]
+        positions, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+        ids = self.train_ids[positions]
+        return (ids, scores) if test is None else (ids[0], scores[0])
+
+    def mean_influence(self) -> Array:
+        """The mean influence of each training sample over all test samples.
+
+        Returns:
+            Means, (n,), in float64, in the order of the training data.
+
+        Raises:
+            StoreError: if the run is not complete, or damaged.
+        """
+        self._check_complete()
+        return self._store.read("mean_influence")
+
+    def self_influence(self) -> Array:
+        """The influence of each training sample on itself.
+
+        It is read where the run computed it, and computed from the rows where the run kept them,
+        which takes n² D multiplications; the result is then kept in the store.
+
+        Returns:
+            Self-influences, (n,), positive up to rounding, in the order of the training data.
+
+        Raises:
+            StoreError: if the run is not complete, or neither computed them nor kept rows.
+        """
+        self._check_complete()
+        if self.attrs["rows_in"] is not None:
+            return InfluenceRun(self.attrs["rows_in"]).self_influence()
+        if "self_influence" not in self._store:
+            if self.plan.rows != "zarr":
+                raise StoreError(
+                    "This run has no self-influences, and kept no rows to compute them from. Call "
+                    "run_influences again with the same arguments and self_influence=True; the "
+                    "scores are not computed again."
+                )
+            self._compute_self_influence()
+        return self._store.read("self_influence")
+
+    def relative_influence(self) -> Array:
+        """Mean influence / √self-influence of each training sample.
+
+        Barshan, Brunet and Dziugaite, "RelatIF", AISTATS 2020.
+
+        Returns:
+            Relative influences, (n,), in the order of the training data.
+        """
+        return relative_influence(self.mean_influence(), self.self_influence())
+
+    def to_xarray(self) -> Any:
+        """The arrays as an `xarray.Dataset`, read lazily.
+
+        Returns:
+            The dataset, with the ids as coordinates.
+
+        Raises:
+            ModuleNotFoundError: if xarray is not installed.
+        """
+        try:
+            import xarray
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "to_xarray needs xarray: pip install pydvl-datainf[xarray]"
+            ) from None
+        return xarray.open_zarr(self._store.location, consolidated=False)
+
+    # Further queries
+
+    def query(
+        self,
+        influence: Built,
+        test: Any,
+        store: Any,
+        *,
+        client: Client | str | None = None,
+        n_jobs: int | None = None,
+        tile: int | None = None,
+        memory: int | str = "2GiB",
+        top_k: int | None = None,
+        by_block: bool = False,
+        query_groups: Sequence[Any] | None = None,
+        ids: Sequence[Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> "InfluenceRun":
+        """Computes the influence of this run's training samples on other test samples.
+
+        The kept rows and the damping of this run serve again: the training data is not read.
+
+        Args:
+            influence: the same model, or its builder; its damping does not matter.
+            test: as in `run_influences`.
+            store: of the new run.
+            client: as in `run_influences`.
+            n_jobs: as in `run_influences`.
+            tile: test samples in a tile.
+            memory: as in `run_influences`.
+            top_k: as in `run_influences`.
+            by_block: as in `run_influences`.
+            query_groups: as in `run_influences`.
+            ids: of the test samples.
+            metadata: of the test samples.
+            overwrite: as in `run_influences`.
+            progress: as in `run_influences`.
+
+        Returns:
+            The new run. It refers to this run's store, which must stay where it is.
+        """
+        wishes = Wishes(
+            memory=memory,
+            tile=(tile, None),
+            top_k=top_k,
+            by_block=by_block,
+            query_groups=query_groups,
+            ids=None if ids is None else {"test": ids},
+            metadata=None if metadata is None else {"test": metadata},
+            overwrite=overwrite,
+        )
+        parent = Parent(self._store)
+        executor = executor_for(client, n_jobs, progress)
+        try:
+            launch(influence, test, parent, Store(store), wishes, executor)
+        finally:
+            executor.close()
+        return InfluenceRun(store)
+
+    # Small print
+
+    def _check_complete(self) -> None:
+        if not self.is_complete:
+            there, all_chunks = self.progress()
+            raise StoreError(
+                f"{self._store} is not complete ({there} of {all_chunks} chunks of results). Call "
+                "run_influences again with the same arguments to go on."
+            )
+
+    def _position(self, test: Any) -> int:
+        found = np.flatnonzero(self.test_ids == test)
+        if not len(found):
+            raise KeyError(f"No test sample has the id {test!r}; they are {self.test_ids[:5]} ...")
+        return int(found[0])
+
+    def _top_of(self, queries: slice, k: int, end: int) -> tuple[Array, Array]:
+        if self.scores is None:
+            where = (queries, end, slice(k))
+            return self._store.read("top", where), self._store.read("top_scores", where)
+        scores = self._store.read("scores", queries)
+        scores = scores.sum(1) if scores.ndim == 3 else scores
+        order = np.argsort(scores if end else -scores, axis=1, kind="stable")[:, :k]
+        return order, np.take_along_axis(scores, order, axis=1)
+
+    def _compute_self_influence(self) -> None:
+        store, plan = Store(self._store.location), self.plan
+        widths = dict(
+            zip(self._store.read("block").tolist(), self._store.read("width").tolist(), strict=True)
+        )
+        dtype = str(self._store.array("factors").dtype)
+        job = Job(plan, store.location, store.location, widths, dtype, Survey((), ()), None)
+        with store.locked():
+            store.require("self_influence", (plan.n,), (plan.train_tile,), dtype, ("train",))
+            for group in range(len(Tiling(len(plan.train), plan.self_tiles))):
+                write_self_influence(group, job, None)
+            store.consolidate()
+
+
+def run_influences(
+    influence: Built,
+    test: Any,
+    train: Any,
+    store: Any,
+    *,
+    client: Client | str | None = None,
+    n_jobs: int | None = None,
+    tile: tuple[int | None, int | None] | None = None,
+    memory: int | str = "2GiB",
+    rows: Literal["memory", "zarr", "recompute", "auto"] = "auto",
+    top_k: int | None = None,
+    by_block: bool = False,
+    query_groups: Sequence[Any] | None = None,
+    ids: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    self_influence: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> InfluenceRun:
+    """Computes the influence of each training sample on each test sample, into a Zarr store.
+
+    A run that was stopped, however, goes on from what is in the store when the same call is made
+    again, and ends with the same bits as one that was not.
+
+    Args:
+        influence: a `DataInfInfluence`, or a picklable callable without arguments that builds one
+            (called once in each process; for models too large to send). If it is fitted, on this
+            training data, its λ are used as they are.
+        test: a map-style dataset, a DataLoader over one in fixed order, a list of batches, one
+            batch, or a pair of Dask arrays (one chunk along the samples is a batch).
+        train: the same of the n training samples.
+        store: where results go: a path, a URL that fsspec knows, or a Zarr store.
+        client: a Dask client, or the address of a scheduler: the work is done by its workers, each
+            with one thread, which must see the store under the same path.
+        n_jobs: worker processes on this machine, as in joblib; None = this process, unless a
+            surrounding `joblib.parallel_config` says otherwise.
+        tile: (test, train) samples in a chunk of scores; None = chosen.
+        memory: what our arrays may take in each process, in bytes or as text; the model, its
+            activations and the data come on top.
+        rows: gradients of training samples are kept in "memory", or in the store in half precision
+            ("zarr"), or computed again ("recompute"); "auto" takes the first that fits.
+        top_k: keep only the k largest and k smallest influences on each test sample.
+        by_block: keep the influences of each block.
+        query_groups: a label for each test sample: the mean influence on each group is computed,
+            at the cost of one test sample a group.
+        ids: for "test" and "train", or one of them, unique integers or strings.
+        metadata: for "test" and "train" columns such as labels and texts, and for "run" anything
+            that JSON holds; each may be left out.
+        self_influence: compute self-influences too. Where rows are recomputed, this computes the
+            rows of all samples once for every half of `memory` that they fill.
+        overwrite: replace another run in the store.
+        progress: show a bar for each stage.
+
+    Returns:
+        The complete run.
+
+    Raises:
+        StoreError: if the store is in use, damaged beyond repair, full or read-only.
+        StoreExistsError: if it holds another run or something else.
+        PlanError: if nothing fits in memory, or arguments do not go together.
+        SourceError: if data has no fixed order, or changes between two reads.
+        ClusterError: if the workers cannot be reached or do not suit.
+        ModelError: if the model is unsupported, or a gradient is not finite; names the sample.
+        DampingError: if no λ can be chosen, or scores overflow.
+    """
+    wishes = Wishes(
+        memory=memory,
+        tile=tile,
+        rows=rows,
+        top_k=top_k,
+        by_block=by_block,
+        query_groups=query_groups,
+        ids=ids,
+        metadata=metadata,
+        self_influence=self_influence,
+        overwrite=overwrite,
+    )
+    place = Store(store)
+    executor = executor_for(client, n_jobs, progress)
+    try:
+        launch(influence, test, train, place, wishes, executor)
+    finally:
+        executor.close()
+    return InfluenceRun(store)

@@ -1,0 +1,220 @@
+"""The order of the work of a run: what is missing in its store is found, done and kept."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from pydvl_datainf import work
+from pydvl_datainf.executors import Executor
+from pydvl_datainf.inverse.damping import SquaredNorms, automatic_damping, check_representable
+from pydvl_datainf.job import VECTORS, Job
+from pydvl_datainf.plan import Tiling
+from pydvl_datainf.store import Chunk, Store
+
+
+@dataclass
+class Stages:
+    """The stages of one run.
+
+    Args:
+        executor: does the work.
+        store: of the run.
+        job: how the run is cut.
+        shared: the job and the inputs, as the executor shares them.
+        given: λ of the blocks that have one.
+        seconds: how long each stage took so far; added to.
+        gradients: how many were computed so far; added to.
+        is_new: whether anything was missing.
+    """
+
+    executor: Executor
+    store: Store
+    job: Job
+    shared: Sequence[Any]
+    given: Mapping[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    gradients: int = 0
+    is_new: bool = field(default=False, init=False)
+
+    def run(self, *, self_influence: bool) -> None:
+        """Does what is missing.
+
+        Args:
+            self_influence: whether self-influences are wanted.
+        """
+        self._sound = {name: self.store.sound(name) for name in self._names()}
+        if self.job.train is not None:
+            self._rows()
+            self._choose_damping()
+        for q in range(len(self.job.plan.groups)):
+            self._factors(q)
+        self._scores()
+        self._norms()
+        if self_influence:
+            self._self_influence()
+
+    # Stages
+
+    def _rows(self) -> None:
+        """Norms where λ follows from them, and rows where they are stored."""
+        plan, done = self.job.plan, self._tiles("squared_norms")
+        if plan.rows == "zarr":
+            done &= self._tiles("rows") & self._tiles("row_scales")
+        elif self._sound["damping"] or self.given.keys() >= self.job.widths.keys():
+            return  # other stages store the norms on their way
+        self._map("gradients", work.write_rows, self._missing(plan.train, done), home=self._span)
+
+    def _choose_damping(self) -> None:
+        if self._sound["damping"]:
+            return
+        damping, wanted = dict(self.given), [b for b in self.job.widths if b not in self.given]
+        dtype = getattr(torch, self.job.dtype)
+        if wanted:
+            # Tile by tile: norms of a million samples and a thousand blocks take gigabytes.
+            tiles = (self.store.read("squared_norms", tile).sum(0) for tile in self.job.plan.train)
+            sums = np.sum(list(tiles), axis=0)
+            norms = SquaredNorms(
+                dict(zip(self.job.widths, sums.tolist(), strict=True)), self.job.plan.n
+            )
+            damping |= automatic_damping(norms, self.job.widths, wanted, dtype)
+        check_representable(damping, dtype)
+        self.store.write("damping", ..., np.array([damping[b] for b in self.job.widths]))
+
+    def _factors(self, q: int) -> None:
+        """The factors of a group of queries, from their vectors and corrections."""
+        plan, job = self.job.plan, self.job
+        name = f"{work.CORRECTIONS}/{q}"
+        tiles = plan.groups[q]
+        done = self._tiles("factors", complete=True)
+        missing = [i for i in range(tiles.start, tiles.stop) if i not in done]
+        if missing:
+            queries = plan.group(q)
+            chunks = (plan.test_tile, plan.columns)
+            whole = (plan.m, plan.n_parameters)
+            parts = 1 if job.codes is None else len(Tiling(job.test.n, plan.part))
+            self.store.require(VECTORS, (parts, *whole), (1, *chunks), job.dtype, None)
+            spans = len(plan.spans), queries.stop - queries.start, plan.n_parameters
+            self.store.require(name, spans, (1, *chunks), job.dtype, None)
+            sound = self.store.sound(name)
+            spans_done = _complete(sound, self.store.expected(name), axis=0)
+            wanted = [(q, s) for s in range(len(plan.spans)) if s not in spans_done]
+            self._vectors(q)
+            self._map("corrections", work.write_correction, wanted, home=lambda item: item[1])
+            self._map("factors", work.write_factors, [(q, i) for i in missing])
+        self.store.delete(name)
+
+    def _vectors(self, q: int) -> None:
+        axis, tiles = 1, self.job.plan.groups[q]
+        wanted: Iterable[int] = range(tiles.start, tiles.stop)
+        if self.job.codes is not None:
+            axis, wanted = 0, range(len(Tiling(self.job.test.n, self.job.plan.part)))
+        done = _complete(self.store.sound(VECTORS), self.store.expected(VECTORS), axis=axis)
+        self._map("test gradients", work.write_vectors, [i for i in wanted if i not in done])
+
+    def _scores(self) -> None:
+        plan = self.job.plan
+        means = self._tiles("mean_influence")
+        if self.job.top_k is None:
+            todo = self._grid() - {(c[0], c[-1]) for c in self._sound["scores"]}
+            self._map_scores(todo)
+        else:
+            top = {c[0] for c in self._sound["top"] & self._sound["top_scores"]}
+            needed = {(i, j) for i, j in self._grid() if i not in top or j not in means}
+            todo = needed - self._candidates(self.job.top_k) if needed else set()
+            self._map_scores(todo)
+            self._map("top", work.write_top, self._missing(plan.test, top))
+        means -= {j for _, j in todo}
+        self._map("means", work.write_mean, self._missing(plan.train, means))
+
+    def _map_scores(self, todo: set[tuple[int, int]]) -> None:
+        """One piece of work for each training tile and group of queries."""
+        plan, calls = self.job.plan, []
+        for q, group in enumerate(plan.groups):
+            for j in range(len(plan.train)):
+                tiles = tuple(i for i in range(group.start, group.stop) if (i, j) in todo)
+                if tiles:
+                    calls.append((q, j, tiles))
+        self._map("scores", work.write_scores, calls, home=lambda item: self._span(item[1]))
+
+    def _candidates(self, k: int) -> set[tuple[int, int]]:
+        """Makes the arrays of candidates for the top; which tiles have theirs."""
+        plan = self.job.plan
+        shape, chunk = (plan.m, len(plan.train), len(work.ENDS), k), (1, len(work.ENDS), k)
+        for name, dtype in ((work.CANDIDATES, "int64"), (work.CANDIDATE_SCORES, self.job.dtype)):
+            self.store.require(name, shape, (plan.test_tile, *chunk), dtype, None)
+        sums = len(plan.test), plan.n
+        self.store.require(work.SUMS, sums, (1, plan.train_tile), "float64", None)
+        there = self.store.sound(work.CANDIDATES) & self.store.sound(work.CANDIDATE_SCORES)
+        return {(i, j) for i, j in self.store.sound(work.SUMS) if (i, j, 0, 0) in there}
+
+    def _norms(self) -> None:
+        """Norms that no other stage had to compute, because a run went on after them."""
+        if self.job.train is None:
+            return
+        done = {c[0] for c in self.store.sound("squared_norms")}
+        missing = self._missing(self.job.plan.train, done)
+        self._map("norms", work.write_rows, missing, home=self._span)
+
+    def _self_influence(self) -> None:
+        plan = self.job.plan
+        groups = Tiling(len(plan.train), plan.self_tiles)
+        self.store.require(
+            "self_influence", (plan.n,), (plan.train_tile,), self.job.dtype, ("train",)
+        )
+        done = {c[0] for c in self.store.sound("self_influence")}
+        wanted = [g for g in range(len(groups)) if not done >= set(_range(groups[g]))]
+        self._map("self-influences", work.write_self_influence, wanted)
+
+    # Small print
+
+    def _names(self) -> list[str]:
+        names = ["squared_norms", "damping", "factors", "mean_influence"]
+        names += ["rows", "row_scales"] if self.job.plan.rows == "zarr" else []
+        return names + (["scores"] if self.job.top_k is None else ["top", "top_scores"])
+
+    def _grid(self) -> set[tuple[int, int]]:
+        plan = self.job.plan
+        return {(i, j) for i in range(len(plan.test)) for j in range(len(plan.train))}
+
+    def _tiles(self, name: str, *, complete: bool = False) -> set[int]:
+        """Tiles along the first axis whose chunks are sound."""
+        if complete:
+            return _complete(self._sound[name], self.store.expected(name), axis=0)
+        return {chunk[0] for chunk in self._sound[name]}
+
+    def _missing(self, tiles: Tiling, done: set[int]) -> list[int]:
+        return [i for i in range(len(tiles)) if i not in done]
+
+    def _span(self, tile: int) -> int:
+        return tile // self.job.plan.span_tiles
+
+    def _map(
+        self,
+        what: str,
+        function: Callable[..., int],
+        items: Sequence[Any],
+        home: Callable[[Any], int] | None = None,
+    ) -> None:
+        if not items:
+            return
+        self.is_new = True
+        home = home if self.job.plan.rows == "memory" else None
+        start = perf_counter()
+        try:
+            for gradients in self.executor.map(function, items, self.shared, what, home):
+                self.gradients += gradients
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + perf_counter() - start
+
+
+def _complete(sound: set[Chunk], expected: set[Chunk], axis: int) -> set[int]:
+    """The positions along an axis at which every expected chunk is sound."""
+    return {chunk[axis] for chunk in expected} - {chunk[axis] for chunk in expected - sound}
+
+
+def _range(tiles: slice) -> range:
+    return range(tiles.start, tiles.stop)

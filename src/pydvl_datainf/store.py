@@ -1,0 +1,442 @@
+"""The record of a run on disk: a Zarr v3 group, format 1, specified in docs/store-format.md.
+
+A chunk is the unit of work and of writing: it has one writer, appears at once and whole, and
+carries a checksum. What was done is what is there and sound; there is no other book-keeping.
+"""
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from filelock import FileLock, Timeout
+from zarr.abc.store import Store as ZarrStore
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.sync import sync
+from zarr.errors import GroupNotFoundError
+from zarr.storage import LocalStore, MemoryStore, ZipStore
+
+from pydvl_datainf.errors import StoreError, StoreExistsError
+
+FORMAT = "pydvl-datainf influences"
+FORMAT_VERSION = 1
+WORK = "work"
+"""The subgroup of intermediate results, deleted when a run is complete."""
+
+METADATA = ("test_", "train_")
+"""How the names of the caller's columns begin; only these may hold NaN."""
+
+Array = npt.NDArray[Any]
+Chunk = tuple[int, ...]
+
+
+class Store:
+    """One Zarr group that holds one run.
+
+    Args:
+        location: a path, a URL that fsspec knows, or a Zarr store.
+        read_only: refuse to write.
+    """
+
+    def __init__(self, location: Any, *, read_only: bool = False):
+        self.location = as_location(location)
+        self.read_only = read_only
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    # The group
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, where the store is one."""
+        if isinstance(self.location, LocalStore):
+            return self.location.root
+        local = isinstance(self.location, str) and "://" not in self.location
+        return Path(self.location) if local else None
+
+    def __str__(self) -> str:
+        return str(self.path or self.location)
+
+    @property
+    def group(self) -> zarr.Group:
+        """The group, as it is now.
+
+        Raises:
+            StoreError: if there is none.
+        """
+        if self.path is not None and not self.path.is_dir():
+            raise StoreError(f"There is no store at {self}.")
+        try:
+            # Never consolidated metadata: they would hide what was written after them.
+            return zarr.open_group(
+                self.location, mode="r" if self.read_only else "r+", use_consolidated=False
+            )
+        except (GroupNotFoundError, FileNotFoundError) as error:
+            raise StoreError(f"{self} holds no Zarr group.") from error
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the group.
+
+        Raises:
+            StoreError: if there is no run here, or one of another format.
+        """
+        attributes: dict[str, Any] = self.group.attrs.asdict()
+        if attributes.get("format") != FORMAT:
+            raise StoreError(f"{self} is a Zarr group, but not a run of this package.")
+        if attributes.get("format_version") != FORMAT_VERSION:
+            raise StoreError(
+                f"{self} has format version {attributes.get('format_version')}; this version of "
+                f"the package reads {FORMAT_VERSION}. Install the version that wrote it: "
+                f"{attributes.get('versions', {}).get('pydvl-datainf', 'unknown')}."
+            )
+        return attributes
+
+    def is_vacant(self) -> bool:
+        """Whether there is nothing here.
+
+        Returns:
+            False where there is a run.
+
+        Raises:
+            StoreExistsError: if there is something else, which is never replaced.
+            StoreError: if the run is of another format.
+        """
+        if self.path is not None:
+            if self.path.exists() and not self.path.is_dir():
+                raise StoreExistsError(f"{self} is a file. Choose another place for the store.")
+            if not self.path.exists() or not any(self.path.iterdir()):
+                return True
+        try:
+            self.attributes  # noqa: B018
+        except StoreError as error:
+            if self.path is None and isinstance(error.__cause__, GroupNotFoundError):
+                return True
+            if "format version" in str(error):
+                raise
+            raise StoreExistsError(
+                f"{self} holds something that is not a run of this package, so it is never "
+                "replaced. Choose another place for the store."
+            ) from error
+        return False
+
+    def create(self, attributes: Mapping[str, Any]) -> None:
+        """Makes the group, in place of a run that is there; its attributes come in the same file.
+
+        Args:
+            attributes: what JSON can hold.
+        """
+        self._arrays.clear()
+        marks = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        with os_errors_named(self):
+            if self.path is not None:
+                self._remove_folder(self.path)
+            zarr.create_group(
+                self.location, zarr_format=3, attributes=marks | dict(attributes), overwrite=True
+            )
+
+    def _remove_folder(self, path: Path) -> None:
+        """Renames it first: a folder that is half deleted would not be known as a run."""
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            shutil.rmtree(old)
+
+    def update(self, attributes: Mapping[str, Any]) -> None:
+        """Changes some attributes."""
+        with os_errors_named(self):
+            self.group.attrs.update(attributes)
+
+    def consolidate(self) -> None:
+        """Writes metadata for readers that open the group whole; xarray warns without them."""
+        with os_errors_named(self), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+            zarr.consolidate_metadata(self.group.store)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs off this store, on this machine's file systems.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StoreError: if another run is at work here, or nothing can be written beside the store.
+        """
+        if self.path is None:
+            yield
+            return
+        beside = self.path.resolve()
+        with os_errors_named(self):
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(beside.with_name(f"{beside.name}.lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise StoreError(
+                    f"Another run is writing to {self}. Wait for it, or choose another store."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # Arrays
+
+    def require(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        chunks: tuple[int, ...],
+        dtype: Any,
+        dimensions: tuple[str, ...] | None,
+    ) -> "zarr.Array[Any]":
+        """Makes an array, unless it is there.
+
+        Args:
+            name: its path in the group.
+            shape: of the array.
+            chunks: the shape of a chunk.
+            dtype: NumPy's, or "string".
+            dimensions: their names.
+
+        Returns:
+            The array.
+        """
+        with os_errors_named(self):
+            group = self.group
+            if name not in group:
+                floating = dtype != "string" and np.issubdtype(dtype, np.floating)
+                group.create_array(
+                    name,
+                    shape=shape,
+                    chunks=tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True)),
+                    dtype=dtype,
+                    fill_value=np.nan if floating else None,
+                    compressors=[ZstdCodec(level=1), Crc32cCodec()],
+                    dimension_names=dimensions,
+                )
+        return self.array(name)
+
+    def array(self, name: str) -> "zarr.Array[Any]":
+        """An array, opened once.
+
+        Args:
+            name: its path in the group.
+
+        Returns:
+            The array.
+
+        Raises:
+            StoreError: if there is none.
+        """
+        if name not in self._arrays:
+            group = self.group
+            if name not in group:
+                raise StoreError(f"{self} has no array '{name}'.")
+            # Otherwise a chunk that equals the fill value would not be written.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                self._arrays[name] = cast("zarr.Array[Any]", group[name])
+        return self._arrays[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.group
+
+    def delete(self, name: str) -> None:
+        """Deletes an array or a group of arrays, if it is there."""
+        with os_errors_named(self):
+            group = self.group
+            if name in group:
+                del group[name]
+            for gone in [a for a in self._arrays if a == name or a.startswith(f"{name}/")]:
+                del self._arrays[gone]
+
+    def write(self, name: str, where: Any, values: Array) -> None:
+        """Writes whole chunks.
+
+        Args:
+            name: of the array.
+            where: an index of NumPy's kind, along chunks.
+            values: finite, where they are floating.
+        """
+        with os_errors_named(self):
+            self.array(name)[where] = values
+
+    def read(self, name: str, where: Any = ...) -> Array:
+        """Reads an array or a part of it, whose chunks must all be there and sound.
+
+        Args:
+            name: of the array.
+            where: an index of slices along each dimension.
+
+        Returns:
+            The values.
+
+        Raises:
+            StoreError: if a chunk is missing or damaged; names it.
+        """
+        array = self.array(name)
+        try:
+            values = np.asarray(array[where])
+        except Exception as error:  # a checksum, a codec or the file system
+            broken = [c for c in self.present(name) if not self._is_sound(name, c)]
+            if not broken:
+                raise
+            raise self._damaged(name, broken) from error
+        if not np.issubdtype(values.dtype, np.floating) or np.isnan(values).any():
+            missing = sorted(self.expected(name) - self.present(name))
+            if missing:
+                raise self._damaged(name, missing)
+        return values
+
+    # What is there
+
+    def expected(self, name: str) -> set[Chunk]:
+        """All chunks that an array has when it is complete."""
+        counts = self.array(name).cdata_shape
+        return set(product(*(range(count) for count in counts)))
+
+    def present(self, name: str) -> set[Chunk]:
+        """The chunks of an array that are there, sound or not."""
+        pattern = re.compile(re.escape(name) + r"/c((?:/\d+)+)")  # not what a killed writer left
+        matches = (pattern.fullmatch(key) for key in _keys(self.group.store, f"{name}/c/"))
+        return {tuple(map(int, match[1].split("/")[1:])) for match in matches if match}
+
+    def has(self, name: str, chunk: Chunk) -> bool:
+        """Whether one chunk is there, sound or not."""
+        key = f"{name}/c/{'/'.join(map(str, chunk))}"
+        return sync(self.group.store.exists(key))
+
+    def sound(self, name: str) -> set[Chunk]:
+        """The chunks of an array that read back through their checksums and are finite."""
+        if name not in self:
+            return set()
+        return {chunk for chunk in self.present(name) if self._is_sound(name, chunk)}
+
+    def check(self) -> None:
+        """Reads every chunk.
+
+        Raises:
+            StoreError: if any is missing or damaged; names them.
+        """
+        for name, _ in self.group.arrays():
+            broken = sorted(self.expected(name) - self.sound(name))
+            if broken:
+                raise self._damaged(name, broken)
+
+    def _is_sound(self, name: str, chunk: Chunk) -> bool:
+        try:
+            values = np.asarray(self.array(name).get_block_selection(chunk))
+        except Exception:  # damaged files raise anything, from ValueError to MemoryError
+            return False
+        computed = np.issubdtype(values.dtype, np.floating) and not name.startswith(METADATA)
+        return not computed or bool(np.isfinite(values).all())
+
+    def _damaged(self, name: str, chunks: Sequence[Chunk]) -> StoreError:
+        keys = [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in chunks]
+        some = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+        return StoreError(
+            f"{self} has {len(keys)} missing or damaged chunks: {some}. Call run_influences again "
+            "with the same arguments, which recomputes just these."
+        )
+
+
+def as_location(location: Any) -> Any:
+    """A place for a store, as Zarr takes it.
+
+    Args:
+        location: a path, a URL or a Zarr store.
+
+    Returns:
+        A string or a Zarr store.
+
+    Raises:
+        StoreError: if it is a zip file, in which nothing can be replaced.
+    """
+    if isinstance(location, Store):
+        return location.location
+    if isinstance(location, ZipStore) or str(location).endswith(".zip"):
+        raise StoreError(
+            "A zip file cannot hold a run: a killed run would leave it unreadable. Use a folder, "
+            "and pack it when the run is complete."
+        )
+    if isinstance(location, ZarrStore):
+        return location
+    # Zarr opens file:// through fsspec, which does not write files at once.
+    text = re.sub(r"^(file|local)://", "", str(location))
+    return text if "://" in text else str(Path(text).expanduser())
+
+
+def is_shared(store: Store) -> bool:
+    """Whether other processes see what this one writes."""
+    text = str(store.location)
+    return not isinstance(store.location, MemoryStore) and not text.startswith("memory:")
+
+
+@contextmanager
+def os_errors_named(store: Store) -> Iterator[None]:
+    """Turns what the file system says while writing into a message that names the store.
+
+    Args:
+        store: to which something is written.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StoreError: if the file system or the store refuses.
+        ValueError: whatever else went wrong.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except PermissionError as error:
+        raise StoreError(f"{store} cannot be written: {error}.") from error
+    except OSError as error:
+        raise StoreError(
+            f"Writing to {store} failed: {error}. What was written before stays; make room, and "
+            "call run_influences again with the same arguments to go on."
+        ) from error
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise StoreError(f"{store} is read-only.") from error
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the fingerprints of two runs, a line each.
+
+    Args:
+        stored: of the run in the store.
+        now: of the run that is asked for.
+
+    Returns:
+        Lines for people.
+    """
+    lines = []
+    for key in dict.fromkeys((*stored, *now)):
+        a, b = stored.get(key), now.get(key)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            names = [name for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)]
+            some = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+            lines.append(f"{key}: {len(names)} differ ({some})")
+        else:
+            lines.append(f"{key}: {a!r} in the store, {b!r} now")
+    return lines
+
+
+def _keys(store: ZarrStore, prefix: str) -> list[str]:
+    async def listed() -> list[str]:
+        return [key async for key in store.list_prefix(prefix)]
+
+    return sync(listed())

@@ -1,0 +1,211 @@
+"""The pieces of work of a run: each reads what it needs, computes, and writes whole chunks.
+
+Results pass between pieces of work through the store alone. So it does not matter which process
+does which of them, what is done stays done, and no message is larger than a few numbers. Each
+returns how many gradients it computed.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pydvl_datainf.errors import DampingError
+from pydvl_datainf.inputs import Description, Inputs
+from pydvl_datainf.inverse.damping import check_finite
+from pydvl_datainf.inverse.sherman_morrison import correction, inverse_forms, transformed
+from pydvl_datainf.job import VECTORS, Job
+from pydvl_datainf.plan import Tiling
+from pydvl_datainf.samples import surveyed
+from pydvl_datainf.store import WORK, Array
+from pydvl_datainf.vectors import BlockVectors, concatenated, products, total
+
+CORRECTIONS = f"{WORK}/corrections"
+CANDIDATES = f"{WORK}/candidates"
+CANDIDATE_SCORES = f"{WORK}/candidate_scores"
+SUMS = f"{WORK}/sums"
+ENDS = ("helpful", "harmful")
+
+
+# Before there is a plan
+
+
+def describe(_: None, inputs: Inputs) -> Description:
+    """What the client must know of the model."""
+    return inputs.describe()
+
+
+def survey(item: tuple[str, int, int], inputs: Inputs) -> tuple[int, list[tuple[int, str]]]:
+    """The first of some batches of one side, and the lengths and checksums of them all."""
+    side, start, stop = item
+    return start, surveyed(getattr(inputs, side), start, stop)
+
+
+# From rows to factors
+
+
+def write_rows(tile: int, job: Job, inputs: Inputs) -> int:
+    """The squared norms of a training tile, and its rows where they are stored."""
+    before = job.gradients
+    for _ in job.new_rows(inputs, tile):
+        pass
+    return job.gradients - before
+
+
+def write_vectors(part: int, job: Job, inputs: Inputs) -> int:
+    """The gradients of a tile of test samples, or the sums over the groups in a part of them."""
+    before, plan = job.gradients, job.plan
+    codes = job.codes
+    wanted = (plan.test if codes is None else Tiling(job.test.n, plan.part))[part]
+    length = wanted.stop - wanted.start if codes is None else plan.m
+    flat = np.zeros((length, plan.n_parameters), dtype=job.dtype)
+    for place, rows in job.computed(inputs, inputs.test, job.test, wanted):
+        vectors = torch.cat(list(rows.values()), 1).cpu().numpy()
+        if codes is None:
+            flat[place] = vectors
+        else:
+            of_place = codes[wanted.start + place.start : wanted.start + place.stop]
+            np.add.at(flat, list(of_place), vectors)
+    job.store.write(VECTORS, (0, wanted) if codes is None else (part,), flat)
+    return job.gradients - before
+
+
+def write_correction(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
+    """Σ over a span of training samples of g w (g·v), for all queries of a group."""
+    q, span = item
+    before = job.gradients
+    flat = job.held(VECTORS, q, inputs)
+    summed = torch.zeros_like(flat)
+    vectors, parts = job.blocks(flat), job.blocks(summed)
+    tiles = job.plan.spans[span]
+    for tile in range(tiles.start, tiles.stop):
+        for _, rows in job.rows(inputs, tile):
+            for block, G in rows.items():
+                parts[block] += correction(G, vectors[block], job.damping[block])
+    job.store.write(f"{CORRECTIONS}/{q}", span, summed.cpu().numpy())
+    return job.gradients - before
+
+
+def write_factors(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
+    """The inverse times the vectors of a tile of queries: corrections are added in their order."""
+    q, i = item
+    queries, first = job.plan.test[i], job.plan.group(q).start
+    flat = job.vectors(inputs, queries)
+    local = slice(queries.start - first, queries.stop - first)
+    summed = job.read_matrix(f"{CORRECTIONS}/{q}", local, inputs)
+    pairs = zip(job.blocks(flat).items(), job.blocks(summed).values(), strict=True)
+    for (block, V), c in pairs:
+        V[:] = transformed(V, c, job.plan.n, job.damping[block])
+    check_finite(job.blocks(flat))
+    job.store.write("factors", queries, flat.cpu().numpy())
+    return 0
+
+
+# From factors to scores
+
+
+def write_scores(item: tuple[int, int, tuple[int, ...]], job: Job, inputs: Inputs) -> int:
+    """The scores of one training tile for some tiles of the queries of a group."""
+    q, j, tiles = item
+    before, plan = job.gradients, job.plan
+    factors, first = job.held("factors", q, inputs), plan.group(q).start
+    wanted = plan.train[j]
+    places = {i: slice(plan.test[i].start - first, plan.test[i].stop - first) for i in tiles}
+    blocks = {i: job.blocks(factors[place]) for i, place in places.items()}
+    scores = {i: _empty(job, len(factors[place]), wanted) for i, place in places.items()}
+    for place, rows in job.rows(inputs, j):
+        for i in tiles:
+            parts = products(blocks[i], rows)
+            both = torch.stack(list(parts.values()), 1) if job.by_block else total(parts)
+            scores[i][..., place] = both.cpu()
+    for i in tiles:
+        values = scores[i].numpy()
+        _check_scores(values, plan.test[i], wanted)
+        if job.top_k is None:
+            job.store.write("scores", (plan.test[i], ..., wanted), values)
+        else:
+            _write_candidates(job, i, j, values, job.top_k)
+    return job.gradients - before
+
+
+def _write_candidates(job: Job, i: int, j: int, scores: Array, top_k: int) -> None:
+    """The best and worst of a tile, with their positions; and the sums over its queries."""
+    queries, wanted = job.plan.test[i], job.plan.train[j]
+    k = min(top_k, scores.shape[1])
+    positions = np.full((len(scores), 1, len(ENDS), top_k), -1)
+    values = np.zeros(positions.shape, dtype=scores.dtype)
+    for end, signed in enumerate((-scores, scores)):
+        chosen = np.argsort(signed, axis=1, kind="stable")[:, :k]
+        positions[:, 0, end, :k] = wanted.start + chosen
+        values[:, 0, end, :k] = np.take_along_axis(scores, chosen, axis=1)
+    job.store.write(CANDIDATES, (queries, slice(j, j + 1)), positions)
+    job.store.write(CANDIDATE_SCORES, (queries, slice(j, j + 1)), values)
+    job.store.write(SUMS, (i, wanted), scores.sum(0, dtype=np.float64))  # last: marks all as done
+
+
+def write_top(i: int, job: Job, inputs: Inputs) -> int:
+    """The best and worst training samples of a tile of queries, merged from those of all tiles."""
+    queries = job.plan.test[i]
+    positions = job.store.read(CANDIDATES, queries)  # (queries, tiles, ends, k)
+    scores = job.store.read(CANDIDATE_SCORES, queries)
+    top_k = job.store.array("top").shape[-1]
+    shape = (len(positions), len(ENDS), top_k)
+    top, values = np.empty(shape, dtype=positions.dtype), np.empty(shape, dtype=scores.dtype)
+    for end, sign in enumerate((-1, 1)):
+        for t in range(len(positions)):
+            found, score = positions[t, :, end].ravel(), scores[t, :, end].ravel()
+            found, score = found[found >= 0], score[found >= 0]
+            order = np.lexsort((found, sign * score))[:top_k]
+            top[t, end], values[t, end] = found[order], score[order]
+    job.store.write("top_scores", queries, values)
+    job.store.write("top", queries, top)
+    return 0
+
+
+def write_mean(j: int, job: Job, inputs: Inputs) -> int:
+    """The mean over the queries of the influence of the samples of a training tile."""
+    wanted = job.plan.train[j]
+    if job.top_k is None:
+        scores = job.store.read("scores", (..., wanted))
+        sums = scores.sum(tuple(range(scores.ndim - 1)), dtype=np.float64)
+    else:
+        sums = job.store.read(SUMS, (slice(None), wanted)).sum(0)
+    job.store.write("mean_influence", wanted, sums / job.plan.m)
+    return 0
+
+
+def write_self_influence(group: int, job: Job, inputs: Inputs | None) -> int:
+    """Σ_l g_kᵀ (inverse_l) g_k for the training samples k of some tiles."""
+    before, plan = job.gradients, job.plan
+    tiles = Tiling(len(plan.train), plan.self_tiles)[group]
+    wanted = slice(plan.train[tiles.start].start, plan.train[tiles.stop - 1].stop)
+    own = concatenated(
+        [rows for j in range(tiles.start, tiles.stop) for _, rows in job.rows(inputs, j)]
+    )
+    forms = total(inverse_forms(own, _all_rows(job, inputs), plan.n, job.damping))
+    job.store.write("self_influence", wanted, forms.cpu().numpy())
+    return job.gradients - before
+
+
+def _all_rows(job: Job, inputs: Inputs | None) -> Iterator[BlockVectors]:
+    for j in range(len(job.plan.train)):
+        for _, rows in job.rows(inputs, j):
+            yield rows
+
+
+def _empty(job: Job, queries: int, wanted: slice) -> Tensor:
+    blocks = (len(job.widths),) if job.by_block else ()
+    return torch.empty(
+        queries, *blocks, wanted.stop - wanted.start, dtype=getattr(torch, job.dtype)
+    )
+
+
+def _check_scores(values: Array, queries: slice, wanted: slice) -> None:
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        test, train = queries.start + bad[0][0], wanted.start + bad[0][-1]
+        raise DampingError(
+            f"The influence of training sample {train} on query {test} overflows {values.dtype}. "
+            "Use a float64 model (model.double()), or scale the loss."
+        )
