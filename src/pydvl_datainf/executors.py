@@ -4,7 +4,6 @@ An executor knows nothing of influences. Objects that all pieces of work need ar
 each process once. Processes, never threads: a model is watched while it computes.
 """
 
-import importlib.metadata
 import shutil
 import tempfile
 import uuid
@@ -24,6 +23,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
 
+from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import ClusterError, DataInfError, PlanError
 
 Item = TypeVar("Item")
@@ -285,16 +285,16 @@ class Dask:
                 "LocalCluster(threads_per_worker=1); torch uses the cores that a worker has."
             )
         self._addresses = sorted(workers)
-        ours = importlib.metadata.version("pydvl-datainf")
         for address, version in self._versions().items():
-            if version != ours:
+            if version != __version__:
                 raise ClusterError(
-                    f"Worker {address} has pydvl-datainf {version}, this process has {ours}. "
-                    "Install the same version on all workers."
+                    f"Worker {address} has pydvl-datainf {version}, and this process has "
+                    f"{__version__}. Install the same version on all workers."
                 )
 
     def _versions(self) -> dict[str, Any]:
-        asked = self.client.run(importlib.metadata.version, "pydvl-datainf", on_error="return")
+        # As text: a function of ours could not even be sent to a worker without the package.
+        asked = self.client.run(eval, "__import__('pydvl_datainf').__version__", on_error="return")
         return {a: "none" if isinstance(v, Exception) else v for a, v in asked.items()}
 
 

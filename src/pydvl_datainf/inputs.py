@@ -97,7 +97,7 @@ class Inputs:
             if made.is_fitted:
                 made.check_unchanged()
                 self._n_samples = made.n_samples
-            self._built, self._saved = made.unfitted(), None
+            self._built = made.unfitted()
         return self._built
 
     def describe(self) -> Description:
@@ -115,11 +115,12 @@ class Inputs:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = vars(self) | {"_built": None}
-        if isinstance(self._given, DataInfInfluence) or self._given is None:
-            # A CUDA model is unpacked on the device of the process that receives it.
-            state |= {"_given": None, "_saved": self._saved or _saved(self.influence)}
-        return state
+        if isinstance(self._given, DataInfInfluence):
+            # A CUDA model is unpacked on the device of the process that receives it. The bytes are
+            # kept: a worker passes them on while its own copy of the model is at work.
+            self._saved = self._saved or _saved(self.influence)
+        given = None if self._saved else self._given
+        return vars(self) | {"_built": None, "_given": given}
 
 
 def _saved(influence: DataInfInfluence) -> bytes:

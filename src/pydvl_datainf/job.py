@@ -33,7 +33,7 @@ class Job:
         widths: d_l of each block, in their order along a flat row.
         dtype: of rows and scores, by NumPy's name.
         test: what the first look at the test data found.
-        train: the same of the training data.
+        train: the same of the training data; None where its rows are in a store.
         codes: for each test sample its group, where there are groups.
         by_block: whether each block has scores of its own.
         top_k: how many scores are kept at either end; None = all.
@@ -45,7 +45,7 @@ class Job:
     widths: Mapping[str, int]
     dtype: str
     test: Survey
-    train: Survey | None
+    train: Survey | None = None
     codes: tuple[int, ...] | None = None
     by_block: bool = False
     top_k: int | None = None

@@ -146,7 +146,7 @@ class Parent:
     @property
     def rows_in(self) -> Any:
         """Where the rows are: a run that was itself a query has none of its own."""
-        return self.attributes["rows_in"] or str(self.store.path or self.store.location)
+        return self.attributes["rows_in"] or str(self.store)
 
     def fingerprint(self, model: Description) -> dict[str, Any]:
         """What both runs have in common.

@@ -1,6 +1,7 @@
 """Influences of any number of samples, in a store that survives whatever stops the run."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ from pydvl_datainf.launch import Parent, Wishes, launch
 from pydvl_datainf.plan import Plan, Tiling
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store
-from pydvl_datainf.work import ENDS, write_self_influence
+from pydvl_datainf.work import ENDS, self_influences
 
 
 class InfluenceRun:
@@ -187,7 +188,7 @@ class InfluenceRun:
                     "run_influences again with the same arguments and self_influence=True; the "
                     "scores are not computed again."
                 )
-            self._compute_self_influence()
+            return self._computed_self_influence()
         return self._store.read("self_influence")
 
     def relative_influence(self) -> Array:
@@ -303,18 +304,21 @@ class InfluenceRun:
         order = np.argsort(scores if end else -scores, axis=1, kind="stable")[:, :k]
         return order, np.take_along_axis(scores, order, axis=1)
 
-    def _compute_self_influence(self) -> None:
-        store, plan = Store(self._store.location), self.plan
-        widths = dict(
-            zip(self._store.read("block").tolist(), self._store.read("width").tolist(), strict=True)
-        )
+    def _computed_self_influence(self) -> Array:
+        """From the stored rows; kept where the store can be written."""
+        plan = self.plan
+        names, widths = self._store.read("block").tolist(), self._store.read("width").tolist()
         dtype = str(self._store.array("factors").dtype)
-        job = Job(plan, store.location, store.location, widths, dtype, Survey((), ()), None)
-        with store.locked():
-            store.require("self_influence", (plan.n,), (plan.train_tile,), dtype, ("train",))
-            for group in range(len(Tiling(len(plan.train), plan.self_tiles))):
-                write_self_influence(group, job, None)
-            store.consolidate()
+        place = self._store.location
+        job = Job(plan, place, place, dict(zip(names, widths, strict=True)), dtype, Survey((), ()))
+        groups = range(len(Tiling(len(plan.train), plan.self_tiles)))
+        values = np.concatenate([self_influences(group, job, None) for group in groups])
+        with suppress(StoreError), job.store.locked():
+            name, tile = "self_influence", plan.train_tile
+            job.store.require(name, values.shape, (tile,), dtype, ("train",))
+            job.store.write(name, ..., values)
+            job.store.consolidate()
+        return values
 
 
 def run_influences(

@@ -371,7 +371,8 @@ def as_location(location: Any) -> Any:
         return location
     # Zarr opens file:// through fsspec, which does not write files at once.
     text = re.sub(r"^(file|local)://", "", str(location))
-    return text if "://" in text else str(Path(text).expanduser())
+    # Absolute: workers have other working directories.
+    return text if "://" in text else str(Path(text).expanduser().absolute())
 
 
 def is_shared(store: Store) -> bool:

@@ -59,15 +59,15 @@ def write_vectors(part: int, job: Job, inputs: Inputs) -> int:
     codes = job.codes
     wanted = (plan.test if codes is None else Tiling(job.test.n, plan.part))[part]
     length = wanted.stop - wanted.start if codes is None else plan.m
-    flat = np.zeros((length, plan.n_parameters), dtype=job.dtype)
+    flat = torch.zeros(length, plan.n_parameters, dtype=getattr(torch, job.dtype))
     for place, rows in job.computed(inputs, inputs.test, job.test, wanted):
-        vectors = torch.cat(list(rows.values()), 1).cpu().numpy()
+        vectors = torch.cat(list(rows.values()), 1).cpu()
         if codes is None:
             flat[place] = vectors
         else:
             of_place = codes[wanted.start + place.start : wanted.start + place.stop]
-            np.add.at(flat, list(of_place), vectors)
-    job.store.write(VECTORS, (0, wanted) if codes is None else (part,), flat)
+            flat.index_add_(0, torch.tensor(of_place), vectors)
+    job.store.write(VECTORS, (0, wanted) if codes is None else (part,), flat.numpy())
     return job.gradients - before
 
 
@@ -175,17 +175,26 @@ def write_mean(j: int, job: Job, inputs: Inputs) -> int:
     return 0
 
 
-def write_self_influence(group: int, job: Job, inputs: Inputs | None) -> int:
-    """Σ_l g_kᵀ (inverse_l) g_k for the training samples k of some tiles."""
-    before, plan = job.gradients, job.plan
-    tiles = Tiling(len(plan.train), plan.self_tiles)[group]
-    wanted = slice(plan.train[tiles.start].start, plan.train[tiles.stop - 1].stop)
-    own = concatenated(
-        [rows for j in range(tiles.start, tiles.stop) for _, rows in job.rows(inputs, j)]
-    )
-    forms = total(inverse_forms(own, _all_rows(job, inputs), plan.n, job.damping))
-    job.store.write("self_influence", wanted, forms.cpu().numpy())
+def write_self_influence(group: int, job: Job, inputs: Inputs) -> int:
+    """The self-influences of the training samples of some tiles."""
+    before = job.gradients
+    job.store.write("self_influence", self_group(job, group), self_influences(group, job, inputs))
     return job.gradients - before
+
+
+def self_group(job: Job, group: int) -> slice:
+    """The training samples whose self-influences are computed together."""
+    tiles = Tiling(len(job.plan.train), job.plan.self_tiles)[group]
+    return slice(job.plan.train[tiles.start].start, job.plan.train[tiles.stop - 1].stop)
+
+
+def self_influences(group: int, job: Job, inputs: Inputs | None) -> Array:
+    """Σ_l g_kᵀ (inverse_l) g_k for the training samples k of a group."""
+    plan = job.plan
+    tiles = Tiling(len(plan.train), plan.self_tiles)[group]
+    own = [rows for j in range(tiles.start, tiles.stop) for _, rows in job.rows(inputs, j)]
+    forms = inverse_forms(concatenated(own), _all_rows(job, inputs), plan.n, job.damping)
+    return total(forms).cpu().numpy()
 
 
 def _all_rows(job: Job, inputs: Inputs | None) -> Iterator[BlockVectors]:
