@@ -198,6 +198,7 @@ class Dask:
 
     def __init__(self, client: Client | str, progress: bool):
         self.progress = progress
+        self._shared: list[Any] = []
         self._is_own = isinstance(client, str)
         self.client: Any = _connected(client) if isinstance(client, str) else client
         try:
@@ -210,9 +211,9 @@ class Dask:
         """A future, made by a task: unlike scattered data it is made again if its workers die."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sending large graph", category=UserWarning)
-            return self.client.submit(
-                _unchanged, value, key=f"pydvl-datainf-{uuid.uuid4().hex}", retries=RETRIES
-            )
+            key = f"pydvl-datainf-{uuid.uuid4().hex}"
+            self._shared.append(self.client.submit(_unchanged, value, key=key, retries=RETRIES))
+        return self._shared[-1]
 
     def map(
         self,
@@ -262,7 +263,9 @@ class Dask:
             raise
 
     def close(self) -> None:
-        """Closes the connection, if it is our own; futures go with the last reference to them."""
+        """Releases what was shared, and closes the connection if it is our own."""
+        for future in self._shared:
+            future.release()
         if self._is_own:
             self.client.close()
 

@@ -98,6 +98,11 @@ class Fresh:
         """The number of samples."""
         return self.survey.n
 
+    @property
+    def longest(self) -> int:
+        """Samples in the longest batch."""
+        return max(self.survey.lengths)
+
     def fingerprint(self, model: Description) -> dict[str, Any]:
         """What model and training data add to the fingerprint of a run."""
         data = {"training samples": self.n, "training data": self.survey.fingerprint}
@@ -137,6 +142,11 @@ class Parent:
     def n(self) -> int:
         """The number of training samples."""
         return self.plan.n
+
+    @property
+    def longest(self) -> int:
+        """Samples that are worked on at once: as many as in the run, for the same bits."""
+        return self.plan.step
 
     @property
     def plan(self) -> Plan:
@@ -279,14 +289,13 @@ def _planned(
     store: Store,
     stored: Mapping[str, Any] | None,
 ) -> Plan:
-    of_training = () if isinstance(training, Parent) else training.survey.lengths
     task = Task(
         n=training.n,
         m=m,
         m_samples=tests.n,
         widths=tuple(model.widths.values()),
         itemsize=np.dtype(model.dtype).itemsize,
-        longest=max((*tests.lengths, *of_training)),
+        longest=max(training.longest, *tests.lengths),
         by_block=wishes.by_block,
         top_k=wishes.top_k,
     )

@@ -182,7 +182,7 @@ def make_plan(
         most_in_tile = min(queries, MOST_QUERIES)
         test_tile = ceil(task.m / ceil(task.m / most_in_tile))
     test_tile = min(test_tile, task.m)
-    group_tiles = max(1, min(queries // test_tile, ceil(task.m / test_tile)))
+    group_tiles = max(1, min(most // test_tile, ceil(task.m / test_tile)))
     tiles = ceil(task.n / train_tile)
     spans = min(tiles, MOST_SPANS, max(4, task.n // (group_tiles * test_tile)))
     return Plan(

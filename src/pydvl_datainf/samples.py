@@ -150,7 +150,7 @@ def as_samples(data: Any, batch_size: int | None, what: str) -> Samples:
         raise SourceError(_NO_STREAMS.format(what))
     if isinstance(data, Sequence) and not isinstance(data, Dataset | str):
         return ListedSamples(data)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str):
         return _from_loader(DataLoader(data, batch_size or BATCH_SIZE), what)
     raise SourceError(
         f"The {what} data is a {type(data).__name__}. Pass a dataset, a DataLoader with "

@@ -1,0 +1,102 @@
+"""Plans: every sample is in one tile and one piece, and what is planned fits in memory."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pydvl_datainf.errors import PlanError
+from pydvl_datainf.plan import Plan, Task, Tiling, fits_at_once, make_plan, pieces
+
+sizes = st.integers(1, 2000)
+
+
+def flat(slices):
+    return [i for part in slices for i in range(part.start, part.stop)]
+
+
+@given(total=sizes, size=sizes)
+def test_a_tiling_covers_everything_once(total, size):
+    tiling = Tiling(total, size)
+    assert flat(tiling) == list(range(total))
+    assert len(list(tiling)) == len(tiling)
+    assert all(part.stop - part.start == size for part in list(tiling)[:-1])
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1), step=st.integers(1, 12), data=st.data())
+def test_pieces_are_the_wanted_samples_in_order(lengths, step, data):
+    n = sum(lengths)
+    start = data.draw(st.integers(0, n - 1))
+    stop = data.draw(st.integers(start + 1, n))
+    offsets = [sum(lengths[:b]) for b in range(len(lengths))]
+    found = list(pieces(lengths, slice(start, stop), step))
+    assert [offsets[b] + i for b, a, z in found for i in range(a, z)] == list(range(start, stop))
+    assert all(0 < z - a <= step for _, a, z in found)
+
+
+tasks = st.builds(
+    Task,
+    n=sizes,
+    m=st.integers(1, 300),
+    m_samples=st.integers(300, 3000),
+    widths=st.lists(st.integers(1, 500), min_size=1, max_size=5),
+    itemsize=st.sampled_from([4, 8]),
+    longest=st.integers(1, 64),
+    by_block=st.booleans(),
+    top_k=st.none() | st.integers(1, 50),
+)
+
+
+@settings(deadline=None)
+@given(task=tasks, memory=st.integers(10_000, 10**8), rows=st.sampled_from(["zarr", "recompute"]))
+def test_a_plan_covers_all_scores_and_spans(task, memory, rows):
+    try:
+        plan = make_plan(task, memory=memory, rows=rows)
+    except PlanError as refused:
+        smallest = int(str(refused).split("memory=")[1].rstrip(".").replace(",", ""))
+        assert smallest > memory
+        plan = make_plan(task, memory=smallest, rows=rows)
+    assert flat(plan.train) == list(range(task.n))
+    assert flat(plan.test) == list(range(task.m))
+    assert flat(plan.groups) == list(range(len(plan.test)))
+    assert flat(plan.spans) == list(range(len(plan.train)))
+    assert flat(plan.group(q) for q in range(len(plan.groups))) == list(range(task.m))
+    assert 1 <= plan.step <= task.longest
+    assert Plan(**plan.as_attributes()) == plan
+
+
+@given(task=tasks, memory=st.integers(10**6, 10**8))
+def test_vectors_and_corrections_of_a_group_fit(task, memory):
+    plan = make_plan(task, memory=memory, rows="recompute")
+    queries = plan.group(0).stop
+    assert 2 * queries * task.row + plan.step * task.row <= memory
+
+
+def test_a_plan_depends_on_nothing_but_its_arguments():
+    task = Task(n=1000, m=10, m_samples=10, widths=(7, 9), itemsize=4, longest=32)
+    assert make_plan(task, memory=10**6, rows="zarr") == make_plan(task, memory=10**6, rows="zarr")
+
+
+def test_rows_that_do_not_fit_are_not_kept():
+    task = Task(n=1000, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
+    assert fits_at_once(task, 10**6)
+    assert not fits_at_once(task, 10**5)
+    assert not fits_at_once(task, 10)
+
+
+def test_pieces_of_a_tile_are_whole_batches_by_default():
+    task = Task(n=10_000, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
+    plan = make_plan(task, memory=2**31, rows="recompute")
+    assert plan.train_tile % 32 == 0
+    assert plan.step == 32
+
+
+def test_a_batch_size_bounds_the_pieces():
+    task = Task(n=100, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
+    assert make_plan(task, memory=2**31, rows="recompute", batch_size=5).step == 5
+
+
+@pytest.mark.parametrize("tile", [(0, 1), (1, -1), (1.5, 1), (True, 1)])
+def test_tiles_must_be_positive_numbers(tile):
+    task = Task(n=100, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
+    with pytest.raises(PlanError, match="positive number"):
+        make_plan(task, memory=2**31, rows="recompute", tile=tile)
