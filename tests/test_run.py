@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from pydvl_datainf import (
     SequenceClassification,
     StoreError,
     StoreExistsError,
+    executors,
     run_influences,
+    work,
 )
 from pydvl_datainf.run import InfluenceRun
 
@@ -354,6 +357,7 @@ def reference(tmp_path_factory):
 
 def assert_workers_hold_nothing(client):
     """The scheduler tells the workers in its own time."""
+    assert set(client.run(lambda: len(executors._here)).values()) == {0}
     deadline = time.monotonic() + 30
     while any(client.run(lambda dask_worker: len(dask_worker.data)).values()):
         assert time.monotonic() < deadline
@@ -427,6 +431,19 @@ class Once(Recording):
 def test_a_builder_that_builds_something_else_is_refused(tmp_path):
     with pytest.raises(ModelError, match="builder returned a Sequential"):
         run(tmp_path / "run.zarr", network)
+
+
+def test_a_process_that_builds_another_model_is_refused(tmp_path, monkeypatch):
+    """The model that was described, as if by another process, has another bias."""
+    describe = work.describe
+
+    def other(_, inputs):
+        found = describe(_, inputs)
+        return replace(found, model={**found.model, "0.bias": 0})
+
+    monkeypatch.setattr(work, "describe", other)
+    with pytest.raises(ModelError, match=r"0\.bias.*must build the same model every time"):
+        run(tmp_path / "run.zarr", build)
 
 
 def test_a_cluster_from_the_command_line(tmp_path, reference):

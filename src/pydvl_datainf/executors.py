@@ -175,7 +175,7 @@ def _from_files(
     return work(item, *(_unpickled(path) for path in shared))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # the inputs and the job
 def _unpickled(path: Path) -> Any:
     with path.open("rb") as file:
         return cloudpickle.load(file)
@@ -237,6 +237,7 @@ class Dask:
                 _attempted,
                 work,
                 item,
+                [future.key for future in shared],
                 *shared,
                 pure=False,
                 retries=RETRIES,
@@ -266,6 +267,8 @@ class Dask:
         """Releases what was shared, and closes the connection if it is our own."""
         for future in self._shared:
             future.release()
+        if self._shared and self.client.status == "running":
+            self.client.run(_forget, [future.key for future in self._shared], on_error="ignore")
         if self._is_own:
             self.client.close()
 
@@ -285,7 +288,7 @@ class Dask:
             raise ClusterError(
                 f"{len(threaded)} Dask workers have more than one thread ({threaded[0]}, for one), "
                 "and one model cannot be watched by several. Start them with --nthreads 1, or "
-                "LocalCluster(threads_per_worker=1); torch uses the cores that a worker has."
+                "LocalCluster(threads_per_worker=1), one for each core."
             )
         self._addresses = sorted(workers)
         for address, version in self._versions().items():
@@ -305,10 +308,22 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
-def _attempted(work: Callable[..., Result], item: Any, *shared: Any) -> tuple[Any, Any]:
+_here: dict[str, Any] = {}
+"""What this worker was given. Dask drops copies that it believes superfluous, and sends others."""
+
+
+def _forget(keys: Sequence[str]) -> None:
+    for key in keys:
+        _here.pop(key, None)
+
+
+def _attempted(
+    work: Callable[..., Result], item: Any, keys: Sequence[str], *shared: Any
+) -> tuple[Any, Any]:
     """Our own errors come back as results: they would only be raised again by a retry."""
+    kept = [_here.setdefault(key, value) for key, value in zip(keys, shared, strict=True)]
     try:
-        return None, work(item, *shared)
+        return None, work(item, *kept)
     except DataInfError as error:
         return error, None
 

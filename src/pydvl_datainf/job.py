@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pydvl_datainf.batches import Batch, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError
+from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.half import decoded, encoded
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.damping import squared_norms
@@ -34,6 +35,7 @@ class Job:
         dtype: of rows and scores, by NumPy's name.
         test: what the first look at the test data found.
         train: the same of the training data; None where its rows are in a store.
+        model: the checksums of the model that the run was described with.
         codes: for each test sample its group, where there are groups.
         by_block: whether each block has scores of its own.
         top_k: how many scores are kept at either end; None = all.
@@ -46,10 +48,12 @@ class Job:
     dtype: str
     test: Survey
     train: Survey | None = None
+    model: Mapping[str, int] | None = None
     codes: tuple[int, ...] | None = None
     by_block: bool = False
     top_k: int | None = None
     gradients: int = 0
+    _is_checked: bool = False
     _store: Store | None = None
     _damping: dict[str, float] | None = None
     _held: tuple[str, int, Tensor] | None = None
@@ -79,6 +83,7 @@ class Job:
 
     def __getstate__(self) -> dict[str, Any]:
         own: dict[str, Any] = {
+            "_is_checked": False,
             "_store": None,
             "_damping": None,
             "_held": None,
@@ -113,6 +118,7 @@ class Job:
             ModelError: if a gradient is not finite; names the sample.
         """
         done = 0
+        self._check_model(inputs)
         for piece in pieces(survey.lengths, wanted, self.plan.step):
             batch = self._read(samples, survey, piece)
             x, y = (batch, None) if isinstance(batch, Mapping) else batch
@@ -125,6 +131,19 @@ class Job:
             self.gradients += length
             yield slice(done, done + length), rows
             done += length
+
+    def _check_model(self, inputs: Inputs) -> None:
+        """Once in each process: a builder may build something else each time."""
+        if self._is_checked:
+            return
+        other = differences(self.model or {}, fingerprint(inputs.influence.model))
+        if other:
+            raise ModelError(
+                f"The model of this process differs from that of the first one ({len(other)} "
+                f"tensors: {', '.join(other[:5])}). An influence builder must build the same model "
+                "every time: load its weights, or seed their initialisation."
+            )
+        self._is_checked = True
 
     def _read(self, samples: Samples, survey: Survey, piece: Piece) -> Batch:
         batch, start, stop = piece

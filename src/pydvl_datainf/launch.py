@@ -238,6 +238,7 @@ def launch(
             dtype=model.dtype,
             test=tests,
             train=None if isinstance(training, Parent) else training.survey,
+            model=model.model,
             codes=codes,
             by_block=wishes.by_block,
             top_k=None if wishes.top_k is None else min(wishes.top_k, plan.n),
