@@ -173,7 +173,7 @@ class Job:
             return
         if tile not in self._kept:
             assert inputs is not None  # without a model there are stored rows
-            yield from self.new_rows(inputs, tile)
+            yield from self.new_rows(inputs, tile, norms_too=False)
             return
         done = 0
         for rows in self._kept[tile]:
@@ -181,12 +181,15 @@ class Job:
             yield slice(done, done + length), rows
             done += length
 
-    def new_rows(self, inputs: Inputs, tile: int) -> Iterator[tuple[slice, BlockVectors]]:
+    def new_rows(
+        self, inputs: Inputs, tile: int, *, norms_too: bool
+    ) -> Iterator[tuple[slice, BlockVectors]]:
         """Computes the rows of a tile, and at its end stores their norms and, if wanted, them.
 
         Args:
             inputs: the model and the data.
             tile: which.
+            norms_too: store norms even where some are, which may be damaged.
 
         Yields:
             From which sample of the tile to which, and their rows.
@@ -205,7 +208,7 @@ class Job:
                 halves.append(torch.cat([h for h, _ in parts], 1).cpu())
                 scales.append(_columns([s for _, s in parts]))
             yield place, rows
-        if not self.store.has("squared_norms", (tile, 0)):
+        if norms_too or not self.store.has("squared_norms", (tile, 0)):
             self.store.write("squared_norms", wanted, torch.cat(norms).numpy())
         if kept:
             self._kept[tile] = kept

@@ -127,7 +127,6 @@ class Stages:
             todo = needed - self._candidates(self.job.top_k) if needed else set()
             self._map_scores(todo)
             self._map("top", work.write_top, self._missing(plan.test, top))
-        means -= {j for _, j in todo}
         self._map("means", work.write_mean, self._missing(plan.train, means))
 
     def _map_scores(self, todo: set[tuple[int, int]]) -> None:

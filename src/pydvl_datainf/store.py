@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -69,7 +69,8 @@ class Store:
         """The group, as it is now.
 
         Raises:
-            StoreError: if there is none.
+            StoreError: if there is none, or it is read-only and is to be written.
+            ValueError: whatever else Zarr refuses.
         """
         if self.path is not None and not self.path.is_dir():
             raise StoreError(f"There is no store at {self}.")
@@ -80,6 +81,10 @@ class Store:
             )
         except (GroupNotFoundError, FileNotFoundError) as error:
             raise StoreError(f"{self} holds no Zarr group.") from error
+        except ValueError as error:  # Zarr has no narrower one
+            if "read-only" not in str(error):
+                raise
+            raise StoreError(f"{self} is read-only.") from error
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -115,7 +120,7 @@ class Store:
             if not self.path.exists() or not any(self.path.iterdir()):
                 return True
         try:
-            self.attributes  # noqa: B018
+            Store(self.location, read_only=True).attributes  # noqa: B018
         except StoreError as error:
             if self.path is None and isinstance(error.__cause__, GroupNotFoundError):
                 return True
@@ -286,15 +291,31 @@ class Store:
         try:
             values = np.asarray(array[where])
         except Exception as error:  # a checksum, a codec or the file system
-            broken = [c for c in self.present(name) if not self._is_sound(name, c)]
+            there = self._touched(name, where) & self.present(name)
+            broken = [chunk for chunk in there if not self._is_sound(name, chunk)]
             if not broken:
                 raise
             raise self._damaged(name, broken) from error
         if not np.issubdtype(values.dtype, np.floating) or np.isnan(values).any():
-            missing = sorted(self.expected(name) - self.present(name))
+            missing = self._touched(name, where) - self.present(name)
             if missing:
                 raise self._damaged(name, missing)
         return values
+
+    def _touched(self, name: str, where: Any) -> set[Chunk]:
+        """The chunks that an index of numbers and slices, and perhaps an ellipsis, reads from."""
+        array = self.array(name)
+        given = where if isinstance(where, tuple) else (where,)
+        first = given.index(...) if ... in given else len(given)
+        rest = given[first + 1 :]
+        whole = (slice(None),) * (array.ndim - first - len(rest))
+        ranges = []
+        for at, size, chunk in zip(
+            given[:first] + whole + rest, array.shape, array.chunks, strict=True
+        ):
+            start, stop, _ = (at if isinstance(at, slice) else slice(at, at + 1)).indices(size)
+            ranges.append(range(start // chunk, -(-stop // chunk)))
+        return set(product(*ranges))
 
     # What is there
 
@@ -327,7 +348,7 @@ class Store:
             StoreError: if any is missing or damaged; names them.
         """
         for name, _ in self.group.arrays():
-            broken = sorted(self.expected(name) - self.sound(name))
+            broken = self.expected(name) - self.sound(name)
             if broken:
                 raise self._damaged(name, broken)
 
@@ -339,8 +360,8 @@ class Store:
         computed = np.issubdtype(values.dtype, np.floating) and not name.startswith(METADATA)
         return not computed or bool(np.isfinite(values).all())
 
-    def _damaged(self, name: str, chunks: Sequence[Chunk]) -> StoreError:
-        keys = [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in chunks]
+    def _damaged(self, name: str, chunks: Iterable[Chunk]) -> StoreError:
+        keys = [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in sorted(chunks)]
         some = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
         return StoreError(
             f"{self} has {len(keys)} missing or damaged chunks: {some}. Call run_influences again "

@@ -48,7 +48,7 @@ def survey(item: tuple[str, int, int], inputs: Inputs) -> tuple[int, list[tuple[
 def write_rows(tile: int, job: Job, inputs: Inputs) -> int:
     """The squared norms of a training tile, and its rows where they are stored."""
     before = job.gradients
-    for _ in job.new_rows(inputs, tile):
+    for _ in job.new_rows(inputs, tile, norms_too=True):
         pass
     return job.gradients - before
 
