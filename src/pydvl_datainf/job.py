@@ -15,7 +15,7 @@ from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.half import decoded, encoded
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.damping import squared_norms
-from pydvl_datainf.plan import Piece, Plan, pieces
+from pydvl_datainf.plan import Piece, Plan, Tiling, pieces
 from pydvl_datainf.samples import Samples, Survey, read_again
 from pydvl_datainf.store import WORK, Store
 from pydvl_datainf.vectors import BlockVectors
@@ -66,6 +66,11 @@ class Job:
         if self._store is None:
             self._store = Store(self.location)
         return self._store
+
+    @property
+    def parts(self) -> Tiling:
+        """The test samples, cut into parts, each of which adds to its groups by itself."""
+        return Tiling(self.test.n, self.plan.part)
 
     @property
     def rows_store(self) -> Store:

@@ -126,6 +126,11 @@ class Plan:
         """The training tiles, cut into spans."""
         return Tiling(len(self.train), self.span_tiles)
 
+    @property
+    def self_groups(self) -> Tiling:
+        """The training tiles, cut into groups whose self-influences are computed together."""
+        return Tiling(len(self.train), self.self_tiles)
+
     def group(self, q: int) -> slice:
         """The queries of a group."""
         tiles = self.groups[q]

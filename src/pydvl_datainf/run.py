@@ -14,7 +14,7 @@ from pydvl_datainf.executors import executor_for
 from pydvl_datainf.inputs import Built
 from pydvl_datainf.job import Job
 from pydvl_datainf.launch import Parent, Wishes, launch
-from pydvl_datainf.plan import Plan, Tiling
+from pydvl_datainf.plan import Plan
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store
 from pydvl_datainf.work import ENDS, self_influences
@@ -311,7 +311,7 @@ class InfluenceRun:
         dtype = str(self._store.array("factors").dtype)
         place = self._store.location
         job = Job(plan, place, place, dict(zip(names, widths, strict=True)), dtype, Survey((), ()))
-        groups = range(len(Tiling(len(plan.train), plan.self_tiles)))
+        groups = range(len(plan.self_groups))
         values = np.concatenate([self_influences(group, job, None) for group in groups])
         with suppress(StoreError), job.store.locked():
             name, tile = "self_influence", plan.train_tile

@@ -1,6 +1,6 @@
 """The order of the work of a run: what is missing in its store is found, done and kept."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -86,33 +86,31 @@ class Stages:
 
     def _factors(self, q: int) -> None:
         """The factors of a group of queries, from their vectors and corrections."""
-        plan, job = self.job.plan, self.job
-        name = f"{work.CORRECTIONS}/{q}"
-        tiles = plan.groups[q]
+        plan, name = self.job.plan, f"{work.CORRECTIONS}/{q}"
         done = self._tiles("factors", complete=True)
-        missing = [i for i in range(tiles.start, tiles.stop) if i not in done]
+        missing = [i for i in _range(plan.groups[q]) if i not in done]
         if missing:
-            queries = plan.group(q)
-            chunks = (plan.test_tile, plan.columns)
-            whole = (plan.m, plan.n_parameters)
-            parts = 1 if job.codes is None else len(Tiling(job.test.n, plan.part))
-            self.store.require(VECTORS, (parts, *whole), (1, *chunks), job.dtype, None)
-            spans = len(plan.spans), queries.stop - queries.start, plan.n_parameters
-            self.store.require(name, spans, (1, *chunks), job.dtype, None)
-            sound = self.store.sound(name)
-            spans_done = _complete(sound, self.store.expected(name), axis=0)
-            wanted = [(q, s) for s in range(len(plan.spans)) if s not in spans_done]
+            self._require_vectors(name, q)
+            spans = self._complete(name, axis=0)
             self._vectors(q)
+            wanted = [(q, span) for span in self._missing(plan.spans, spans)]
             self._map("corrections", work.write_correction, wanted, home=lambda item: item[1])
             self._map("factors", work.write_factors, [(q, i) for i in missing])
         self.store.delete(name)
 
+    def _require_vectors(self, corrections: str, q: int) -> None:
+        """Makes the arrays of the queries' vectors and of their corrections."""
+        plan, queries = self.job.plan, self.job.plan.group(q)
+        chunk = (1, plan.test_tile, plan.columns)
+        parts = 1 if self.job.codes is None else len(self.job.parts)
+        self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, self.job.dtype, None)
+        shape = (len(plan.spans), queries.stop - queries.start, plan.n_parameters)
+        self.store.require(corrections, shape, chunk, self.job.dtype, None)
+
     def _vectors(self, q: int) -> None:
-        axis, tiles = 1, self.job.plan.groups[q]
-        wanted: Iterable[int] = range(tiles.start, tiles.stop)
-        if self.job.codes is not None:
-            axis, wanted = 0, range(len(Tiling(self.job.test.n, self.job.plan.part)))
-        done = _complete(self.store.sound(VECTORS), self.store.expected(VECTORS), axis=axis)
+        grouped = self.job.codes is not None
+        wanted = range(len(self.job.parts)) if grouped else _range(self.job.plan.groups[q])
+        done = self._complete(VECTORS, axis=0 if grouped else 1)
         self._map("test gradients", work.write_vectors, [i for i in wanted if i not in done])
 
     def _scores(self) -> None:
@@ -159,13 +157,11 @@ class Stages:
         self._map("norms", work.write_rows, missing, home=self._span)
 
     def _self_influence(self) -> None:
-        plan = self.job.plan
-        groups = Tiling(len(plan.train), plan.self_tiles)
-        self.store.require(
-            "self_influence", (plan.n,), (plan.train_tile,), self.job.dtype, ("train",)
-        )
-        done = {c[0] for c in self.store.sound("self_influence")}
-        wanted = [g for g in range(len(groups)) if not done >= set(_range(groups[g]))]
+        plan, name = self.job.plan, "self_influence"
+        self.store.require(name, (plan.n,), (plan.train_tile,), self.job.dtype, ("train",))
+        done = {c[0] for c in self.store.sound(name)}
+        groups = enumerate(plan.self_groups)
+        wanted = [g for g, tiles in groups if not done.issuperset(_range(tiles))]
         self._map("self-influences", work.write_self_influence, wanted)
 
     # Small print
@@ -182,8 +178,12 @@ class Stages:
     def _tiles(self, name: str, *, complete: bool = False) -> set[int]:
         """Tiles along the first axis whose chunks are sound."""
         if complete:
-            return _complete(self._sound[name], self.store.expected(name), axis=0)
+            return _along(self._sound[name], self.store.expected(name), axis=0)
         return {chunk[0] for chunk in self._sound[name]}
+
+    def _complete(self, name: str, axis: int) -> set[int]:
+        """Positions along an axis of an array at which every chunk is sound."""
+        return _along(self.store.sound(name), self.store.expected(name), axis)
 
     def _missing(self, tiles: Tiling, done: set[int]) -> list[int]:
         return [i for i in range(len(tiles)) if i not in done]
@@ -210,7 +210,7 @@ class Stages:
             self.seconds[what] = self.seconds.get(what, 0.0) + perf_counter() - start
 
 
-def _complete(sound: set[Chunk], expected: set[Chunk], axis: int) -> set[int]:
+def _along(sound: set[Chunk], expected: set[Chunk], axis: int) -> set[int]:
     """The positions along an axis at which every expected chunk is sound."""
     return {chunk[axis] for chunk in expected} - {chunk[axis] for chunk in expected - sound}
 

@@ -16,7 +16,6 @@ from pydvl_datainf.inputs import Description, Inputs
 from pydvl_datainf.inverse.damping import check_finite
 from pydvl_datainf.inverse.sherman_morrison import correction, inverse_forms, transformed
 from pydvl_datainf.job import VECTORS, Job
-from pydvl_datainf.plan import Tiling
 from pydvl_datainf.samples import surveyed
 from pydvl_datainf.store import WORK, Array
 from pydvl_datainf.vectors import BlockVectors, concatenated, products, total
@@ -57,7 +56,7 @@ def write_vectors(part: int, job: Job, inputs: Inputs) -> int:
     """The gradients of a tile of test samples, or the sums over the groups in a part of them."""
     before, plan = job.gradients, job.plan
     codes = job.codes
-    wanted = (plan.test if codes is None else Tiling(job.test.n, plan.part))[part]
+    wanted = (plan.test if codes is None else job.parts)[part]
     length = wanted.stop - wanted.start if codes is None else plan.m
     flat = torch.zeros(length, plan.n_parameters, dtype=getattr(torch, job.dtype))
     for place, rows in job.computed(inputs, inputs.test, job.test, wanted):
@@ -184,14 +183,14 @@ def write_self_influence(group: int, job: Job, inputs: Inputs) -> int:
 
 def self_group(job: Job, group: int) -> slice:
     """The training samples whose self-influences are computed together."""
-    tiles = Tiling(len(job.plan.train), job.plan.self_tiles)[group]
+    tiles = job.plan.self_groups[group]
     return slice(job.plan.train[tiles.start].start, job.plan.train[tiles.stop - 1].stop)
 
 
 def self_influences(group: int, job: Job, inputs: Inputs | None) -> Array:
     """Σ_l g_kᵀ (inverse_l) g_k for the training samples k of a group."""
     plan = job.plan
-    tiles = Tiling(len(plan.train), plan.self_tiles)[group]
+    tiles = plan.self_groups[group]
     own = [rows for j in range(tiles.start, tiles.stop) for _, rows in job.rows(inputs, j)]
     forms = inverse_forms(concatenated(own), _all_rows(job, inputs), plan.n, job.damping)
     return total(forms).cpu().numpy()
