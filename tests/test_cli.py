@@ -5,13 +5,14 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
-import zarr
 from click.testing import CliRunner
 
 from pydvl_datainf import cli
 from pydvl_datainf.demo import output, packages
+from pydvl_datainf.demo.result import DemoResult
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.errors import DampingError
+from pydvl_datainf.run import InfluenceRun
 
 
 def invoke(*arguments):
@@ -33,9 +34,11 @@ def runs(monkeypatch, no_packages):
     """Puts a stub in place of the work; gives the settings it was called with."""
     calls = []
 
-    def run(settings, folder, progress):
-        calls.append((settings, progress))
-        (folder / output.ROC_PLOT).write_text("new")
+    def run(settings, out, overwrite, progress):
+        calls.append((settings, overwrite, progress))
+        out.mkdir()
+        (out / output.ROC_PLOT).touch()
+        (out / output.LOCK).touch()
 
     monkeypatch.setattr(cli, "_run", run)
     return calls
@@ -56,7 +59,7 @@ def test_help_tells_sizes_and_seed():
 def test_help_works_without_the_optional_packages():
     code = (
         "import sys\n"
-        "sys.modules.update(dict.fromkeys(['transformers', 'peft', 'rich']))\n"
+        "sys.modules.update(dict.fromkeys(['transformers', 'peft']))\n"
         "from pydvl_datainf.cli import main\n"
         "main(['demo', '--help'])\n"
     )
@@ -81,12 +84,14 @@ def test_every_option_reaches_the_settings(runs, tmp_path):
         learning_rate=0.01,
         seed=8,
     )
-    assert runs == [(expected, False)]
+    assert runs == [(expected, False, False)]
 
 
 def test_defaults_are_those_of_the_settings(runs, tmp_path):
-    assert invoke("demo", "--out", tmp_path / "new").exit_code == 0
-    assert runs == [(DemoSettings(), True)]
+    result = invoke("demo", "--out", tmp_path / "new", "--overwrite")
+    assert result.exit_code == 0
+    assert runs == [(DemoSettings(), True, True)]
+    assert one_line(result.stdout) == f"Written to {tmp_path / 'new'}: {output.ROC_PLOT}"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def test_missing_packages_are_a_message(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("error", [DampingError("no λ for 'a'"), OSError("the disk is full")])
 def test_errors_of_the_run_are_messages(error, monkeypatch, no_packages, tmp_path):
-    def run(settings, folder, progress):
+    def run(settings, out, overwrite, progress):
         raise error
 
     monkeypatch.setattr(cli, "_run", run)
@@ -137,46 +142,35 @@ def test_errors_of_the_run_are_messages(error, monkeypatch, no_packages, tmp_pat
 
 
 def test_faults_of_the_program_are_not_hidden(monkeypatch, no_packages, tmp_path):
-    def run(settings, folder, progress):
+    def run(settings, out, overwrite, progress):
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "_run", run)
     assert isinstance(invoke("demo", "--out", tmp_path / "new").exception, ZeroDivisionError)
 
 
-def test_an_earlier_result_is_refused_before_the_work_and_replaced_on_request(runs, tmp_path):
-    out = tmp_path / "results"
-    out.mkdir()
-    plot = out / output.ROC_PLOT
-    plot.write_text("old")
-
-    refused = invoke("demo", "--out", out)
-    assert refused.exit_code == 1
-    assert refused.stderr.startswith(f"Error: {out} holds an earlier result")
-    assert (runs, plot.read_text()) == ([], "old")
-
-    replaced = invoke("demo", "--out", out, "--overwrite")
-    assert replaced.exit_code == 0
-    assert (len(runs), plot.read_text()) == (1, "new")
-    assert one_line(replaced.stdout).endswith(f"Written to {out}: {output.ROC_PLOT}")
-
-
 @pytest.mark.demo
-def test_the_demo_prints_tables_and_writes_scores_and_plots(tmp_path):
+def test_the_demo_prints_tables_and_writes_scores_and_plots_and_reuses_them(tmp_path):
     out = tmp_path / "results"
     sizes = "--train 20 --test 4 --epochs 1 --tokens 12 --batch-size 8 --rank 1"
     result = invoke("demo", "--out", out, *sizes.split())
     assert result.exit_code == 0, result.output
     assert {path.name for path in out.iterdir()} == output.FILES
 
-    group = zarr.open_group(out / output.SCORES, mode="r")
-    assert group["scores"].shape == (4, 20)
-    aucs = group.attrs["mislabel_auc"]
-    assert len(aucs) == 5
-    for name, auc in aucs.items():
+    found = DemoResult.from_run(InfluenceRun(out / output.SCORES))
+    assert found.scores.influences.shape == (4, 20)
+    assert len(found.aucs()) == 5
+    for name, auc in found.aucs().items():
         assert re.search(rf"{re.escape(name)} +{auc:.3f}", result.stdout)
-    mean = group["scores"][...].mean(axis=0, dtype=np.float64)
+    mean = found.scores.influences.mean(axis=0, dtype=np.float64)
     assert f"{mean.min():+.2e}" in result.stdout
     assert result.stdout.count("What helps and what harms") == 3
     for bar in ("Tuning: 100%", "Hessian-free: 100%"):
         assert bar in result.stderr
+
+    again = invoke("demo", "--out", out, "--overwrite", *sizes.split())
+    assert again.stdout == result.stdout
+    assert re.fullmatch(r"Reusing the result of 20.*, which has the same settings.\n", again.stderr)
+    refused = invoke("demo", "--out", out, *sizes.split(), "--seed", 1)
+    assert refused.exit_code == 1
+    assert "other settings (seed: 0 in the store, 1 now)" in refused.stderr

@@ -12,8 +12,9 @@ from torch import nn
 from pydvl_datainf import DataInfInfluence, SequenceClassification
 from pydvl_datainf.demo import packages
 from pydvl_datainf.demo.errors import DemoSettingsError, PackageError
+from pydvl_datainf.demo.preparation import Stages, prepare
 from pydvl_datainf.demo.reviews import Reviews, draw_reviews, flip_labels, read_reviews
-from pydvl_datainf.demo.run import Stages, run_demo
+from pydvl_datainf.demo.run import run_demo
 from pydvl_datainf.demo.scoring import (
     compute_hessian_free,
     compute_losses,
@@ -288,28 +289,52 @@ def test_stages_are_announced_and_timed():
         pass
     with stages.stage("second"):
         pass
-    assert names == list(stages.seconds) == ["first", "second"]
+    assert names == ["first …", "second …"]
+    assert list(stages.seconds) == ["first", "second"]
     assert min(stages.seconds.values()) >= 0
 
 
 @pytest.mark.demo
-def test_the_same_seed_gives_the_same_scores_and_leaves_the_global_generator_alone():
+def test_the_same_seed_gives_the_same_scores_and_leaves_the_global_generator_alone(tmp_path):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = run_demo(TINY)
+    first = run_demo(TINY, tmp_path / "first")
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    again, other = run_demo(TINY), run_demo(replace(TINY, seed=1))
+    again = run_demo(TINY, tmp_path / "again")
+    other = run_demo(replace(TINY, seed=1), tmp_path / "other")
     np.testing.assert_array_equal(first.scores.influences, again.scores.influences)
     np.testing.assert_array_equal(first.scores.losses, again.scores.losses)
     assert first.scores.influences.shape == (4, 20)
     assert (first.scores.influences != other.scores.influences).all()
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A result, and what its influences were computed of."""
+    result = run_demo(TINY, tmp_path_factory.mktemp("demo") / "tiny")
+    return result, prepare(TINY, Stages(lambda line: None), progress=False)
+
+
 @pytest.mark.demo
-def test_only_the_adapters_are_blocks():
-    result = run_demo(TINY)
+def test_only_the_adapters_are_blocks(tiny):
+    result, _ = tiny
     assert len(result.damping) == 24  # A and B on query and value of six layers
     assert all("lora_" in block for block in result.damping)
     assert result.n_parameters == 24 * 384 * TINY.rank
     assert result.train.flipped.sum() == 4
+
+
+@pytest.mark.demo
+def test_stored_scores_are_those_of_the_influence_model(tiny):
+    result, prepared = tiny
+    influence = prepared.influence.fit(prepared.train)
+    queries = torch.cat([influence.training_influences(batch) for batch in prepared.test])
+    assert {b: pytest.approx(λ, rel=1e-5) for b, λ in influence.damping.items()} == result.damping
+    for stored, expected in (
+        (result.scores.influences, queries.numpy()),
+        (result.scores.self_influences, influence.self_influences().numpy()),
+    ):
+        assert stored.dtype == np.float32
+        np.testing.assert_allclose(stored, expected, atol=1e-5 * np.abs(expected).max(), rtol=1e-5)
+    np.testing.assert_array_equal(result.scores.losses, prepared.columns["train"]["loss"])

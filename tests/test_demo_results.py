@@ -1,20 +1,28 @@
+"""The demo's results, with a small model in place of the tuned transformer."""
+
+import shutil
 from dataclasses import replace
 from io import StringIO
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from rich.console import Console
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
-from pydvl_datainf.demo import output, record
+from pydvl_datainf import DataInfInfluence, StoreExistsError, run_influences, work
+from pydvl_datainf.demo import output, run
 from pydvl_datainf.demo.errors import OutputError
-from pydvl_datainf.demo.output import output_folder
+from pydvl_datainf.demo.preparation import Prepared
 from pydvl_datainf.demo.result import DemoResult
 from pydvl_datainf.demo.reviews import Reviews
-from pydvl_datainf.demo.run import write_result
 from pydvl_datainf.demo.scoring import Scores
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tables import tables
+from pydvl_datainf.run import InfluenceRun
 
 SCORES = Scores(
     influences=np.array([[1.0, -6.0, 0.0], [3.0, 2.0, 1.0]], dtype=np.float32),
@@ -62,60 +70,6 @@ def test_the_auc_of_each_score_is_taken_against_the_flipped_labels(result):
     assert result.aucs() == dict.fromkeys(SCORES.suspicions(), 1.0)
 
 
-def test_the_record_holds_scores_texts_labels_and_what_was_computed(result, tmp_path):
-    record.write_record(tmp_path / "scores.zarr", result)
-    group = zarr.open_group(tmp_path / "scores.zarr", mode="r")
-    expected = {
-        "scores": SCORES.influences,
-        "self_influences": SCORES.self_influences,
-        "hessian_free": SCORES.hessian_free,
-        "losses": SCORES.losses,
-        "train_text": result.train.texts,
-        "train_label": [0, 1, 1],
-        "train_flipped": [False, True, False],
-        "test_text": result.test.texts,
-        "test_label": [1, 0],
-        "test_flipped": [False, False],
-    }
-    assert set(group.array_keys()) == set(expected)
-    for name, values in expected.items():
-        np.testing.assert_array_equal(group[name][...], values)
-    assert group.metadata.zarr_format == 3
-    assert group.attrs["damping"] == {"a": 1e-3, "b": 2e-5}
-    assert group.attrs["settings"]["flip"] == 0.4
-    assert group.attrs["settings"]["seed"] == 0
-
-
-def test_the_record_is_laid_out_for_xarray(result, tmp_path):
-    record.write_record(tmp_path / "scores.zarr", result)
-    group = zarr.open_group(tmp_path / "scores.zarr", mode="r")
-    sizes = {"test": 2, "train": 3}
-    for _, array in group.arrays():
-        assert array.shape == tuple(sizes[d] for d in array.metadata.dimension_names)
-    assert group["scores"].metadata.dimension_names == ("test", "train")
-    assert group.metadata.consolidated_metadata is not None
-    assert set(group.attrs["coordinates"].split()) < set(group.array_keys())
-
-
-def test_scores_on_disk_fill_with_nan_and_are_checked_on_reading(result, tmp_path):
-    record.write_record(tmp_path / "scores.zarr", result)
-    scores = zarr.open_group(tmp_path / "scores.zarr", mode="r")["scores"]
-    assert np.isnan(scores.fill_value)
-    chunk = tmp_path / "scores.zarr/scores/c/0/0"
-    damaged = bytearray(chunk.read_bytes())
-    damaged[9] ^= 1
-    chunk.write_bytes(damaged)
-    with pytest.raises(ValueError, match="checksum"):
-        scores[...]
-
-
-def test_scores_that_are_not_finite_are_not_written(result, tmp_path):
-    losses = np.array([0.1, np.inf, 0.3])
-    broken = replace(result, scores=replace(SCORES, losses=losses))
-    with pytest.raises(ValueError, match="losses holds values that are not finite"):
-        record.write_record(tmp_path / "scores.zarr", broken)
-
-
 def test_tables_show_what_was_found(result):
     console = Console(record=True, width=100, file=StringIO())
     for table in tables(result):
@@ -137,86 +91,271 @@ def test_tables_show_what_was_found(result):
         assert expected in text
 
 
-def test_result_is_written_as_scores_and_two_plots(result, tmp_path):
-    write_result(tmp_path, result)
-    assert {path.name for path in tmp_path.iterdir()} == output.FILES
-    for name in (output.ROC_PLOT, output.DISTRIBUTION_PLOT):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+# Runs of the demo
+
+SETTINGS = DemoSettings(train=9, test=4, flip=0.4)
+OTHER = replace(SETTINGS, seed=1)
 
 
-# Output folder
+def loader(labels, seed):
+    x = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(seed))
+    return DataLoader(TensorDataset(x.double(), torch.from_numpy(labels)), batch_size=4)
 
 
-def content(folder):
-    return {path.name: path.read_text() for path in folder.iterdir()}
+def prepared(settings, stages, weight_seed=None):
+    with stages.stage("Tuning"):
+        torch.manual_seed(settings.seed if weight_seed is None else weight_seed)
+        model = nn.Linear(3, 2).double()
+    train = reviews([0, 1, 1, 0, 0, 1, 0, 1, 1], [True, False, True] * 3)
+    test = reviews([1, 0, 0, 1], [False] * 4)
+    scores = {"loss": np.linspace(1, 2, 9), "hessian_free": np.linspace(-1, 1, 9) ** 3}
+    return Prepared(
+        influence=DataInfInfluence(model, F.cross_entropy),
+        train=loader(train.labels, 1),
+        test=loader(test.labels, 2),
+        columns={"train": train.to_columns() | scores, "test": test.to_columns()},
+        told={**output.origin(settings), "accuracy": 0.75},
+    )
+
+
+class Demo:
+    """Runs the demo into one folder; keeps what it announced, and how often it tuned."""
+
+    def __init__(self, out, monkeypatch):
+        self.out = out
+        self.store = out / output.SCORES
+        self.lines = []
+        self.tuned = 0
+        self.weight_seed = None
+        monkeypatch.setattr(run, "prepare", self.prepare)
+
+    def prepare(self, settings, stages, progress):
+        self.tuned += 1
+        return prepared(settings, stages, self.weight_seed)
+
+    def __call__(self, settings=SETTINGS, **wishes):
+        self.lines.clear()
+        return run.run_demo(settings, self.out, announce=self.lines.append, **wishes)
+
+    def content(self):
+        paths = [p for p in self.out.rglob("*") if p.is_file() and p.name != output.LOCK]
+        return {path.relative_to(self.out): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
-def earlier(tmp_path):
-    folder = tmp_path / "results"
-    folder.mkdir()
-    (folder / output.ROC_PLOT).write_text("old")
-    return folder
+def demo(tmp_path, monkeypatch):
+    return Demo(tmp_path / "parent" / "results", monkeypatch)
 
 
-def write(out, overwrite, name=output.ROC_PLOT):
-    with output_folder(out, overwrite) as folder:
-        (folder / name).write_text("new")
+def stop(*arguments):
+    raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", ["new", "parent/new"])
-def test_output_appears_when_complete(tmp_path, name):
-    out = tmp_path / name
-    with output_folder(out, overwrite=False) as folder:
-        (folder / output.ROC_PLOT).write_text("new")
-        assert not out.exists()
-    assert content(out) == {output.ROC_PLOT: "new"}
-    assert list(out.parent.iterdir()) == [out]
+def interrupted(demo, monkeypatch, **wishes):
+    """Begins a run that is stopped between factors and scores."""
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "write_scores", stop)
+        with pytest.raises(KeyboardInterrupt):
+            demo(**wishes)
 
 
-def test_earlier_output_is_refused_at_once(earlier):
-    with pytest.raises(OutputError, match=r"earlier result; .* --overwrite"):
-        write(earlier, overwrite=False)
-    assert content(earlier) == {output.ROC_PLOT: "old"}
+def assert_equal(one, other):
+    for side in ("train", "test"):
+        for name in ("texts", "labels", "flipped"):
+            a, b = (getattr(getattr(result, side), name) for result in (one, other))
+            np.testing.assert_array_equal(a, b)
+    for name in ("influences", "self_influences", "hessian_free", "losses"):
+        np.testing.assert_array_equal(getattr(one.scores, name), getattr(other.scores, name))
+    for name in ("settings", "accuracy", "n_parameters", "damping"):
+        assert getattr(one, name) == getattr(other, name)
 
 
-def test_earlier_output_is_replaced_whole_on_request(earlier):
-    write(earlier, overwrite=True, name=output.DISTRIBUTION_PLOT)
-    assert content(earlier) == {output.DISTRIBUTION_PLOT: "new"}
-    assert list(earlier.parent.iterdir()) == [earlier]
+def test_the_result_is_what_the_influence_model_gives(demo):
+    result = demo()
+    stages = run.Stages(lambda line: None)
+    made = prepared(SETTINGS, stages)
+    influence = made.influence.fit(made.train)
+    (queries,) = made.test
+    for found, expected in (
+        (result.scores.influences, influence.training_influences(*queries)),
+        (result.scores.self_influences, influence.self_influences()),
+    ):
+        scale = float(expected.abs().max())
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-9, atol=1e-9 * scale)
+    columns = made.columns["train"]
+    np.testing.assert_array_equal(result.scores.losses, columns["loss"])
+    np.testing.assert_array_equal(result.scores.hessian_free, columns["hessian_free"])
+    np.testing.assert_array_equal(result.train.texts, columns["text"])
+    assert result.train.labels.tolist() == [0, 1, 1, 0, 0, 1, 0, 1, 1]
+    assert result.train.flipped.tolist() == [True, False, True] * 3
+    assert result.test.labels.tolist() == [1, 0, 0, 1]
+    assert (result.settings, result.accuracy, result.n_parameters) == (SETTINGS, 0.75, 8)
+    assert result.damping == pytest.approx(influence.damping, rel=1e-9)
+    assert list(result.seconds)[:2] == ["Tuning", "DataInf: gradients"]
 
 
-def fail(out):
-    with output_folder(out, overwrite=True) as folder:
-        (folder / output.ROC_PLOT).write_text("half")
-        raise KeyboardInterrupt
+def test_scores_and_two_plots_are_written(demo):
+    demo()
+    assert demo.lines == ["Tuning …", "DataInf: influences and self-influences …"]
+    assert {path.name for path in demo.out.iterdir()} == output.FILES
+    assert list(demo.out.parent.iterdir()) == [demo.out]
+    for name in output.PLOTS:
+        assert (demo.out / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_earlier_output_outlives_a_failed_run(earlier):
-    with pytest.raises(KeyboardInterrupt):
-        fail(earlier)
-    assert content(earlier) == {output.ROC_PLOT: "old"}
-    assert list(earlier.parent.iterdir()) == [earlier]
+def test_people_find_labels_in_words_beside_the_scores(demo):
+    demo()
+    columns = InfluenceRun(demo.store).metadata("train")
+    assert set(columns) == {"text", "label", "flipped", "loss", "hessian_free"}
+    assert columns["label"][:3].tolist() == ["rotten", "fresh", "fresh"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_with_other_files_is_never_replaced(earlier, overwrite):
-    (earlier / "thesis.tex").write_text("mine")
+def test_a_complete_result_of_the_same_settings_is_reused(demo, overwrite):
+    first = demo()
+    for name in output.PLOTS:
+        (demo.out / name).unlink()
+    again = demo(overwrite=overwrite)
+    assert demo.tuned == 1
+    created = InfluenceRun(demo.store).attrs["created"]
+    assert demo.lines == [f"Reusing the result of {created}, which has the same settings."]
+    assert_equal(first, again)
+    assert first.seconds == again.seconds
+    assert {path.name for path in demo.out.iterdir()} == output.FILES
+
+
+def test_a_result_of_other_settings_is_refused_before_tuning_and_names_what_differs(demo):
+    demo()
+    before = demo.content()
+    with pytest.raises(OutputError, match=r"\(seed: 0 in the store, 1 now\); .* --overwrite"):
+        demo(OTHER)
+    assert (demo.tuned, demo.content()) == (1, before)
+
+
+def test_a_result_of_another_model_package_is_another_one(demo, monkeypatch):
+    demo()
+    monkeypatch.setattr(output, "MODEL_SHA256", "0" * 64)
+    with pytest.raises(OutputError, match=r"\(model: 1 differ \('sha256'\)\)"):
+        demo()
+
+
+def test_a_result_of_other_settings_is_replaced_on_request(demo):
+    first = demo()
+    second = demo(OTHER, overwrite=True)
+    assert second.settings == OTHER
+    assert (second.scores.influences != first.scores.influences).any()
+    assert_equal(second, demo(OTHER))
+    assert demo.tuned == 2
+
+
+def test_a_result_of_other_settings_outlives_tuning_that_fails(demo, monkeypatch):
+    demo()
+    before = demo.content()
+    monkeypatch.setattr(run, "prepare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        demo(OTHER, overwrite=True)
+    assert demo.content() == before
+
+
+def test_no_plots_of_an_earlier_result_stand_beside_a_new_one_that_was_stopped(demo, monkeypatch):
+    demo()
+    interrupted(demo, monkeypatch, settings=OTHER, overwrite=True)
+    assert not {path.name for path in demo.out.iterdir()} & output.PLOTS
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_stopped_run_goes_on_and_gives_the_same_bits(demo, monkeypatch, overwrite):
+    expected = demo()
+    shutil.rmtree(demo.out)
+    interrupted(demo, monkeypatch)
+    begun = InfluenceRun(demo.store)
+    assert not begun.is_complete
+    there, _ = begun.progress()
+    assert there > 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "write_vectors", stop)  # what is done is not done again
+        result = demo(overwrite=overwrite)
+    assert "is not complete; what is missing is computed." in demo.lines[0]
+    assert_equal(result, expected)
+    after = InfluenceRun(demo.store)
+    assert after.attrs["created"] == begun.attrs["created"]
+    assert after.metadata("run") == begun.metadata("run")
+
+
+def test_a_damaged_result_is_repaired(demo):
+    expected = demo()
+    chunk = demo.store / "scores/c/0/0"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[9] ^= 1
+    chunk.write_bytes(damaged)
+    assert_equal(demo(), expected)
+    assert "is damaged; what is missing is computed." in demo.lines[0]
+
+
+def test_a_stopped_run_of_a_model_that_comes_out_otherwise_is_replaced_on_request(
+    demo, monkeypatch
+):
+    interrupted(demo, monkeypatch)
+    demo.weight_seed = 5
+    with pytest.raises(OutputError, match=r"threads or .* --overwrite"):
+        demo()
+    before = InfluenceRun(demo.store).metadata("run")["seconds"]
+    demo(overwrite=True)
+    assert InfluenceRun(demo.store).is_complete
+    assert InfluenceRun(demo.store).metadata("run")["seconds"] != before
+
+
+# What else may stand in the folder
+
+
+def written(folder, name="thesis.tex"):
+    folder.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    return folder / name
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_other_files_is_never_touched(demo, overwrite):
+    written(demo.out)
     with pytest.raises(OutputError, match=r"does not write \(thesis.tex, for one\)"):
-        write(earlier, overwrite)
-    assert content(earlier) == {output.ROC_PLOT: "old", "thesis.tex": "mine"}
+        demo(overwrite=overwrite)
+    assert (demo.tuned, [p.name for p in demo.out.iterdir()]) == (0, ["thesis.tex"])
 
 
-def test_a_file_is_never_replaced(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("mine")
+def test_a_file_is_never_replaced(demo):
+    path = written(demo.out.parent, demo.out.name)
     with pytest.raises(OutputError, match="is a file"):
-        write(path, overwrite=True)
+        demo(overwrite=True)
     assert path.read_text() == "mine"
 
 
-def test_an_empty_folder_is_taken(tmp_path):
-    out = tmp_path / "empty"
-    out.mkdir()
-    write(out, overwrite=False)
-    assert content(out) == {output.ROC_PLOT: "new"}
+def test_a_run_that_is_not_of_the_demo_is_never_replaced(demo):
+    made = prepared(SETTINGS, run.Stages(lambda line: None))
+    run_influences(made.influence, made.test, made.train, demo.store, progress=False)
+    before = demo.content()
+    with pytest.raises(OutputError, match="is not of this demo"):
+        demo(overwrite=True)
+    assert (demo.tuned, demo.content()) == (0, before)
+
+
+def test_another_zarr_group_is_never_replaced(demo):
+    zarr.create_group(demo.store)
+    with pytest.raises(StoreExistsError, match="never replaced"):
+        demo(overwrite=True)
+
+
+def test_plots_without_scores_are_replaced_on_request(demo):
+    plot = written(demo.out, output.ROC_PLOT)
+    with pytest.raises(OutputError, match="holds the plots of an earlier result"):
+        demo()
+    assert plot.read_text() == "mine"
+    demo(overwrite=True)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_killed_process_left_is_no_hindrance(demo):
+    written(demo.out / f".{output.SCORES}.123.old")
+    (demo.out / output.LOCK).touch()
+    demo()
+    assert InfluenceRun(demo.store).is_complete

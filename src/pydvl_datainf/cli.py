@@ -1,20 +1,34 @@
 """The command line: arguments to calls; the only module that prints or exits."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
+from rich.console import Console, RenderableType
 
 from pydvl_datainf._version import __version__
-from pydvl_datainf.demo.output import output_folder
+from pydvl_datainf.demo.output import LOCK
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
 from pydvl_datainf.errors import DataInfError
+from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.store import Array, Store
+from pydvl_datainf.tables import End, info_tables, mean_tables, top_tables
 
 Function: TypeAlias = Callable[..., None]
+
+ENDS: dict[str, tuple[End, ...]] = {
+    "helpful": ("helpful",),
+    "harmful": ("harmful",),
+    "both": ("helpful", "harmful"),
+}
+MOST_SHOWN = 10
+UNLIMITED = 10**6
+"""Columns of a line that is not shown on a terminal: tables are then as wide as they need."""
 
 DEFAULTS = {field.name: field.default for field in fields(DemoSettings)}
 
@@ -33,6 +47,79 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("store")
+@click.option("--blocks", is_flag=True, help="List the damping λ of each block.")
+@click.option("--check", is_flag=True, help="Read every chunk through its checksum.")
+def info(store: str, blocks: bool, check: bool) -> None:
+    """Tells what the run in STORE holds, how far it is and what it cost.
+
+    STORE is a folder or a URL. With --check the exit code is 1 if the run is not complete, or a
+    chunk is missing or damaged.
+    """
+    with _errors_as_messages():
+        run = _opened(store)
+        _show(info_tables(run, Store(store, read_only=True), blocks))
+        if check:
+            run.check()
+            click.echo("Every chunk was read and is sound.")
+
+
+@main.command()
+@click.argument("store")
+@click.option("--test", metavar="ID", help="Test sample, by its id.  [default: the mean of all]")
+@click.option(
+    "--k",
+    type=click.IntRange(min=1),
+    help=f"How many.  [default: {MOST_SHOWN}, or what the run kept]",
+)
+@click.option(
+    "--most",
+    type=click.Choice(list(ENDS)),
+    default="both",
+    show_default=True,
+    help="Which end to show.",
+)
+def top(store: str, test: str | None, k: int | None, most: str) -> None:
+    """Shows the most helpful and the most harmful training samples of the run in STORE.
+
+    STORE is a folder or a URL. Positive influence = helpful: more weight on the training sample
+    lowers the loss of the test sample. Where the output is no terminal, no line is broken.
+    """
+    with _errors_as_messages():
+        run = _opened(store)
+        if test is None:
+            _show(mean_tables(run, k or MOST_SHOWN, ENDS[most][::-1]))
+        else:
+            _show(top_tables(run, _position(run.test_ids, test), _checked_k(run, k), ENDS[most]))
+
+
+def _opened(store: str) -> InfluenceRun:
+    try:
+        return InfluenceRun(store)
+    except (ImportError, ValueError) as error:  # of fsspec, and of metadata that are damaged
+        raise click.ClickException(f"{store} cannot be opened: {error}") from error
+
+
+def _position(ids: Array, wanted: str) -> int:
+    names = [str(name) for name in ids.tolist()]
+    if wanted not in names:
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise click.ClickException(
+            f"No test sample has the id '{wanted}'. The ids of the {len(names):,} there are: {some}"
+        )
+    return names.index(wanted)
+
+
+def _checked_k(run: InfluenceRun, k: int | None) -> int:
+    kept, n = run.attrs["fingerprint"]["top_k"], run.plan.n
+    if kept is not None and k is not None and k > kept:
+        raise click.ClickException(
+            f"This run kept the top {kept:,} of each test sample, not {k:,}."
+        )
+    return min(k or MOST_SHOWN, kept or n, n)
+
+
+@main.command()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -41,7 +128,10 @@ def main() -> None:
     help="Folder for the scores and the plots.",
 )
 @click.option(
-    "--overwrite", is_flag=True, help="Replace an earlier result, once there is a new one."
+    "--overwrite",
+    is_flag=True,
+    help="Replace a result of other settings, once the model is tuned; one of the same settings "
+    "is used again all the same.",
 )
 @_setting("--train", click.IntRange(min=1), "Training reviews; each gets a score.")
 @_setting("--test", click.IntRange(min=1), "Held-out reviews, on which influence is measured.")
@@ -66,10 +156,16 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
     DataInf gives the influence of each training review on each test review, and several scores
     try to tell the flipped labels from the right ones.
 
+    The result is a run in OUT/influences.zarr, which `pydvl-datainf info` and `top` read too. Where
+    the complete result of the same settings is there already, it is shown again, and nothing is
+    computed. Where the demo was stopped while it computed influences, it goes on from what is
+    there, after tuning the model again. To compute all anew, delete the folder.
+
     Time grows in proportion to --train (times --epochs for tuning), --test and --tokens; memory
-    in proportion to --train times --rank: 300 MB of gradients for 2,000 reviews at rank 4. Where
-    other programs use the same cores, set OMP_WAIT_POLICY=PASSIVE in the environment: torch's
-    threads then do not spin while they wait for each other.
+    in proportion to --train times --rank: 300 MB of gradients for 2,000 reviews at rank 4. From
+    2 GiB on, gradients go to disk in half precision instead. Where other programs use the same
+    cores, set OMP_WAIT_POLICY=PASSIVE in the environment: torch's threads then do not spin while
+    they wait for each other.
 
     The seed decides which reviews are taken, which labels are flipped, the initial adapters, the
     order of the batches and the dropout. On one machine, with the same number of threads, the same
@@ -78,11 +174,11 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
     """
     with _errors_as_messages():
         check_packages()
-        with output_folder(out, overwrite) as folder:
-            _run(DemoSettings(**settings), folder, progress)
+        _run(DemoSettings(**settings), out, overwrite, progress)
     click.echo(f"Written to {out.resolve()}:")
     for path in sorted(out.iterdir()):
-        click.echo(f"  {path.name}")
+        if path.name != LOCK:
+            click.echo(f"  {path.name}")
 
 
 @contextmanager
@@ -93,18 +189,24 @@ def _errors_as_messages() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-def _run(settings: DemoSettings, folder: Path, progress: bool) -> None:
+def _run(settings: DemoSettings, out: Path, overwrite: bool, progress: bool) -> None:
     # These need the extra [demo], which is known to be installed only here.
-    from rich.console import Console
-
-    from pydvl_datainf.demo.run import run_demo, write_result
+    from pydvl_datainf.demo.run import run_demo
     from pydvl_datainf.demo.tables import tables
 
-    status, console = Console(stderr=True), Console()
     result = run_demo(
-        settings, progress=progress, announce=lambda stage: status.print(f"{stage} …")
+        settings,
+        out,
+        overwrite=overwrite,
+        progress=progress,
+        announce=lambda line: click.echo(line, err=True),
     )
-    write_result(folder, result)
-    for table in tables(result):
+    _show(tables(result))
+
+
+def _show(tables: Iterable[RenderableType]) -> None:
+    # By itself rich would break lines for a file or a pipe at the width of some terminal, or at 80.
+    console = Console(width=None if sys.stdout.isatty() else UNLIMITED)
+    for table in list(tables):  # all or nothing
         console.print(table)
         console.print()

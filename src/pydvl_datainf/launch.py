@@ -179,7 +179,7 @@ class Parent:
 
     def columns(self) -> dict[str, Array]:
         """Ids and metadata of the training samples."""
-        names = [name for name, _ in self.store.group.arrays()]
+        names = self.store.names()
         wanted = [name for name in names if name == "train" or name.startswith("train_")]
         return {name: self.store.read(name) for name in wanted}
 
@@ -267,7 +267,8 @@ def _survey(executor: Executor, shared: Any, side: str, samples: Samples | None)
     parts = dict(executor.map(work.survey, items, [shared], f"reading {side} data"))
     found = [batch for start in sorted(parts) for batch in parts[start]]
     if not found:
-        raise SourceError(f"The {side} data is empty.")
+        name = "training" if side == "train" else side
+        raise SourceError(f"The {name} data is empty.")
     lengths, digests = zip(*found, strict=True)
     return Survey(lengths, digests)
 
@@ -350,6 +351,7 @@ def _enter(
             f"{store} holds another run. What differs:{_listed(other)}\nChoose another store, or "
             "replace this one with overwrite=True."
         )
+    store.sweep()
 
 
 def _about() -> dict[str, Any]:
@@ -423,8 +425,7 @@ def _perform(
             store.update(cost)
     store.delete(WORK)
     if stages.is_new or not before["complete"]:
-        store.update({"complete": True})
-        store.consolidate()
+        store.finish()
 
 
 def _listed(lines: Sequence[str]) -> str:

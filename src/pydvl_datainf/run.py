@@ -19,6 +19,18 @@ from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store
 from pydvl_datainf.work import ENDS, self_influences
 
+ARRAYS = (
+    "block",
+    "width",
+    "damping",
+    "squared_norms",
+    "factors",
+    "mean_influence",
+    "test",
+    "train",
+)
+"""What every run has."""
+
 
 class InfluenceRun:
     """A run in its store. Reading needs neither the model nor the data.
@@ -89,12 +101,12 @@ class InfluenceRun:
         """
         if side == "run":
             return dict(self.attrs["fingerprint"]["run metadata"])
-        names = [name for name, _ in self._store.group.arrays() if name.startswith(f"{side}_")]
+        names = [name for name in self._store.names() if name.startswith(f"{side}_")]
         return {name.removeprefix(f"{side}_"): self._store.read(name) for name in names}
 
     def progress(self) -> tuple[int, int]:
         """How many chunks of results are there, and how many there will be."""
-        name = "top" if "top" in self._store else "scores"
+        name = "scores" if self.attrs["fingerprint"]["top_k"] is None else "top"
         names = ("factors", name)
         there = sum(len(self._store.present(name)) for name in names)
         return there, sum(len(self._store.expected(name)) for name in names)
@@ -106,6 +118,9 @@ class InfluenceRun:
             StoreError: if the run is not complete, or a chunk is missing or damaged; names it.
         """
         self._check_complete()
+        kept = ("top", "top_scores") if self.scores is None else ("scores",)
+        for name in (*ARRAYS, *kept):
+            self._store.array(name)  # there, even if its metadata were deleted
         self._store.check()
 
     # What was found
@@ -116,7 +131,7 @@ class InfluenceRun:
 
         Positive = helpful. What is not computed yet is NaN.
         """
-        return self._store.array("scores") if "scores" in self._store else None
+        return self._store.array("scores") if self.attrs["fingerprint"]["top_k"] is None else None
 
     def top(
         self, k: int, test: Any = None, most: Literal["helpful", "harmful"] = "helpful"
@@ -317,7 +332,7 @@ class InfluenceRun:
             name, tile = "self_influence", plan.train_tile
             job.store.require(name, values.shape, (tile,), dtype, ("train",))
             job.store.write(name, ..., values)
-            job.store.consolidate()
+            job.store.finish()
         return values
 
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
-from zarr.errors import GroupNotFoundError
+from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from pydvl_datainf.errors import StoreError, StoreExistsError
@@ -69,8 +69,7 @@ class Store:
         """The group, as it is now.
 
         Raises:
-            StoreError: if there is none, or it is read-only and is to be written.
-            ValueError: whatever else Zarr refuses.
+            StoreError: if there is none, it is damaged, or it is read-only and is to be written.
         """
         if self.path is not None and not self.path.is_dir():
             raise StoreError(f"There is no store at {self}.")
@@ -79,12 +78,12 @@ class Store:
             return zarr.open_group(
                 self.location, mode="r" if self.read_only else "r+", use_consolidated=False
             )
-        except (GroupNotFoundError, FileNotFoundError) as error:
+        except (GroupNotFoundError, ContainsArrayError, FileNotFoundError) as error:
             raise StoreError(f"{self} holds no Zarr group.") from error
-        except ValueError as error:  # Zarr has no narrower one
-            if "read-only" not in str(error):
-                raise
-            raise StoreError(f"{self} is read-only.") from error
+        except ValueError as error:  # Zarr has no narrower ones
+            if "read-only" in str(error):
+                raise StoreError(f"{self} is read-only.") from error
+            raise StoreError(f"{self} cannot be opened: {error}.") from error
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -117,7 +116,8 @@ class Store:
         if self.path is not None:
             if self.path.exists() and not self.path.is_dir():
                 raise StoreExistsError(f"{self} is a file. Choose another place for the store.")
-            if not self.path.exists() or not any(self.path.iterdir()):
+            there = self.path.iterdir() if self.path.exists() else ()
+            if all(path.name.endswith(".partial") for path in there):  # of a killed writer
                 return True
         try:
             Store(self.location, read_only=True).attributes  # noqa: B018
@@ -154,16 +154,23 @@ class Store:
             path.rename(old)
             shutil.rmtree(old)
 
+    def sweep(self) -> None:
+        """Deletes what killed writers left, of which other programs would warn."""
+        with os_errors_named(self):
+            for path in self.path.rglob("*.partial") if self.path is not None else ():
+                path.unlink(missing_ok=True)
+
     def update(self, attributes: Mapping[str, Any]) -> None:
         """Changes some attributes."""
         with os_errors_named(self):
             self.group.attrs.update(attributes)
 
-    def consolidate(self) -> None:
-        """Writes metadata for readers that open the group whole; xarray warns without them."""
+    def finish(self) -> None:
+        """Marks the run as complete, and consolidates the metadata: xarray warns without that."""
         with os_errors_named(self), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-            zarr.consolidate_metadata(self.group.store)
+            group = zarr.consolidate_metadata(self.group.store)
+            group.attrs["complete"] = True  # last, in one file with the rest
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -216,10 +223,9 @@ class Store:
             The array.
         """
         with os_errors_named(self):
-            group = self.group
-            if name not in group:
+            if name not in self:
                 floating = dtype != "string" and np.issubdtype(dtype, np.floating)
-                group.create_array(
+                self.group.create_array(
                     name,
                     shape=shape,
                     chunks=tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True)),
@@ -240,26 +246,43 @@ class Store:
             The array.
 
         Raises:
-            StoreError: if there is none.
+            StoreError: if there is none, or its metadata are damaged.
         """
         if name not in self._arrays:
-            group = self.group
-            if name not in group:
+            if name not in self:
                 raise StoreError(f"{self} has no array '{name}'.")
             # Otherwise a chunk that equals the fill value would not be written.
             with zarr.config.set({"array.write_empty_chunks": True}):
-                self._arrays[name] = cast("zarr.Array[Any]", group[name])
+                self._arrays[name] = cast("zarr.Array[Any]", self.group[name])
         return self._arrays[name]
 
+    def names(self) -> list[str]:
+        """The names of all arrays but the intermediate ones.
+
+        Returns:
+            Names, in no particular order.
+
+        Raises:
+            StoreError: if the metadata of one are damaged.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Object at .* is not recognized")
+            try:
+                return [name for name in self.group if name != WORK]
+            except ValueError as error:
+                raise StoreError(f"The metadata of {self} are damaged: {error}.") from error
+
     def __contains__(self, name: str) -> bool:
-        return name in self.group
+        try:
+            return name in self.group
+        except ValueError as error:
+            raise StoreError(f"The metadata of '{name}' in {self} are damaged: {error}.") from error
 
     def delete(self, name: str) -> None:
         """Deletes an array or a group of arrays, if it is there."""
         with os_errors_named(self):
-            group = self.group
-            if name in group:
-                del group[name]
+            if name in self:
+                del self.group[name]
             for gone in [a for a in self._arrays if a == name or a.startswith(f"{name}/")]:
                 del self._arrays[gone]
 
@@ -347,7 +370,7 @@ class Store:
         Raises:
             StoreError: if any is missing or damaged; names them.
         """
-        for name, _ in self.group.arrays():
+        for name in self.names():
             broken = self.expected(name) - self.sound(name)
             if broken:
                 raise self._damaged(name, broken)

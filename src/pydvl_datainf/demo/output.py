@@ -1,79 +1,108 @@
-"""The folder of results: refused where it holds something, replaced only by a complete one."""
+"""The folder of results: what may stand in it, and what of it may be gone on with or replaced."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pydvl_datainf.demo.errors import OutputError
+from pydvl_datainf.demo.packages import MODEL_PACKAGE, MODEL_SHA256, REVIEWS_PACKAGE
+from pydvl_datainf.demo.settings import DemoSettings
+from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.store import Store, differences
 
 SCORES = "influences.zarr"
+LOCK = f"{SCORES}.lock"
 ROC_PLOT = "roc_curves.png"
 DISTRIBUTION_PLOT = "score_distributions.png"
-FILES = frozenset({SCORES, ROC_PLOT, DISTRIBUTION_PLOT})
+PLOTS = frozenset({ROC_PLOT, DISTRIBUTION_PLOT})
+FILES = PLOTS | {SCORES, LOCK}
+REPLACED = f".{SCORES}.*.old"
+"""What a store that was being deleted is called; it stays where the process was killed."""
 
 
-@contextmanager
-def output_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into that takes the place of `out` if all goes well.
-
-    Until then it is a hidden folder beside `out`, which stays as it is; after an error the hidden
-    folder is removed. `check_output` says which `out` is refused, before anything is yielded.
-
-    Args:
-        out: the folder of results; its parents are made where missing.
-        overwrite: whether results that are there already may be replaced.
-
-    Yields:
-        The folder to write into.
-
-    Raises:
-        OutputError: if `out` may not be replaced; before anything is yielded.
-    """
-    out = out.resolve()
-    check_output(out, overwrite)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        check_output(out, overwrite)
-        _replace(out, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_output(out: Path, overwrite: bool) -> None:
-    """Checks that writing to `out` destroys nothing but, where allowed, an earlier result.
+def origin(settings: DemoSettings) -> dict[str, Any]:
+    """What decides the result of the demo, on one machine.
 
     Args:
-        out: a folder that need not exist.
-        overwrite: whether an earlier result may be replaced.
+        settings: sizes, rates and seed.
+
+    Returns:
+        Entries of the run's metadata.
+    """
+    return {
+        "settings": asdict(settings),
+        "model": {"package": MODEL_PACKAGE, "sha256": MODEL_SHA256},
+        "reviews": REVIEWS_PACKAGE,
+    }
+
+
+def begun_run(out: Path, settings: DemoSettings, overwrite: bool) -> InfluenceRun | None:
+    """The run in a folder of results that has these settings.
+
+    Args:
+        out: the folder, which need not exist.
+        settings: sizes, rates and seed.
+        overwrite: whether a result of other settings may be replaced.
+
+    Returns:
+        The run, complete or not; None where a new one is to be made.
 
     Raises:
-        OutputError: if `out` is a file, holds an earlier result that may not be replaced, or
-            holds anything else.
+        OutputError: if `out` is a file, holds what the demo does not write, or a result of other
+            settings that may not be replaced.
+        StoreExistsError: if the store is something else than a run.
     """
+    found = _checked_names(out)
+    store = Store(out / SCORES)
+    if store.is_vacant():
+        if found & PLOTS and not overwrite:
+            raise OutputError(
+                f"{out} holds the plots of an earlier result, but not its scores; choose another "
+                "folder for the results, or replace them with --overwrite."
+            )
+        return None
+    run = InfluenceRun(store)
+    other = _other_origin(run, settings)
+    if other and not overwrite:
+        raise OutputError(
+            f"{out} holds an earlier result of other settings ({'; '.join(other)}); choose another "
+            "folder for the results, or replace it with --overwrite."
+        )
+    return None if other else run
+
+
+def delete_plots(out: Path) -> None:
+    """Deletes the plots of an earlier result, if there are any."""
+    for name in PLOTS:
+        (out / name).unlink(missing_ok=True)
+
+
+def _checked_names(out: Path) -> set[str]:
     if not out.exists():
-        return
+        return set()
     if not out.is_dir():
         raise OutputError(f"{out} is a file; choose another folder for the results.")
-    found = {path.name for path in out.iterdir()}
-    foreign = sorted(found - FILES)
+    paths = list(out.iterdir())
+    foreign = sorted(p.name for p in paths if p.name not in FILES and not p.match(REPLACED))
     if foreign:
         raise OutputError(
             f"{out} holds what this command does not write ({foreign[0]}, for one), so it is never "
-            f"replaced; choose another folder for the results."
+            "replaced; choose another folder for the results."
         )
-    if found and not overwrite:
+    return {path.name for path in paths}
+
+
+def _other_origin(run: InfluenceRun, settings: DemoSettings) -> list[str]:
+    wanted, told = origin(settings), run.metadata("run")
+    if not told.keys() >= wanted.keys():
         raise OutputError(
-            f"{out} holds an earlier result; choose another folder, or replace it with --overwrite."
+            f"{run!r} is not of this demo, so it is never replaced; choose another folder for the "
+            "results."
         )
+    return differences(_flat(told, wanted), _flat(wanted, wanted))
 
 
-def _replace(out: Path, new: Path) -> None:
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+def _flat(told: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """Each setting by itself, so that differences are told with their values."""
+    return {**told["settings"], **{n: told[n] for n in names if n != "settings"}}

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
 
 from pydvl_datainf.demo.reviews import Reviews
 from pydvl_datainf.demo.scoring import Scores
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.evaluation import mislabel_auc
+from pydvl_datainf.run import InfluenceRun
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """All that is shown or written at the end.
+    """All that is shown at the end.
 
     Attributes:
         settings: sizes, rates and seed.
@@ -32,6 +36,39 @@ class DemoResult:
     damping: Mapping[str, float]
     scores: Scores
     seconds: Mapping[str, float]
+
+    @classmethod
+    def from_run(cls, run: InfluenceRun) -> Self:
+        """Reads a result.
+
+        Args:
+            run: of the demo.
+
+        Returns:
+            What it found.
+
+        Raises:
+            StoreError: if the run is not complete, or damaged.
+        """
+        run.check()
+        told, train = run.metadata("run"), run.metadata("train")
+        assert run.scores is not None  # the demo keeps all of them
+        parts = {f"DataInf: {name}": seconds for name, seconds in run.attrs["seconds"].items()}
+        return cls(
+            settings=DemoSettings(**told["settings"]),
+            train=Reviews.from_columns(train),
+            test=Reviews.from_columns(run.metadata("test")),
+            accuracy=told["accuracy"],
+            n_parameters=run.plan.n_parameters,
+            damping=run.damping,
+            scores=Scores(
+                influences=np.asarray(run.scores[...]),
+                self_influences=run.self_influence(),
+                hessian_free=train["hessian_free"],
+                losses=train["loss"],
+            ),
+            seconds=told["seconds"] | parts,
+        )
 
     def aucs(self) -> dict[str, float]:
         """How well each score finds the flipped labels.

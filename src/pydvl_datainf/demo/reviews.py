@@ -1,7 +1,9 @@
 """Film reviews with labels, some of them flipped on purpose."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,17 @@ class Reviews:
 
     def __getitem__(self, chosen: npt.NDArray[np.intp]) -> "Reviews":
         return Reviews(self.texts[chosen], self.labels[chosen], self.flipped[chosen])
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, npt.NDArray[Any]]) -> "Reviews":
+        """Reads reviews from columns like those that `to_columns` gives."""
+        labels = (columns["label"] == LABELS[1]).astype(np.int64)
+        return cls(columns["text"], labels, columns["flipped"])
+
+    def to_columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Columns for people: text, label (in words) and flipped."""
+        words = np.array(LABELS, dtype=object)[self.labels]
+        return {"text": self.texts, "label": words, "flipped": self.flipped}
 
 
 def read_reviews(path: Path) -> Reviews:

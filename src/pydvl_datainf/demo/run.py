@@ -1,142 +1,100 @@
-"""The demo from the first to the last stage."""
+"""The demo from the first to the last stage; a result that is there already is read instead."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
 from matplotlib.figure import Figure
-from torch import nn
-from torch.utils.data import DataLoader
 
 from pydvl_datainf.demo import output
-from pydvl_datainf.demo.packages import model_folder, reviews_file
-from pydvl_datainf.demo.record import write_record
+from pydvl_datainf.demo.errors import OutputError
+from pydvl_datainf.demo.preparation import Prepared, Stages, prepare
 from pydvl_datainf.demo.result import DemoResult
-from pydvl_datainf.demo.reviews import draw_reviews, read_reviews
-from pydvl_datainf.demo.scoring import (
-    Scores,
-    compute_hessian_free,
-    compute_losses,
-    compute_predictions,
-)
 from pydvl_datainf.demo.settings import DemoSettings
-from pydvl_datainf.demo.tuning import Batch, encode, tuned_model
-from pydvl_datainf.influence import DataInfInfluence
-from pydvl_datainf.objectives import SequenceClassification
+from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.plots import roc_curves, score_distribution
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Announces the stages of a run and takes their times.
-
-    Attributes:
-        announce: told the name of each stage when it begins.
-        seconds: how long each stage took.
-    """
-
-    announce: Callable[[str], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times what happens inside.
-
-        Args:
-            name: of the stage.
-        """
-        self.announce(name)
-        start = perf_counter()
-        yield
-        self.seconds[name] = perf_counter() - start
+from pydvl_datainf.run import InfluenceRun
 
 
 def run_demo(
     settings: DemoSettings,
+    out: Path,
     *,
+    overwrite: bool = False,
     progress: bool = False,
-    announce: Callable[[str], None] = lambda stage: None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
-    """Tunes a model on reviews with flipped labels and scores each training review.
+    """Tunes a model on reviews with flipped labels, scores each training review, and draws plots.
+
+    Where `out` holds the complete result of these settings, it is read, and only the plots are
+    drawn. Where it holds a part of it, the model is tuned again, and the run goes on.
 
     Args:
         settings: sizes, rates and seed.
+        out: folder of the results.
+        overwrite: replace a result of other settings, once the model is tuned.
         progress: show bars on stderr.
-        announce: told the name of each stage when it begins.
+        announce: told what happens, line by line.
 
     Returns:
-        What was found; nothing is written.
+        What was found, as it is stored.
     """
-    stages = Stages(announce)
-    with stages.stage("Reading and tokenising the reviews"):
-        folder = model_folder()
-        train, test = draw_reviews(read_reviews(reviews_file()), settings)
-        encoded = [encode(reviews, folder, settings.tokens) for reviews in (train, test)]
-    with stages.stage("Tuning the model"):
-        model = tuned_model(encoded[0], folder, settings, progress)
-    with stages.stage("Predicting the test reviews"):
-        predictions = compute_predictions(model, encoded[1].to_loader(settings.batch_size))
-    influence = DataInfInfluence(
-        model, SequenceClassification(), batch_size=settings.batch_size, progress=progress
-    )
-    loader, queries = encoded[0].to_loader(settings.batch_size), encoded[1].to_batch()
-    scores = compute_scores(model, influence, loader, queries, stages, progress)
-    return DemoResult(
-        settings=settings,
-        train=train,
-        test=test,
-        accuracy=float((predictions == test.labels).mean()),
-        n_parameters=influence.n_parameters,
-        damping=influence.damping,
-        scores=scores,
-        seconds=stages.seconds,
-    )
+    begun = output.begun_run(out, settings, overwrite)
+    result = None if begun is None else _reused(begun, announce)
+    if result is None:
+        stages = Stages(announce)
+        prepared = prepare(settings, stages, progress)
+        with stages.stage("DataInf: influences and self-influences"):
+            run = _computed(prepared, out, begun, stages, overwrite, progress)
+        result = DemoResult.from_run(run)
+    write_plots(out, result)
+    return result
 
 
-def compute_scores(
-    model: nn.Module,
-    influence: DataInfInfluence,
-    loader: DataLoader[Batch],
-    queries: Batch,
+def _reused(run: InfluenceRun, announce: Callable[[str], None]) -> DemoResult | None:
+    """The result, or None if it is not there whole."""
+    created = run.attrs["created"]
+    try:
+        result = DemoResult.from_run(run)
+    except StoreError:
+        state = "damaged" if run.is_complete else "not complete"
+        announce(f"The result of {created} is {state}; what is missing is computed.")
+        return None
+    announce(f"Reusing the result of {created}, which has the same settings.")
+    return result
+
+
+def _computed(
+    prepared: Prepared,
+    out: Path,
+    begun: InfluenceRun | None,
     stages: Stages,
+    overwrite: bool,
     progress: bool,
-) -> Scores:
-    """Computes all scores of the training reviews, one stage for each.
+) -> InfluenceRun:
+    """Goes on with the run that was begun, or makes a new one."""
+    store = out / output.SCORES
+    if begun is not None:
+        seconds = begun.metadata("run")["seconds"]  # as told then: a run that goes on is the same
+        try:
+            return prepared.run(store, seconds, overwrite=False, progress=progress)
+        except StoreExistsError as error:
+            if not overwrite:
+                raise OutputError(
+                    f"{out} holds a result of the same settings, begun with another number of "
+                    "threads or other versions of packages, so that it cannot go on. Replace it "
+                    f"with --overwrite. {error}"
+                ) from error
+    output.delete_plots(out)  # they would stand beside scores that they do not show
+    return prepared.run(store, stages.seconds, overwrite, progress)
+
+
+def write_plots(folder: Path, result: DemoResult) -> None:
+    """Draws the two plots.
 
     Args:
-        model: a tuned model in eval mode.
-        influence: of that model, not fitted yet.
-        loader: yields the n training reviews, in a fixed order.
-        queries: the m test reviews.
-        stages: takes the times.
-        progress: show bars on stderr.
-
-    Returns:
-        The scores.
-    """
-    with stages.stage("DataInf: gradients of the training reviews and λ"):
-        influence.fit(loader)
-    with stages.stage("DataInf: influences on the test reviews"):
-        influences = influence.training_influences(queries).numpy()
-    with stages.stage("DataInf: self-influences"):
-        self_influences = influence.self_influences().numpy()
-    with stages.stage("Hessian-free: gradient products"):
-        hessian_free = compute_hessian_free(influence, queries, loader, progress)
-    with stages.stage("Training losses"):
-        losses = compute_losses(model, loader)
-    return Scores(influences, self_influences, hessian_free, losses)
-
-
-def write_result(folder: Path, result: DemoResult) -> None:
-    """Writes the scores and the two plots.
-
-    Args:
-        folder: an empty folder.
+        folder: where to; must exist.
         result: what was found.
     """
-    write_record(folder / output.SCORES, result)
     suspicions, flipped = result.scores.suspicions(), result.train.flipped
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     roc_curves(suspicions, flipped, figure.subplots())

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +11,7 @@ from pydvl_datainf.demo.result import DemoResult
 from pydvl_datainf.demo.reviews import LABELS, Reviews
 from pydvl_datainf.demo.scoring import MEAN_INFLUENCE
 from pydvl_datainf.evaluation import Floats, largest
+from pydvl_datainf.tables import titled_table
 
 SUSPECTS = 10
 QUERIES = 3
@@ -47,7 +47,7 @@ def run_table(result: DemoResult) -> Table:
     flipped, n, m = result.train.flipped.sum(), len(result.train), len(result.test)
     dampings = result.damping.values()
     larger_class = np.bincount(result.test.labels).max() / m
-    table = _table("The run", header=False)
+    table = titled_table("The run", header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("Training reviews", f"{n:,}")
@@ -70,7 +70,7 @@ def seconds_table(result: DemoResult) -> Table:
     Returns:
         A table with one row for each stage, and the sum.
     """
-    table = _table("Time")
+    table = titled_table("Time")
     table.add_column("Stage")
     table.add_column("Seconds", justify="right")
     for stage, seconds in result.seconds.items():
@@ -89,7 +89,7 @@ def auc_table(result: DemoResult) -> Table:
     Returns:
         A table with one row for each score.
     """
-    table = _table(
+    table = titled_table(
         "Finding flipped labels",
         caption="AUC: the chance that a flipped label looks more suspicious than\n"
         "a clean one. The training loss is the baseline without influences.",
@@ -113,7 +113,7 @@ def suspects_table(result: DemoResult) -> Table:
     suspicion = result.scores.suspicions()[MEAN_INFLUENCE]
     suspects = largest(suspicion, SUSPECTS)
     found = result.train.flipped[suspects].sum()
-    table = _table(
+    table = titled_table(
         f"The {len(suspects)} most suspicious training reviews by {MEAN_INFLUENCE}",
         caption=f"{found} of {len(suspects)} were flipped; guessing would find "
         f"{result.train.flipped.mean() * len(suspects):.1f}.",
@@ -135,25 +135,14 @@ def neighbours_table(result: DemoResult, query: int) -> Table:
     """
     influences = result.scores.influences[query]
     label, text = LABELS[result.test.labels[query]], result.test.texts[query]
-    table = _table(f"What helps and what harms on this test review, which is {label}:\n{text}")
+    table = titled_table(
+        f"What helps and what harms on this test review, which is {label}:\n{text}"
+    )
     _add_review_columns(table)
     for chosen in (largest(influences, NEIGHBOURS), largest(-influences, NEIGHBOURS)[::-1]):
         _add_reviews(table, result.train, chosen, influences)
         table.add_section()
     return table
-
-
-def _table(title: str, caption: str | None = None, header: bool = True) -> Table:
-    # As Text, so that square brackets in a review are not read as markup.
-    return Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        show_header=header,
-        box=SIMPLE_HEAD,
-        min_width=66,
-    )
 
 
 def _add_review_columns(table: Table) -> None:

@@ -20,6 +20,9 @@ from pydvl_datainf.demo.settings import DemoSettings
 
 Batch: TypeAlias = dict[str, Tensor]
 
+LORA_TARGETS = ("query", "value")
+"""The layers of each block of the transformer that get adapters."""
+
 
 class EncodedReviews(Dataset[Batch]):
     """Tokenised reviews, all padded to one length; a batch is cut to its own longest review.
@@ -128,7 +131,7 @@ def build_model(folder: Path, rank: int) -> nn.Module:
         r=rank,
         lora_alpha=rank,
         lora_dropout=0.0,
-        target_modules=["query", "value"],
+        target_modules=list(LORA_TARGETS),
     )
     with warnings.catch_warnings():
         # peft asks the model by a name that transformers 5 announces to drop.
