@@ -57,6 +57,7 @@ check: lint imports types install-demo  ## Everything that CI checks: lint, impo
 
 bench: install-demo  ## Measure speed and memory (benchmarks/).
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/scale.py
 
 clean:  ## Remove the environment and what was built.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info

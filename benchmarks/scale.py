@@ -134,7 +134,7 @@ def workers(folder: Path, train: int, test: int) -> Table:
     first, _ = timed(folder, train, test, rows="recompute")
     table.add_row("in process", f"{first:.1f}", "1.00")
     for count in (1, 2):
-        cluster = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+        cluster = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0")
         with cluster, Client(cluster) as client:
             client.run(torch.set_num_threads, 1)
             timed(folder, 64, 8, rows="recompute", client=client)  # imports

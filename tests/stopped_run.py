@@ -1,0 +1,272 @@
+"""Runs that something stops: a signal, a full disk, a missing right, or their own model.
+
+It is a module of its own so that other processes can import it. They come from a fork server that
+has torch loaded, so that ten of them cost little more than one.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from zarr.storage import LocalStore
+
+from pydvl_datainf import DataInfInfluence, run_influences
+from pydvl_datainf.run import InfluenceRun
+
+N, M = 23, 11
+TILE = 3, 6  # (test, train): 4 and 4 tiles, the last ones shorter
+TIGHT = {"memory": 9_000, "zarr": 8_000, "recompute": 6_000}  # memory for two groups of queries
+TIMEOUT = 60
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+# What is run
+
+
+def unwatched(x):
+    return x
+
+
+class Network(nn.Module):
+    """A small classifier; `watch` sees its inputs first, and may change them, stop or kill."""
+
+    def __init__(self, watch=unwatched, hidden=5):
+        super().__init__()
+        self.watch = watch
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 4))
+
+    def forward(self, x):
+        return self.layers(self.watch(x))
+
+
+def samples(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(length, 3, generator=generator), torch.arange(length) % 4
+
+
+def loader(data, batch_size):
+    return DataLoader(TensorDataset(*data), batch_size)
+
+
+def build(watch=unwatched, hidden=5, **settings):
+    return DataInfInfluence(Network(watch, hidden), F.cross_entropy, **settings)
+
+
+def run(store, watch=unwatched, *, influence=None, test=None, train=None, **settings):
+    """A run of N training samples in batches of 5 (the last of 3), M queries in batches of 4."""
+    usual = {"rows": "recompute", "tile": TILE, "memory": "1MiB", "progress": False}
+    return run_influences(
+        build(watch) if influence is None else influence,
+        loader(samples(M, 2), 4) if test is None else test,
+        loader(samples(N, 1), 5) if train is None else train,
+        store,
+        **usual | settings,
+    )
+
+
+def chunks(folder):
+    """The chunk files of results, without intermediate ones, while others write."""
+    folders = (Path(place) for place, _, _ in os.walk(folder))
+    found = (file for place in folders if "c" in place.parts for file in place.glob("*"))
+    names = (file.relative_to(folder) for file in found if file.name.isdigit() and file.is_file())
+    return {str(name) for name in names if name.parts[0] != "work"}
+
+
+# What watches a model
+
+
+@dataclass
+class Pause:
+    """Slows every forward pass down, so that something can happen in the meantime."""
+
+    seconds: float
+
+    def __call__(self, x):
+        time.sleep(self.seconds)
+        return x
+
+
+@dataclass
+class Interrupt:
+    """Ctrl-C in one of the forward passes."""
+
+    left: int
+
+    def __call__(self, x):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return x
+
+
+@dataclass
+class Block:
+    """Says that it is there, and stays there."""
+
+    sign: Path
+
+    def __call__(self, x):
+        self.sign.touch()
+        time.sleep(10 * TIMEOUT)
+        return x
+
+
+@dataclass
+class Poison:
+    """Replaces one sample by a number that is none, as a fault that passes would."""
+
+    sample: torch.Tensor
+    value: float
+
+    def __call__(self, x):
+        hit = (x == self.sample).all(1, keepdim=True)
+        return torch.where(hit, self.value, x)
+
+
+@dataclass
+class Deadly:
+    """Kills any process but the first one once some results are there."""
+
+    survivor: int
+    folder: Path
+    enough: int
+
+    def __call__(self, x):
+        if os.getpid() != self.survivor and len(chunks(self.folder)) >= self.enough:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+# What runs in a process of its own
+
+
+class SlowStore(LocalStore):
+    """Takes some time for each file."""
+
+    async def set(self, key, value):
+        await super().set(key, value)
+        await asyncio.sleep(0.002)
+
+
+def run_slowly(folder, rows):
+    run(SlowStore(folder), Pause(0.002), rows=rows, memory=TIGHT[rows])
+
+
+def run_killed_in_write(folder, key, count):
+    """Dies when a file is written for the count-th time, and has not got its name yet."""
+    replace, seen = Path.replace, []
+
+    def replace_or_die(self, target):
+        seen.append(target.relative_to(folder).as_posix())
+        if seen.count(key) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    Path.replace = replace_or_die
+    run(folder)
+
+
+def run_blocked(folder, sign):
+    run(folder, Block(sign))
+
+
+def run_with_largest_file(folder, size, hidden):
+    """As on a full disk: no file may become larger than `size` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    run(folder, influence=build(hidden=hidden))
+
+
+def run_without_rights(folder):
+    become_nobody()
+    run(folder)
+
+
+def read_without_rights(folder):
+    become_nobody()
+    done = InfluenceRun(folder)
+    done.check()
+    done.top(2), done.mean_influence(), done.self_influence()
+
+
+def become_nobody():
+    """Root could write everywhere."""
+    if os.geteuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+# Processes
+
+
+def start_fork_server():
+    """One thread for each process, and the imports done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        # The last is what the first call of vmap imports.
+        preload = ["stopped_run", "pytest", "distributed", "torch.fx.experimental.symbolic_shapes"]
+        PROCESSES.set_forkserver_preload(preload)
+        forkserver.ensure_running()
+
+
+def started(function, *arguments):
+    process = PROCESSES.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def ended(function, *arguments):
+    """How a process ended that came to its end by itself: its exit code."""
+    process = started(function, *arguments)
+    process.join(TIMEOUT)
+    code = process.exitcode
+    process.kill()
+    return code
+
+
+def wait_for(condition, process=None):
+    """Polls; stops early where the process ends, and fails where nothing happens."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition() and (process is None or process.is_alive()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def killed(process):
+    """Kills a process; returns how it ended."""
+    process.kill()
+    process.join(TIMEOUT)
+    return process.exitcode
+
+
+def outcome(function, *arguments):
+    """What a process raised, or None."""
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = started(_report, sender, function, *arguments)
+    try:
+        assert receiver.poll(TIMEOUT)
+        return receiver.recv()
+    finally:
+        killed(process)
+
+
+def _report(sender, function, *arguments):
+    torch.set_num_threads(1)
+    try:
+        function(*arguments)
+    except Exception as error:
+        sender.send(error)
+    else:
+        sender.send(None)
