@@ -482,7 +482,8 @@ def test_one_executor_at_a_time(tmp_path, client):
 
 
 def test_a_query_reads_no_training_data(tmp_path, truth):
-    first = run(tmp_path / "first.zarr", rows="zarr", metadata={"train": {"label": ["x"] * N}})
+    columns = {name: ["x"] * N for name in ("label", "text", "a", "b", "c")}
+    first = run(tmp_path / "first.zarr", rows="zarr", metadata={"train": columns})
     other = loader(4, 9, 3)
     second = first.query(build(), other, tmp_path / "second.zarr", progress=False, ids=list("abcd"))
     assert second.attrs["gradients"] == 4
@@ -492,6 +493,8 @@ def test_a_query_reads_no_training_data(tmp_path, truth):
     whole = run(tmp_path / "whole.zarr", test=other, rows="zarr")
     np.testing.assert_array_equal(second.scores[...], whole.scores[...])
     np.testing.assert_array_equal(second.self_influence(), first.self_influence())
+    again = first.query(build(), other, tmp_path / "second.zarr", progress=False, ids=list("abcd"))
+    assert again.attrs == second.attrs
     third = second.query(build(), query_loader(), tmp_path / "third.zarr", progress=False)
     np.testing.assert_array_equal(third.scores[...], first.scores[...])
 

@@ -881,12 +881,6 @@ def test_threads_of_joblib_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_of_joblib_name_the_sample_whose_loss_is_no_number(tmp_path):
-    with pytest.raises(ModelError, match=r"Position 17 of the training data \(id 17\)"):
-        run(tmp_path / "run.zarr", n_jobs=2, **with_value("train", 17, np.nan))
-
-
-@pytest.mark.slow
 def test_a_dead_process_of_joblib_is_named_and_the_run_goes_on(tmp_path, plain):
     store = tmp_path / "run.zarr"
     enough = len(chunks(plain)) // 3

@@ -417,12 +417,7 @@ def _perform(
         seconds=dict(before["seconds"]),
         gradients=before["gradients"],
     )
-    try:
-        stages.run(self_influence=wishes.self_influence)
-    finally:
-        cost = {"gradients": stages.gradients, "seconds": stages.seconds}
-        if cost != {key: before[key] for key in cost}:
-            store.update(cost)
+    stages.run(self_influence=wishes.self_influence)
     store.delete(WORK)
     if stages.is_new or not before["complete"]:
         store.finish()

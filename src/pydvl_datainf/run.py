@@ -107,7 +107,7 @@ class InfluenceRun:
     def progress(self) -> tuple[int, int]:
         """How many chunks of results are there, and how many there will be."""
         name = "scores" if self.attrs["fingerprint"]["top_k"] is None else "top"
-        names = ("factors", name)
+        names = [name for name in ("factors", name) if name in self._store]
         there = sum(len(self._store.present(name)) for name in names)
         return there, sum(len(self._store.expected(name)) for name in names)
 

@@ -208,6 +208,7 @@ class Stages:
                 self.gradients += gradients
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + perf_counter() - start
+            self.store.update({"gradients": self.gradients, "seconds": self.seconds})
 
 
 def _along(sound: set[Chunk], expected: set[Chunk], axis: int) -> set[int]:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -260,7 +260,7 @@ class Store:
         """The names of all arrays but the intermediate ones.
 
         Returns:
-            Names, in no particular order.
+            Names, sorted.
 
         Raises:
             StoreError: if the metadata of one are damaged.
@@ -268,7 +268,7 @@ class Store:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Object at .* is not recognized")
             try:
-                return [name for name in self.group if name != WORK]
+                return sorted(name for name in self.group if name != WORK)
             except ValueError as error:
                 raise StoreError(f"The metadata of {self} are damaged: {error}.") from error
 
@@ -318,11 +318,11 @@ class Store:
             broken = [chunk for chunk in there if not self._is_sound(name, chunk)]
             if not broken:
                 raise
-            raise self._damaged(name, broken) from error
+            raise self._damaged(_keys_of(name, broken)) from error
         if not np.issubdtype(values.dtype, np.floating) or np.isnan(values).any():
             missing = self._touched(name, where) - self.present(name)
             if missing:
-                raise self._damaged(name, missing)
+                raise self._damaged(_keys_of(name, missing))
         return values
 
     def _touched(self, name: str, where: Any) -> set[Chunk]:
@@ -370,10 +370,11 @@ class Store:
         Raises:
             StoreError: if any is missing or damaged; names them.
         """
+        keys = []
         for name in self.names():
-            broken = self.expected(name) - self.sound(name)
-            if broken:
-                raise self._damaged(name, broken)
+            keys += _keys_of(name, self.expected(name) - self.sound(name))
+        if keys:
+            raise self._damaged(keys)
 
     def _is_sound(self, name: str, chunk: Chunk) -> bool:
         try:
@@ -383,9 +384,8 @@ class Store:
         computed = np.issubdtype(values.dtype, np.floating) and not name.startswith(METADATA)
         return not computed or bool(np.isfinite(values).all())
 
-    def _damaged(self, name: str, chunks: Iterable[Chunk]) -> StoreError:
-        keys = [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in sorted(chunks)]
-        some = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+    def _damaged(self, keys: Sequence[str]) -> StoreError:
+        some = ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")
         return StoreError(
             f"{self} has {len(keys)} missing or damaged chunks: {some}. Call run_influences again "
             "with the same arguments, which recomputes just these."
@@ -478,6 +478,10 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(f"{key}: {a!r} in the store, {b!r} now")
     return lines
+
+
+def _keys_of(name: str, chunks: Iterable[Chunk]) -> list[str]:
+    return [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in sorted(chunks)]
 
 
 def _keys(store: ZarrStore, prefix: str) -> list[str]:
