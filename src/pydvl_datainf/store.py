@@ -34,6 +34,9 @@ WORK = "work"
 METADATA = ("test_", "train_")
 """How the names of the caller's columns begin; only these may hold NaN."""
 
+_PARTIAL = re.compile(r"zarr\.[0-9a-f]{32}\.partial")
+"""Metadata that a writer was killed at."""
+
 Array = npt.NDArray[Any]
 Chunk = tuple[int, ...]
 
@@ -117,7 +120,7 @@ class Store:
             if self.path.exists() and not self.path.is_dir():
                 raise StoreExistsError(f"{self} is a file. Choose another place for the store.")
             there = self.path.iterdir() if self.path.exists() else ()
-            if all(path.name.endswith(".partial") for path in there):  # of a killed writer
+            if all(_PARTIAL.fullmatch(path.name) and path.is_file() for path in there):
                 return True
         try:
             Store(self.location, read_only=True).attributes  # noqa: B018
@@ -142,17 +145,21 @@ class Store:
         marks = {"format": FORMAT, "format_version": FORMAT_VERSION}
         with os_errors_named(self):
             if self.path is not None:
-                self._remove_folder(self.path)
+                self._empty_folder(self.path.resolve())
             zarr.create_group(
-                self.location, zarr_format=3, attributes=marks | dict(attributes), overwrite=True
+                self.location,
+                zarr_format=3,
+                attributes=marks | dict(attributes),
+                overwrite=self.path is None,
             )
 
-    def _remove_folder(self, path: Path) -> None:
+    def _empty_folder(self, path: Path) -> None:
         """Renames it first: a folder that is half deleted would not be known as a run."""
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
             shutil.rmtree(old)
+        path.mkdir(parents=True)
 
     def sweep(self) -> None:
         """Deletes what killed writers left, of which other programs would warn."""
