@@ -199,7 +199,8 @@ def test_check_reads_every_chunk(plain, damaged):
 
 def test_check_finds_a_missing_chunk(damaged):
     (damaged / "factors/c/0/0").unlink()
-    assert "missing or damaged chunks: factors/c/0/0." in refused("info", damaged, "--check")
+    message = "2 missing or damaged chunks: factors/c/0/0, scores/c/1/2."
+    assert message in refused("info", damaged, "--check")
 
 
 def test_a_run_that_is_at_work_may_delete_files_meanwhile(plain, monkeypatch):
