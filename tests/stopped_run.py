@@ -78,9 +78,8 @@ def run(store, watch=unwatched, *, influence=None, test=None, train=None, **sett
 
 def chunks(folder):
     """The chunk files of results, without intermediate ones, while others write."""
-    folders = (Path(place) for place, _, _ in os.walk(folder))
-    found = (file for place in folders if "c" in place.parts for file in place.glob("*"))
-    names = (file.relative_to(folder) for file in found if file.name.isdigit() and file.is_file())
+    found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    names = (file.relative_to(folder) for file in found if file.name.isdigit())
     return {str(name) for name in names if name.parts[0] != "work"}
 
 
