@@ -24,6 +24,9 @@ from pydvl_datainf import InfluenceRun, run_influences
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
+# Dask's nanny sets glibc to give memory back after every use, which doubles the time of a worker.
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+
 ROWS = ("memory", "zarr", "recompute")
 
 
@@ -133,14 +136,20 @@ def workers(folder: Path, train: int, test: int) -> Table:
     table = Table("", "seconds", "ratio", title="Workers, rows recomputed")
     first, _ = timed(folder, train, test, rows="recompute")
     table.add_row("in process", f"{first:.1f}", "1.00")
-    for count in (1, 2):
-        cluster = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0")
-        with cluster, Client(cluster) as client:
-            client.run(torch.set_num_threads, 1)
-            timed(folder, 64, 8, rows="recompute", client=client)  # imports
-            seconds, _ = timed(folder, train, test, rows="recompute", client=client)
-        table.add_row(f"{count} Dask workers", f"{seconds:.1f}", f"{seconds / first:.2f}")
+    for what, environment in (("as Dask starts them", {}), ("with MALLOC_* set", ALLOCATOR)):
+        os.environ.update(environment)  # of the workers
+        for count in (1, 2):
+            seconds = on_workers(count, folder, train, test)
+            table.add_row(f"{count} workers {what}", f"{seconds:.1f}", f"{seconds / first:.2f}")
     return table
+
+
+def on_workers(count: int, folder: Path, train: int, test: int) -> float:
+    """Seconds of a run on a cluster that has imported everything."""
+    cluster = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0")
+    with cluster, Client(cluster) as client:
+        timed(folder, 64, 8, rows="recompute", client=client)
+        return timed(folder, train, test, rows="recompute", client=client)[0]
 
 
 def timed(folder: Path, n: int, m: int, **settings: Any) -> tuple[float, InfluenceRun]:
