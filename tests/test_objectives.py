@@ -97,7 +97,7 @@ def test_sequence_classification(dtype, expected):
     [
         ((X, LABELS), r"an \(x, y\) pair"),
         ({"x": X}, r"the key 'labels', got \['x'\]"),
-        ({"x": X, "labels": Y}, "must be integers"),
+        ({"x": X, "labels": Y[:, 0]}, "must be integers"),
         ({"x": X, "labels": LABELS.unsqueeze(1)}, r"of shape \(4, 1\)"),
     ],
 )

@@ -23,11 +23,17 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from pydvl_datainf.influence import DataInfInfluence
     from pydvl_datainf.run import InfluenceRun, run_influences
-from pydvl_datainf.objectives import Objective, SequenceClassification
+from pydvl_datainf.objectives import (
+    CausalLM,
+    Objective,
+    SequenceClassification,
+    TokenClassification,
+)
 
 __all__ = [
     "BatchError",
     "BlockError",
+    "CausalLM",
     "ClusterError",
     "DampingError",
     "DataInfError",
@@ -42,6 +48,7 @@ __all__ = [
     "SourceError",
     "StoreError",
     "StoreExistsError",
+    "TokenClassification",
     "__version__",
     "run_influences",
 ]

@@ -1,36 +1,15 @@
-"""From a model and a batch to one loss per sample: the seam through which every task enters."""
+"""A pyDVL-style loss of outputs and targets as an objective."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from pydvl_datainf.batches import Batch, batch_length
+from pydvl_datainf.batches import Batch
 from pydvl_datainf.errors import ObjectiveError
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """What is differentiated: one loss for each sample of a batch.
-
-    Write a class with this one method to use any model and any batch, for instance a model that
-    takes several inputs or a loss that masks tokens.
-    """
-
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Computes the loss of each sample from that sample alone.
-
-        Args:
-            model: the model, to be called as `model(...)`.
-            batch: an (x, y) pair or a mapping of tensors with B samples along the first dimension.
-
-        Returns:
-            Losses, shape (B,), each depending on its own sample only and not divided by B.
-        """
-        ...
+from pydvl_datainf.objectives.protocol import Objective
 
 
 class OutputLoss:
@@ -111,50 +90,6 @@ def _leading(output: Any, length: int) -> Tensor:
     return output.unsqueeze(1)
 
 
-class SequenceClassification:
-    """Cross entropy of a transformers sequence classifier, for mappings with labels inside.
-
-    The batch goes to the model without its labels; the logits (B, classes) are compared with the
-    labels, integers of shape (B,). Logits in half precision are raised to float32 first.
-
-    Args:
-        labels: the key of the labels in the batch.
-    """
-
-    def __init__(self, labels: str = "labels"):
-        self.labels = labels
-
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Computes the cross entropy of each sample.
-
-        Args:
-            model: returns an object with `logits` of shape (B, classes).
-            batch: a mapping of tensors: the model's inputs and the labels.
-
-        Returns:
-            Losses in nats, shape (B,).
-
-        Raises:
-            ObjectiveError: if the batch has no labels, or labels of another shape or type.
-        """
-        if not isinstance(batch, Mapping) or self.labels not in batch:
-            got = sorted(batch) if isinstance(batch, Mapping) else "an (x, y) pair"
-            raise ObjectiveError(
-                f"SequenceClassification needs a mapping with the key '{self.labels}', got {got}."
-            )
-        labels = batch[self.labels]
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise ObjectiveError(
-                f"'{self.labels}' must be integers of shape (B,), got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}. For several labels or numbers a sample write an objective."
-            )
-        inputs = {name: tensor for name, tensor in batch.items() if name != self.labels}
-        logits = model(**inputs).logits
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        return F.cross_entropy(logits, labels, reduction="none")
-
-
 def as_objective(loss: Any) -> Objective:
     """Wraps a pyDVL-style `loss(outputs, y)`; an objective is returned as it is.
 
@@ -179,26 +114,3 @@ def as_objective(loss: Any) -> Objective:
             f"got a {type(loss).__name__}."
         )
     return OutputLoss(loss)
-
-
-def check_losses(losses: Any, batch: Batch) -> Tensor:
-    """Checks that an objective gave one loss per sample, with a graph behind it.
-
-    Args:
-        losses: what `objective.losses` returned for `batch`.
-        batch: B samples.
-
-    Returns:
-        The losses, shape (B,).
-
-    Raises:
-        ObjectiveError: if the shape is another.
-    """
-    length = batch_length(batch)
-    if not isinstance(losses, Tensor) or losses.shape != (length,):
-        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ObjectiveError(
-            f"losses(model, batch) must return one loss per sample, shape ({length},), got {got}. "
-            'Use reduction="none" and reduce over everything but the samples.'
-        )
-    return losses
