@@ -17,6 +17,7 @@ from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, ModelError, SourceError
 from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.gradients import Gradients, gradient_engine
+from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.inverse.damping import (
@@ -75,6 +76,10 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
             computes them again whenever they are needed, "auto" keeps them while they take less
             than a quarter of the memory that is free.
         batch_size: the largest number of samples in one gradient computation; None = as given.
+        max_tokens: the largest number of tokens, padding included, in one gradient computation:
+            the samples of each batch are taken by length and without common padding at the right,
+            and their rows put back in order. For mappings with an `attention_mask`; None = batches
+            are computed as they are. Large batches (of the loader) serve it best.
         progress: whether passes over the training data show a progress bar.
 
     Raises:
@@ -83,7 +88,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         ModelError: if the model is of a kind whose layers cannot be seen.
         ObjectiveError: if the loss is neither a callable nor an objective.
         SourceError: if there is no such choice of `rows`.
-        BatchError: if the batch size is not a positive integer.
+        BatchError: if batch_size or max_tokens is not a positive integer.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         gradients: Gradients = "auto",
         rows: RowsKept = "auto",
         batch_size: int | None = None,
+        max_tokens: int | None = None,
         progress: bool = False,
     ):
         check_model(model)
@@ -111,7 +117,8 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         self.rows_kept: RowsKept = rows
         self.batch_size = batch_size
         self.progress = progress
-        self._engine = gradient_engine(gradients, model, self.objective, self.blocks)
+        engine = gradient_engine(gradients, model, self.objective, self.blocks)
+        self._engine = engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
         self._source: RowSource | None = None
 
     # Fitting
