@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pydvl_datainf.evaluation import Indices, largest
+from pydvl_datainf.labels import block_labels
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Array, Store
 
@@ -44,7 +45,9 @@ def info_tables(run: InfluenceRun, store: Store, blocks: bool = False) -> Iterat
     yield facts_table("How far it is", _state(run))
     yield facts_table("What it cost", _cost(run, store))
     if blocks:
-        yield facts_table("Damping λ", {name: f"{value:.3e}" for name, value in damping.items()})
+        values = (f"{value:.3e}" for value in damping.values())
+        labels = block_labels(list(damping))
+        yield facts_table("Damping λ", dict(zip(labels, values, strict=True)))
 
 
 def top_tables(run: InfluenceRun, position: int, k: int, ends: Sequence[End]) -> Iterator[Table]:
