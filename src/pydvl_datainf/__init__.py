@@ -9,6 +9,7 @@ from pydvl_datainf.errors import (
     ClusterError,
     DampingError,
     DataInfError,
+    JobError,
     ModelError,
     NonFiniteError,
     ObjectiveError,
@@ -21,6 +22,7 @@ from pydvl_datainf.errors import (
 with warnings.catch_warnings():
     # Importing pyDVL 0.10 announces deprecations of its own.
     warnings.simplefilter("ignore", FutureWarning)
+    from pydvl_datainf.huggingface import influence_from_trainer
     from pydvl_datainf.influence import DataInfInfluence
     from pydvl_datainf.run import InfluenceRun, run_influences
 from pydvl_datainf.objectives import (
@@ -39,6 +41,7 @@ __all__ = [
     "DataInfError",
     "DataInfInfluence",
     "InfluenceRun",
+    "JobError",
     "ModelError",
     "NonFiniteError",
     "Objective",
@@ -50,5 +53,6 @@ __all__ = [
     "StoreExistsError",
     "TokenClassification",
     "__version__",
+    "influence_from_trainer",
     "run_influences",
 ]

@@ -15,6 +15,7 @@ from pydvl_datainf.demo.output import LOCK
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
 from pydvl_datainf.errors import DataInfError
+from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Array, Store
 from pydvl_datainf.tables import End, info_tables, mean_tables, top_tables
@@ -120,6 +121,73 @@ def _checked_k(run: InfluenceRun, k: int | None) -> int:
 
 
 @main.command()
+@click.argument("job", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option("--task", help="causal-lm, sequence-classification or token-classification.")
+@click.option("--model", help="Folder of the model, or its name on the hub.")
+@click.option("--adapter", help="Folder of a peft adapter, or its name on the hub.")
+@click.option("--train", help="Training data: .jsonl, .csv, .tsv, .parquet, or a datasets folder.")
+@click.option("--test", help="Test data.")
+@click.option("--out", help="Where the result goes: a folder or a URL.")
+@click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
+@click.option("--jobs", type=int, help="Processes on this machine.")
+@click.option("--overwrite", is_flag=True, help="Replace another run in --out.")
+@click.option("--dry-run", is_flag=True, help="Tell what the run would take, and stop.")
+@click.option("--progress/--no-progress", default=True, show_default=True, help="Show bars.")
+def run(
+    job: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    progress: bool,
+    **options: Any,
+) -> None:
+    """Computes the influences that the file JOB describes, or the options.
+
+    JOB is a YAML file; options take precedence over it. Relative paths in it are meant from its
+    folder, those of options from the current one. With --dry-run the data is read and tokenised,
+    the model is loaded and a few gradients are timed; nothing is written.
+
+    \b
+    task: causal-lm            # or sequence-classification, token-classification
+    model: models/base         # a folder, or a name on the hub
+    adapter: adapters/tuned    # leave out if the model itself is tuned
+    train: train.jsonl         # also .csv, .tsv, .parquet, or a datasets folder
+    test: test.jsonl
+    columns: {prompt: question, answer: answer}
+    out: influences.zarr
+
+    A run that was stopped goes on where it was when the same command is given again.
+
+    \b
+    Exit codes: 0 the run is complete; 1 it failed, and what it has is kept; 2 the job or its data
+    is not valid, and nothing was begun; 130 it was stopped by Ctrl-C, and what it has is kept.
+    """  # noqa: D301 - click reads the backspaces
+    with _errors_as_messages():
+        check_extra()
+    # These need the extra [hf], which is known to be installed only here.
+    from pydvl_datainf.jobfile.estimate import estimate_tables
+    from pydvl_datainf.jobfile.places import anchored, path_in
+    from pydvl_datainf.jobfile.preparation import prepare
+    from pydvl_datainf.jobfile.reading import read_job
+
+    with _errors_as_messages(_Invalid):
+        folder = Path() if job is None else job.parent
+        what = read_job(job, anchored(options))
+        place = Store(path_in(folder, what.out))
+        prepared = prepare(what, folder, progress)
+    with _errors_as_messages():
+        if dry_run:
+            _show(estimate_tables(prepared, place))
+            return
+        try:
+            result = prepared.run(place.location, overwrite=overwrite, progress=progress)
+        except KeyboardInterrupt:
+            click.echo(f"Stopped. What there is in {place} is kept: the same command goes on.")
+            sys.exit(130)
+        _show(info_tables(result, Store(place.location, read_only=True)))
+    click.echo(f"Written to {place}. Ask it: pydvl-datainf top {place} --test ID")
+
+
+@main.command()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -181,12 +249,16 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
             click.echo(f"  {path.name}")
 
 
+class _Invalid(click.ClickException):
+    exit_code = 2
+
+
 @contextmanager
-def _errors_as_messages() -> Iterator[None]:
+def _errors_as_messages(kind: type[click.ClickException] = click.ClickException) -> Iterator[None]:
     try:
         yield
-    except (DataInfError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    except (DataInfError, OSError, ModuleNotFoundError) as error:
+        raise kind(str(error)) from error
 
 
 def _run(settings: DemoSettings, out: Path, overwrite: bool, progress: bool) -> None:

@@ -44,6 +44,10 @@ class PlanError(DataInfError, ValueError):
     """A run does not fit into the memory or the executor that it was given."""
 
 
+class JobError(DataInfError, ValueError):
+    """A job file or the options of a command are not valid."""
+
+
 class StoreError(DataInfError, OSError):
     """A store is damaged, incomplete, locked, full, read-only or of another format."""
 

@@ -220,7 +220,7 @@ def launch(
         m = tests.n if labels is None else len(labels)
         columns = columns_of(wishes.ids, wishes.metadata, {"test": m, "train": training.n}, labels)
         columns |= training.columns()
-        plan = _planned(model, wishes, m, tests, training, executor, store, stored)
+        plan = planned(model, wishes, m, tests, training, executor, store, stored)
         fingerprint = training.fingerprint(model) | {
             "test samples": tests.n,
             "test data": tests.fingerprint,
@@ -281,7 +281,7 @@ def _check_fitted(model: Description, n: int) -> None:
         )
 
 
-def _planned(
+def planned(
     model: Description,
     wishes: Wishes,
     m: int,
@@ -289,8 +289,26 @@ def _planned(
     training: Fresh | Parent,
     executor: Executor,
     store: Store,
-    stored: Mapping[str, Any] | None,
+    stored: Mapping[str, Any] | None = None,
 ) -> Plan:
+    """Cuts a run.
+
+    Args:
+        model: what is known of it.
+        wishes: what is asked.
+        m: queries.
+        tests: what a first look at the test data found; its lengths suffice.
+        training: the training data; its lengths suffice.
+        executor: does the work.
+        store: where to.
+        stored: the attributes of the run that is to go on.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: if nothing fits.
+    """
     task = Task(
         n=training.n,
         m=m,

@@ -38,7 +38,7 @@ def info_tables(run: InfluenceRun, store: Store, blocks: bool = False) -> Iterat
     """
     names = sorted(store.names())
     damping = run.damping if store.present("damping") else {}
-    told = {name: json.dumps(value) for name, value in run.metadata("run").items()}
+    told = {name: _told(value) for name, value in run.metadata("run").items()}
     yield facts_table("The run", _size(run, damping) | _kept(run, names) | _origin(run))
     if told:
         yield facts_table("What was told of it", told)
@@ -210,6 +210,12 @@ def _size_on_disk(folder: Path) -> str:
             with suppress(FileNotFoundError):  # a run at work deletes what it needs no longer
                 size += Path(parent, name).stat().st_size
     return format_bytes(size)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {json.dumps(inner)}" for name, inner in value.items())
+    return json.dumps(value)
 
 
 # Samples

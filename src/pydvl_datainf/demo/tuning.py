@@ -1,10 +1,9 @@
 """MiniLM with LoRA adapters: built, tuned on reviews, and frozen but for the adapters."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from pydvl_datainf.demo.errors import DemoSettingsError
 from pydvl_datainf.demo.reviews import LABELS, Reviews
 from pydvl_datainf.demo.settings import DemoSettings
+from pydvl_datainf.huggingface.models import quiet_transformers
 
 Batch: TypeAlias = dict[str, Tensor]
 
@@ -122,7 +121,7 @@ def build_model(folder: Path, rank: int) -> nn.Module:
         A model whose adapters and classifier head are new (drawn from torch's global generator)
         and trainable, and the rest is frozen.
     """
-    with _quiet_transformers():
+    with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=len(LABELS), local_files_only=True
         )
@@ -209,18 +208,3 @@ def tuned_model(
         tune(model, loader, settings.epochs, settings.learning_rate, progress)
     freeze_all_but_adapters(model)
     return model
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    # Loading says that the head is new, which is meant, and draws a bar for a file of 87 MB.
-    logging: Any = transformers_logging  # not typed
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,0 +1,39 @@
+"""The packages of the extra [hf], imported when they are needed."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+
+def imported(name: str) -> Any:
+    """A module of an optional package.
+
+    Args:
+        name: of the module.
+
+    Returns:
+        The module.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed; says what to install.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+            raise  # something inside is broken
+        raise ModuleNotFoundError(
+            f"{name.partition('.')[0]} is not installed: pip install 'pydvl-datainf[hf]'",
+            name=error.name,
+        ) from None
+
+
+def check_extra() -> None:
+    """Checks that the packages of the extra [hf] that every job needs are installed.
+
+    Raises:
+        ModuleNotFoundError: if one is not; says what to install.
+    """
+    for name in ("pydantic", "yaml", "transformers", "peft"):
+        if find_spec(name) is None:
+            imported(name)

@@ -1,0 +1,174 @@
+"""Samples as they are stored: JSON lines, CSV, Parquet, or a folder of `datasets`."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pydvl_datainf.errors import SourceError
+from pydvl_datainf.huggingface.extra import imported
+
+Record: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record stands, for messages.
+
+    Args:
+        file: that holds it.
+        what: how places in it are called: "line" or "row".
+        number: of the line, from 1, or of the row, from 0.
+    """
+
+    file: Path
+    what: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.what} {self.number}"
+
+
+Placed: TypeAlias = tuple[Place, Record]
+
+
+def read_records(path: Path) -> list[Placed]:
+    """Reads all samples of a file or folder.
+
+    Args:
+        path: a file named .jsonl (an object on each line), .csv or .tsv (with a header; all values
+            are strings), or .parquet, or a folder that `datasets` saved.
+
+    Returns:
+        For each sample its place and its columns, in the order of the file.
+
+    Raises:
+        SourceError: if there is no such file, it is of another kind, empty, or cannot be read;
+            names the line.
+    """
+    if not path.exists():
+        raise SourceError(f"There is no file or folder {path}.")
+    kind = "folder" if path.is_dir() else path.suffix.lower()
+    if kind not in _READERS:
+        raise SourceError(
+            f"{path} is none of the kinds that can be read: "
+            f"{', '.join(sorted(suffix for suffix in _READERS if suffix[0] == '.'))}, or a folder "
+            "that datasets saved (save_to_disk)."
+        )
+    try:
+        records = list(_READERS[kind](path))
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not text in UTF-8: {error}.") from error
+    if not records:
+        raise SourceError(f"{path} holds no samples.")
+    return records
+
+
+def _json_lines(path: Path) -> Iterator[Placed]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = Place(path, "line", number)
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise SourceError(f"{place}: not JSON: {error}.") from error
+            if not isinstance(record, dict):
+                raise SourceError(
+                    f'{place}: expected an object such as {{"text": ...}} on each line, got a '
+                    f"{type(record).__name__}."
+                )
+            yield place, record
+
+
+def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
+    def read(path: Path) -> Iterator[Placed]:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=separator, strict=True)
+            try:
+                for record in reader:
+                    place = Place(path, "line", reader.line_num)
+                    if None in record or None in record.values():
+                        raise SourceError(
+                            f"{place}: other columns than in the header "
+                            f"({', '.join(reader.fieldnames or ())}). Quote texts that hold "
+                            f"{separator!r} or line breaks."
+                        )
+                    yield place, record
+            except csv.Error as error:
+                raise SourceError(f"{path}, line {reader.line_num}: {error}.") from error
+
+    return read
+
+
+def _parquet(path: Path) -> Iterator[Placed]:
+    parquet, arrow = imported("pyarrow.parquet"), imported("pyarrow")
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except arrow.ArrowException as error:
+        raise SourceError(f"{path} cannot be read as Parquet: {error}.") from error
+    yield from ((Place(path, "row", i), row) for i, row in enumerate(rows))
+
+
+def _datasets_folder(path: Path) -> Iterator[Placed]:
+    datasets = imported("datasets")
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (FileNotFoundError, ValueError, OSError) as error:
+        raise SourceError(f"{path} is not a folder that datasets saved: {error}.") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        some = ", ".join(str(path / split) for split in loaded)
+        raise SourceError(f"{path} holds several splits. Name one of them: {some}.")
+    yield from ((Place(path, "row", i), row) for i, row in enumerate(loaded))
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[Placed]]] = {
+    ".jsonl": _json_lines,
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".parquet": _parquet,
+    "folder": _datasets_folder,
+}
+
+
+def column(placed: Placed, name: str) -> Any:
+    """A value of a record.
+
+    Args:
+        placed: the record and its place.
+        name: of the column.
+
+    Returns:
+        The value.
+
+    Raises:
+        SourceError: if there is none; names what there is.
+    """
+    place, record = placed
+    if record.get(name) is None:
+        raise SourceError(f"{place}: no column '{name}'; there are {', '.join(record)}.")
+    return record[name]
+
+
+def text_column(placed: Placed, name: str) -> str:
+    """A value of a record that must be text.
+
+    Args:
+        placed: the record and its place.
+        name: of the column.
+
+    Returns:
+        The text.
+
+    Raises:
+        SourceError: if it is missing or something else.
+    """
+    value = column(placed, name)
+    if not isinstance(value, str):
+        raise SourceError(
+            f"{placed[0]}: column '{name}' must be text, got a {type(value).__name__}."
+        )
+    return value

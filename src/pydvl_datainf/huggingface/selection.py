@@ -1,0 +1,99 @@
+"""Which parameters of a tuned model take part."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from pydvl_datainf.errors import BlockError
+from pydvl_datainf.huggingface.models import HEADS
+
+Parameters: TypeAlias = Literal["adapters", "adapters+heads", "all"] | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What was chosen.
+
+    Args:
+        names: of the parameters that take part.
+        heads: modules that the adapter trained too, and that take part.
+        left_out: modules that the adapter trained too, and that take no part.
+    """
+
+    names: tuple[str, ...]
+    heads: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def select_parameters(model: nn.Module, which: Parameters = "adapters") -> Selection:
+    """Lets the chosen parameters require gradients, and no others. The model is changed.
+
+    Args:
+        model: tuned.
+        which: "adapters" (the matrices of the active peft adapter), "adapters+heads" (and the
+            modules that it trained whole, `modules_to_save`), "all", or patterns of parameter
+            names such as "*.layers.11.*".
+
+    Returns:
+        What was chosen, and which trained modules were left out.
+
+    Raises:
+        BlockError: if the model has no adapter, or a pattern fits no parameter.
+    """
+    every = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    chosen = _chosen(model, list(every), which)
+    for name, parameter in every.items():
+        parameter.requires_grad_(name in chosen)
+    heads = {_module(name): name in chosen for name in every if HEADS in name}
+    return Selection(
+        names=tuple(chosen),
+        heads=tuple(module for module, is_in in heads.items() if is_in),
+        left_out=tuple(module for module, is_in in heads.items() if not is_in),
+    )
+
+
+def _chosen(model: nn.Module, names: Sequence[str], which: Parameters) -> list[str]:
+    if which == "all":
+        return list(names)
+    if which in ("adapters", "adapters+heads"):
+        wanted = [name for name in names if _is_adapter(model, name)]
+        if not wanted:
+            raise BlockError(
+                f'parameters="{which}" needs a peft adapter, which the model does not have. Name '
+                'the adapter, or choose parameters="all" or patterns such as "classifier.*".'
+            )
+        heads = [name for name in names if HEADS in name and which == "adapters+heads"]
+        return [name for name in names if name in {*wanted, *heads}]
+    if isinstance(which, str):
+        raise BlockError(
+            f'parameters must be "adapters", "adapters+heads", "all" or a list of patterns, got '
+            f"{which!r}."
+        )
+    for pattern in which:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(names[:3])
+            raise BlockError(
+                f"No parameter fits the pattern {pattern!r}; their names are {some}, ..."
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in which)]
+
+
+def _is_adapter(model: Any, name: str) -> bool:
+    """Whether a parameter is one of an active adapter's matrices."""
+    tuner = getattr(model, "base_model", None)
+    prefix = getattr(tuner, "prefix", None)
+    active = set(getattr(model, "active_adapters", ()))
+    parts = name.split(".")
+    return (
+        isinstance(prefix, str)
+        and HEADS not in name
+        and any(part.startswith(prefix) for part in parts)
+        and bool(active & set(parts))
+    )
+
+
+def _module(name: str) -> str:
+    return name.partition(HEADS)[0].removeprefix("base_model.model.")

@@ -1,0 +1,118 @@
+"""The way in from existing training code: a transformers `Trainer` that has finished."""
+
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pydvl_datainf.errors import ModelError, ObjectiveError, SourceError
+from pydvl_datainf.huggingface.builder import objective_of
+from pydvl_datainf.huggingface.extra import imported
+from pydvl_datainf.huggingface.models import Task
+from pydvl_datainf.influence import DataInfInfluence
+from pydvl_datainf.objectives import Objective
+
+ENDINGS: dict[str, Task] = {
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+    "ForSequenceClassification": "sequence-classification",
+    "ForImageClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+}
+"""How the names of transformers classes tell their task."""
+
+
+class TrainerInfluence(NamedTuple):
+    """What `run_influences` takes first.
+
+    Attributes:
+        influence: of the trainer's model, not fitted.
+        test: batches of the evaluation data, in its order.
+        train: batches of the training data, in its order.
+    """
+
+    influence: DataInfInfluence
+    test: DataLoader[Any]
+    train: DataLoader[Any]
+
+
+def influence_from_trainer(
+    trainer: Any,
+    objective: Objective | None = None,
+    *,
+    test: Any = None,
+    batch_size: int | None = None,
+    **settings: Any,
+) -> TrainerInfluence:
+    """Takes model, data and collator from a transformers `Trainer`.
+
+        trainer.train()
+        trainer.model.eval()
+        run = run_influences(*influence_from_trainer(trainer), "influences.zarr")
+
+    Args:
+        trainer: its model must be in evaluation mode; it is not changed.
+        objective: gives one loss for each sample; None = that of the model's class, where the
+            trainer's loss is the model's own.
+        test: test data in place of the trainer's evaluation data.
+        batch_size: samples in a batch; None = as the trainer evaluates.
+        **settings: further arguments of `DataInfInfluence`.
+
+    Returns:
+        An influence model, and loaders of test and training data.
+
+    Raises:
+        ModelError: if the model is in training mode.
+        ObjectiveError: if the loss is not known from the model's class alone.
+        SourceError: if there is no training or test data, or its collator is random.
+    """
+    model: nn.Module = trainer.model
+    if model.training:
+        raise ModelError("The trainer's model is in training mode. Call trainer.model.eval().")
+    objective = objective or _objective_of(trainer)
+    held_out = trainer.eval_dataset if test is None else test
+    if isinstance(held_out, dict) and not hasattr(held_out, "num_rows"):
+        raise SourceError(
+            f"The trainer has several evaluation datasets ({', '.join(held_out)}). Pass one of "
+            "them as test."
+        )
+    return TrainerInfluence(
+        DataInfInfluence(model, objective, **settings),
+        _loader(trainer, held_out, batch_size, "evaluation data; pass test"),
+        _loader(trainer, trainer.train_dataset, batch_size, "training data"),
+    )
+
+
+def _objective_of(trainer: Any) -> Objective:
+    theirs = type(trainer).compute_loss is not imported("transformers").Trainer.compute_loss
+    smoothed = getattr(trainer.args, "label_smoothing_factor", 0.0) != 0
+    if theirs or smoothed or getattr(trainer, "compute_loss_func", None) is not None:
+        raise ObjectiveError(
+            "The trainer's loss is not the model's own (compute_loss, compute_loss_func or "
+            "label_smoothing_factor). Pass an objective: one of ours if it is meant, or a class "
+            "with losses(model, batch)."
+        )
+    model = trainer.model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(inner).__name__
+    tasks = [task for ending, task in ENDINGS.items() if name.endswith(ending)]
+    if not tasks:
+        raise ObjectiveError(
+            f"The task of a {name} is not known. Pass an objective: a class with "
+            "losses(model, batch)."
+        )
+    return objective_of(tasks[0])
+
+
+def _loader(trainer: Any, data: Any, batch_size: int | None, what: str) -> DataLoader[Any]:
+    """The trainer's batches of `data`, unshuffled and without what the model does not take."""
+    if data is None:
+        raise SourceError(f"The trainer has no {what}.")
+    if getattr(trainer.data_collator, "mlm", False):
+        raise SourceError(
+            f"{type(trainer.data_collator).__name__} masks tokens at random, so a sample has no "
+            "loss of its own. Mask the data once, and use a collator that only pads."
+        )
+    loader = trainer.get_eval_dataloader(data)
+    size = batch_size or trainer.args.per_device_eval_batch_size
+    return DataLoader(loader.dataset, size, collate_fn=loader.collate_fn)

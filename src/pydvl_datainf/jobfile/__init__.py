@@ -1,0 +1,1 @@
+"""Runs that a YAML file describes: `pydvl-datainf run JOB.yaml`. Needs the extra [hf]."""

@@ -1,0 +1,222 @@
+"""What a job would take: samples, parameters, tiles, memory, disk and time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from dask.utils import format_bytes
+from rich.table import Table
+
+from pydvl_datainf.executors import executor_for
+from pydvl_datainf.influence import DataInfInfluence
+from pydvl_datainf.inputs import Description, Inputs
+from pydvl_datainf.jobfile.preparation import SIDES, Prepared
+from pydvl_datainf.launch import Fresh, Wishes, planned
+from pydvl_datainf.plan import Plan
+from pydvl_datainf.samples import Survey, as_samples
+from pydvl_datainf.store import Store
+from pydvl_datainf.tables import facts_table
+
+PROBES = 4
+"""Batches whose gradients are timed, after one for which nothing is prepared yet."""
+PROBED = 16
+"""Samples in each of them at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How fast this machine is.
+
+    Args:
+        tokens: whose gradients are computed in a second, padding not counted.
+        flops: floating point operations in a second, in products of the shape that the inverse has.
+    """
+
+    tokens: float
+    flops: float
+
+
+def estimate_tables(prepared: Prepared, store: Store) -> Iterator[Table]:
+    """Loads the model, plans the run, times a few batches, and tells what the run would take.
+
+    Args:
+        prepared: the job's data.
+        store: where the result would go; nothing is written.
+
+    Yields:
+        Tables, in the order in which to show them.
+    """
+    influence = prepared.builder()
+    inputs = Inputs(influence, as_samples(prepared.loader("test"), None, "test"), None)
+    model = inputs.describe()
+    plan = plan_of(prepared, model, store)
+    yield facts_table("The data", _data(prepared))
+    yield facts_table("The model", _model(prepared, influence))
+    yield facts_table("The plan", _plan(prepared, plan))
+    yield facts_table("The time, on this machine", _time(prepared, plan, model, influence))
+
+
+def plan_of(prepared: Prepared, model: Description, store: Store) -> Plan:
+    """How the run would be cut.
+
+    Args:
+        prepared: the job's data.
+        model: what is known of it.
+        store: where the result would go.
+
+    Returns:
+        The plan.
+    """
+    tests, training = (_survey(prepared, side) for side in SIDES)
+    executor = executor_for(None, prepared.job.jobs, False)
+    wishes = Wishes(**prepared.settings)
+    try:
+        return planned(model, wishes, tests.n, tests, Fresh(training), executor, store)
+    finally:
+        executor.close()
+
+
+def gradients(plan: Plan, is_damped: bool) -> tuple[int, int]:
+    """Gradients that a run computes.
+
+    Args:
+        plan: how it is cut.
+        is_damped: whether λ is given for all blocks.
+
+    Returns:
+        How often those of the training samples, and how often those of the test samples.
+    """
+    if plan.rows != "recompute":
+        return 1, 1
+    return 2 * len(plan.groups) + (0 if is_damped else 1), 1
+
+
+def _survey(prepared: Prepared, side: str) -> Survey:
+    n, size = len(prepared.samples[side]), prepared.job.batch_size
+    lengths = [min(size, n - start) for start in range(0, n, size)]
+    return Survey(lengths, [""] * len(lengths))
+
+
+def _data(prepared: Prepared) -> dict[str, str]:
+    facts = {}
+    for side in reversed(SIDES):
+        lengths = np.array(prepared.samples[side].lengths)
+        cut = int((lengths >= prepared.job.max_length).sum())
+        name = "Training" if side == "train" else "Test"
+        facts[f"{name} samples"] = f"{len(lengths):,}"
+        facts[f"{name} tokens"] = (
+            f"{lengths.sum():,}; longest {lengths.max():,}, median {np.median(lengths):,.0f}"
+        )
+        if cut:
+            facts[f"{name} samples at max_length"] = f"{cut:,}, which may have been cut"
+    return facts
+
+
+def _model(prepared: Prepared, influence: DataInfInfluence) -> dict[str, str]:
+    every = list(influence.model.parameters())
+    held = sum(p.numel() * p.element_size() for p in every)
+    told = prepared.told
+    facts = {
+        "Parameters": f"{sum(p.numel() for p in every):,}, {format_bytes(held)}",
+        "Take part": f"{influence.n_parameters:,}, in {len(influence.block_names):,} blocks",
+        "Device": str(influence.model_device),
+    }
+    if told["heads trained with the adapter"]:
+        state = "take part" if told["heads take part"] else "are left out"
+        facts["Heads"] = f"{', '.join(told['heads trained with the adapter'])} {state}"
+    return facts
+
+
+def _plan(prepared: Prepared, plan: Plan) -> dict[str, str]:
+    rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
+    scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
+    factors = 4 * plan.m * plan.n_parameters
+    return {
+        "Rows": {
+            "memory": "kept in memory",
+            "zarr": "kept on disk, in half precision",
+            "recompute": "computed again for each pass",
+        }[plan.rows],
+        "Tiles of scores": (
+            f"{len(plan.test):,} x {len(plan.train):,}, of {plan.test_tile:,} test by "
+            f"{plan.train_tile:,} training samples"
+        ),
+        "Groups of test samples": f"{len(plan.groups):,}",
+        "Memory for our arrays": f"{prepared.job.memory} in each process, beside the model",
+        "Disk": f"{format_bytes(rows + scores + factors)}, and as much as "
+        f"{format_bytes(factors * len(plan.spans))} for a time",
+    }
+
+
+def _time(
+    prepared: Prepared, plan: Plan, model: Description, influence: DataInfInfluence
+) -> dict[str, str]:
+    rates = measured_rates(prepared, plan, influence)
+    train, test = gradients(plan, len(model.fixed_damping) == len(model.widths))
+    tokens = train * sum(prepared.samples["train"].lengths)
+    tokens += test * sum(prepared.samples["test"].lengths)
+    products = 6 * plan.n * plan.m * plan.n_parameters
+    seconds = tokens / rates.tokens, products / rates.flops
+    return {
+        "Gradients": f"{train * plan.n + test * plan.m:,}, of {tokens:,} tokens",
+        "Measured": f"{rates.tokens:,.0f} tokens a second",
+        "For gradients": duration(seconds[0]),
+        "For the inverse and the scores": duration(seconds[1]),
+        "Together": f"about {duration(sum(seconds))} in one process, divided by workers",
+    }
+
+
+def measured_rates(prepared: Prepared, plan: Plan, influence: DataInfInfluence) -> Rates:
+    """Times the gradients of a few training samples, short and long, and a product.
+
+    Args:
+        prepared: the job's data.
+        plan: how the run would be cut.
+        influence: the model.
+
+    Returns:
+        The rates.
+    """
+    samples = prepared.samples["train"]
+    by_length = np.argsort(samples.lengths, kind="stable")
+    size = min(PROBED, plan.step, len(samples))
+    starts = np.linspace(0, len(samples) - size, PROBES).astype(int)
+    parts = [by_length[start : start + size].tolist() for start in starts]
+    seconds, tokens = 0.0, 0
+    for first, part in enumerate([parts[-1], *parts]):
+        chosen = [samples[i] for i in part]
+        start = perf_counter()
+        influence.loss_gradients_by_block(samples.collate(chosen))
+        if first:  # before that, gradients were compared with plain ones
+            seconds += perf_counter() - start
+            tokens += sum(len(sample["input_ids"]) for sample in chosen)
+    return Rates(tokens / seconds, _flops(plan, influence.model_device))
+
+
+def _flops(plan: Plan, device: torch.device) -> float:
+    m, n, d = min(plan.m, 512), min(plan.n, 512), min(plan.n_parameters, 2**15)
+    left, right = torch.ones(m, d, device=device), torch.ones(n, d, device=device)
+    float((left @ right.mT).sum())
+    start = perf_counter()
+    float((left @ right.mT).sum())  # a number, so that a device has finished
+    return 2 * m * n * d / (perf_counter() - start)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Args:
+        seconds: not negative.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> duration(3.2), duration(312), duration(40000)
+        ('3.2 s', '5.2 min', '11.1 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,58 @@
+"""Where the files are that a job names: paths in a job file are meant from its folder on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def path_in(folder: Path, name: str) -> str:
+    """The absolute path of a file or folder, there or not; URLs as they are.
+
+    Args:
+        folder: from which relative paths are meant.
+        name: as the job has it.
+
+    Returns:
+        A path or a URL.
+    """
+    return name if "://" in name else str((folder / Path(name).expanduser()).resolve())
+
+
+def model_in(folder: Path, name: str) -> str:
+    """The absolute path of a model or adapter, or its name on the hub.
+
+    Args:
+        folder: from which relative paths are meant.
+        name: as the job has it.
+
+    Returns:
+        A path if one is there or can only be meant, otherwise the name.
+    """
+    path = path_in(folder, name)
+    is_path = Path(path).exists() or name.startswith((".", "/", "~"))
+    return path if is_path else name
+
+
+PLACES = {
+    "model": model_in,
+    "adapter": model_in,
+    "train": path_in,
+    "test": path_in,
+    "out": path_in,
+}
+"""The fields that name a place, and how."""
+
+
+def anchored(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the command line, whose paths are meant from the current folder on.
+
+    Args:
+        options: fields of a job; None = not given.
+
+    Returns:
+        The same with absolute paths.
+    """
+    return {
+        name: PLACES[name](Path(), value) if name in PLACES and value is not None else value
+        for name, value in options.items()
+    }

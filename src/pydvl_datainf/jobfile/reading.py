@@ -1,0 +1,176 @@
+"""From a YAML file and options of the command line to a job; errors name line and field."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pydvl_datainf.errors import JobError
+from pydvl_datainf.jobfile.schema import COLUMNS, Columns, Job
+
+
+def read_job(path: Path | None, options: Mapping[str, Any]) -> Job:
+    """Reads and checks a job.
+
+    Args:
+        path: a YAML file, or None where options say all.
+        options: fields that take precedence over the file's; None = not given.
+
+    Returns:
+        The job.
+
+    Raises:
+        JobError: if the file is no YAML, or fields are unknown, missing or wrong; lists all that is
+            wrong, each with its line.
+    """
+    tree = None if path is None else _tree(path)
+    given = {} if tree is None else _fields(tree, path)
+    asked = {name: value for name, value in options.items() if value is not None}
+
+    def place(loc: tuple[Any, ...]) -> str:
+        if loc and loc[0] in asked:
+            return f"option --{loc[0]}"
+        if tree is None:
+            return "the command line"
+        return f"{path}, line {_line(tree, loc)}"
+
+    try:
+        job = Job.model_validate(given | asked)
+    except ValidationError as error:
+        raise JobError(_joined(_of_fields(error, place))) from None
+    wrong = list(_of_meaning(job))
+    if wrong:
+        raise JobError(_joined(f"{place(loc)}: {message}" for loc, message in wrong))
+    return job
+
+
+def _joined(lines: Any) -> str:
+    return "The job is not valid:" + "".join(f"\n  - {line}" for line in dict.fromkeys(lines))
+
+
+# YAML
+
+
+def _tree(path: Path) -> yaml.Node:
+    try:
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise JobError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path} is not text in UTF-8: {error}.") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise JobError(f"{path}, line {line}: not YAML: {error.problem}.") from error
+    if not isinstance(tree, yaml.MappingNode):
+        raise JobError(f"{path}: expected fields such as 'task: causal-lm', one a line.")
+    return tree
+
+
+def _fields(tree: yaml.Node, path: Path | None) -> dict[str, Any]:
+    loader = yaml.SafeLoader("")
+    try:
+        for node in _mappings(tree):
+            _check_unique(node, path)
+        fields: dict[str, Any] = loader.construct_document(tree)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise JobError(f"{path}, line {line}: {error.problem}.") from error
+    return fields
+
+
+def _mappings(node: yaml.Node) -> Iterator[yaml.MappingNode]:
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        children = [value for _, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    for child in children:
+        yield from _mappings(child)
+
+
+def _check_unique(node: yaml.MappingNode, path: Path | None) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise JobError(f"{path}, line {key.start_mark.line + 1}: '{key.value}' stands twice.")
+        seen.add(key.value)
+
+
+def _line(node: yaml.Node, loc: tuple[Any, ...]) -> int:
+    """The line of a field, or of the nearest that encloses it and is there."""
+    line: int = node.start_mark.line
+    for step in loc:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == step]
+            if not found:
+                continue  # the name of a variant of a type
+            key, node = found[0]
+            line = key.start_mark.line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            node = node.value[step]
+            line = node.start_mark.line
+    return line + 1
+
+
+# What is wrong
+
+
+def _of_fields(error: ValidationError, place: Any) -> Iterator[str]:
+    """One line for each field that is wrong, whatever the number of types that it could have."""
+    seen: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for found in error.errors(include_url=False):
+        loc = _field_of(found["loc"])
+        seen.setdefault(loc, []).append(found)
+    for loc, several in seen.items():
+        name, kind = ".".join(map(str, loc)), several[0]["type"]
+        if kind == "missing":
+            yield f"{place(())}: '{name}' is required."
+        elif kind == "extra_forbidden":
+            allowed = Columns if loc[0] == "columns" and len(loc) > 1 else Job
+            yield (
+                f"{place(loc)}: '{name}' is unknown; there are "
+                f"{', '.join(sorted(allowed.model_fields))}."
+            )
+        else:
+            wanted = " or ".join(dict.fromkeys(_allowed(one) for one in several))
+            yield f"{place(loc)}: '{name}' must be {wanted}; got {several[0]['input']!r}."
+
+
+def _field_of(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The path of a field, without what pydantic adds for the variants of a type."""
+    depth = 2 if loc[0] == "columns" else 1
+    return loc[:depth]
+
+
+def _allowed(found: Mapping[str, Any]) -> str:
+    message: str = found["msg"]
+    return message.removeprefix("Input should be ").removeprefix("a valid ")
+
+
+def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not go together."""
+    own = COLUMNS[job.task]
+    for name in set(job.columns.model_fields_set) - {*own, "id", "show"}:
+        yield (
+            ("columns", name),
+            f"'columns.{name}' does not belong to task {job.task}, which reads {', '.join(own)}.",
+        )
+    if job.task == "causal-lm":
+        kinds = job.columns.model_fields_set & {"text", "messages", "answer"}
+        if len(kinds) > 1:
+            yield ("columns",), f"{' and '.join(sorted(kinds))} exclude each other; name one."
+        if job.chat and kinds & {"text", "messages"}:
+            yield ("chat",), "'chat' is for prompt and answer; messages are in the template anyway."
+        if job.labels is not None:
+            yield ("labels",), "'labels' belongs to classification."
+    elif job.chat:
+        yield ("chat",), f"'chat' does not belong to task {job.task}."
+    if job.task == "sequence-classification" and job.reduction != "mean":
+        yield ("reduction",), "'reduction' belongs to tasks with a loss for each token."
+    if job.top_k is not None and job.by_block:
+        yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
+    if job.scheduler is not None and job.jobs is not None:
+        yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
