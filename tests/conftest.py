@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -10,3 +11,11 @@ torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory):
+    """Folders of tiny tuned models."""
+    from tuned import save_tuned
+
+    return save_tuned(tmp_path_factory.mktemp("tuned"))

@@ -89,6 +89,10 @@ def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=separator, strict=True)
             try:
+                names = list(reader.fieldnames or ())
+                twice = [name for name in names if names.count(name) > 1]
+                if twice:
+                    raise SourceError(f"{path}, line 1: column '{twice[0]}' stands twice.")
                 for record in reader:
                     place = Place(path, "line", reader.line_num)
                     if None in record or None in record.values():
@@ -99,7 +103,7 @@ def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
                         )
                     yield place, record
             except csv.Error as error:
-                raise SourceError(f"{path}, line {reader.line_num}: {error}.") from error
+                raise SourceError(f"{path}, line {reader.reader.line_num}: {error}.") from error
 
     return read
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from torch import nn
 
@@ -59,7 +59,8 @@ def _chosen(model: nn.Module, names: Sequence[str], which: Parameters) -> list[s
     if which == "all":
         return list(names)
     if which in ("adapters", "adapters+heads"):
-        wanted = [name for name in names if _is_adapter(model, name)]
+        matrices = _adapters(model)
+        wanted = [name for name in names if f"{name}.".startswith(matrices)]
         if not wanted:
             raise BlockError(
                 f'parameters="{which}" needs a peft adapter, which the model does not have. Name '
@@ -81,17 +82,14 @@ def _chosen(model: nn.Module, names: Sequence[str], which: Parameters) -> list[s
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in which)]
 
 
-def _is_adapter(model: Any, name: str) -> bool:
-    """Whether a parameter is one of an active adapter's matrices."""
-    tuner = getattr(model, "base_model", None)
-    prefix = getattr(tuner, "prefix", None)
-    active = set(getattr(model, "active_adapters", ()))
-    parts = name.split(".")
-    return (
-        isinstance(prefix, str)
-        and HEADS not in name
-        and any(part.startswith(prefix) for part in parts)
-        and bool(active & set(parts))
+def _adapters(model: nn.Module) -> tuple[str, ...]:
+    """Where the active adapters' matrices are, as peft's layers tell."""
+    return tuple(
+        f"{path}.{kind}.{adapter}."
+        for path, layer in model.named_modules()
+        for kind in getattr(layer, "adapter_layer_names", ())
+        for adapter in cast(Any, layer).active_adapters
+        if f".{kind}." != HEADS
     )
 
 

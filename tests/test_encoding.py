@@ -1,0 +1,214 @@
+"""From records to tokens and labels: what counts, what is cut, and what is refused."""
+
+import pytest
+import torch
+
+from pydvl_datainf import SourceError
+from pydvl_datainf.huggingface import (
+    AnswerEncoder,
+    ChatEncoder,
+    ClassEncoder,
+    TagEncoder,
+    TokenSamples,
+)
+from pydvl_datainf.huggingface.records import Place
+from tuned import tokenizer
+
+TOKENIZER = tokenizer()
+
+
+def placed(**record):
+    return Place("train.jsonl", "line", 3), record
+
+
+def counted(sample):
+    """The text of the tokens that have a label, each of which must be the token's own."""
+    pairs = zip(sample["input_ids"], sample["labels"], strict=True)
+    kept = [(token, label) for token, label in pairs if label != -100]
+    assert all(token == label for token, label in kept)
+    return TOKENIZER.decode([token for token, _ in kept])
+
+
+def text_of(sample):
+    return TOKENIZER.decode(sample["input_ids"])
+
+
+def test_the_answer_and_the_end_of_the_text_count():
+    sample = AnswerEncoder(TOKENIZER, 64).encode(placed(prompt="What is 2?", answer=" It is 2."))
+    assert text_of(sample) == "What is 2? It is 2.</s>"
+    assert counted(sample) == " It is 2.</s>"
+    assert sample["attention_mask"] == [1] * len(sample["input_ids"])
+
+
+def test_tokens_are_those_of_the_whole_text():
+    sample = AnswerEncoder(TOKENIZER, 64).encode(placed(prompt="What is", answer=" 2 plus 2?"))
+    assert sample["input_ids"][:-1] == TOKENIZER("What is 2 plus 2?")["input_ids"]
+
+
+def test_a_text_may_count_as_a_whole():
+    encoder = AnswerEncoder(TOKENIZER, 64, prompt=None, answer="text")
+    sample = encoder.encode(placed(text="What is 2?"))
+    assert counted(sample) == "What is 2?</s>"
+    assert encoder.shown(placed(text="What is 2?")) == {"text": "What is 2?"}
+
+
+def test_columns_may_have_other_names():
+    encoder = AnswerEncoder(TOKENIZER, 64, "question", "reply")
+    record = placed(question="What?", reply=" It.")
+    assert counted(encoder.encode(record)) == " It.</s>"
+    assert encoder.shown(record) == {"prompt": "What?", "answer": " It."}
+
+
+def test_a_prompt_and_an_answer_in_the_chat_template():
+    encoder = AnswerEncoder(TOKENIZER, 64, chat=True)
+    sample = encoder.encode(placed(prompt="What?", answer="It."))
+    assert text_of(sample) == "<user>What?</s><assistant>It.</s>"
+    assert counted(sample) == "It.</s>"
+
+
+def test_every_turn_of_the_assistant_counts():
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "It."},
+        {"role": "user", "content": "Which?"},
+        {"role": "assistant", "content": "That."},
+    ]
+    encoder = ChatEncoder(TOKENIZER, 200)
+    assert counted(encoder.encode(placed(messages=messages))) == "It.</s>That.</s>"
+    assert encoder.shown(placed(messages=messages))["messages"].endswith("assistant: That.")
+
+
+@pytest.mark.parametrize(
+    "messages", ["hello", [], [{"role": "user", "content": "x"}], [{"role": "assistant"}], ["x"]]
+)
+def test_what_is_no_conversation_is_refused(messages):
+    with pytest.raises(SourceError, match=r"line 3.*'messages'"):
+        ChatEncoder(TOKENIZER, 64).encode(placed(messages=messages))
+
+
+def test_templates_that_rewrite_earlier_turns_are_refused():
+    rewriting = tokenizer()
+    rewriting.chat_template = (
+        "{{ messages | length }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+        "{% endfor %}"
+    )
+    record = placed(prompt="What?", answer="It.")
+    with pytest.raises(SourceError, match="writes turn 1 differently"):
+        AnswerEncoder(rewriting, 64, chat=True).encode(record)
+
+
+def test_a_tokenizer_without_a_template_is_refused():
+    plain = tokenizer()
+    plain.chat_template = None
+    with pytest.raises(SourceError, match="no chat template"):
+        AnswerEncoder(plain, 64, chat=True).encode(placed(prompt="What?", answer="It."))
+
+
+def test_long_samples_are_cut_as_long_as_some_of_the_answer_remains():
+    record = placed(prompt="What is 2?", answer=" It is 2.")
+    whole = AnswerEncoder(TOKENIZER, 64).encode(record)["input_ids"]
+    prompt = len(TOKENIZER("What is 2?")["input_ids"])
+    cut = AnswerEncoder(TOKENIZER, prompt + 1).encode(record)
+    assert cut["input_ids"] == whole[: prompt + 1]
+    with pytest.raises(SourceError, match="line 3: no token has a label within max_length"):
+        AnswerEncoder(TOKENIZER, prompt).encode(record)
+
+
+def test_a_text_of_one_token_has_no_loss():
+    with pytest.raises(SourceError, match="no token has a label"):
+        AnswerEncoder(TOKENIZER, 1, prompt=None, answer="text").encode(placed(text="What"))
+
+
+# Classification
+
+
+def classes(**kwargs):
+    settings = {"label_ids": {"bad": 0, "good": 1}, "n_labels": 2, **kwargs}
+    return ClassEncoder(TOKENIZER, 64, **settings)
+
+
+@pytest.mark.parametrize(("label", "number"), [("good", 1), ("bad", 0), (1, 1), ("0", 0)])
+def test_labels_are_names_or_numbers(label, number):
+    sample = classes().encode(placed(text="What is 2?", label=label))
+    assert sample["labels"] == number
+    assert sample["input_ids"] == TOKENIZER("What is 2?")["input_ids"]
+
+
+@pytest.mark.parametrize("label", ["ugly", 2, "-1", 1.0, True, ["good"]])
+def test_labels_that_are_no_output_are_refused(label):
+    with pytest.raises(SourceError, match=r"line 3: label .* from 0 to 1, or one of bad, good"):
+        classes().encode(placed(text="x", label=label))
+
+
+def test_pairs_of_texts():
+    encoder = classes(text_pair="other")
+    record = placed(text="What", other="is", label="good")
+    assert encoder.encode(record)["input_ids"] == TOKENIZER("What", "is")["input_ids"]
+    assert encoder.shown(record) == {"text": "What", "text_pair": "is", "label": "good"}
+
+
+def test_several_labels_and_numbers():
+    several = classes(problem="multi_label_classification")
+    assert several.encode(placed(text="x", label=["good"]))["labels"] == [0.0, 1.0]
+    assert several.encode(placed(text="x", label=[]))["labels"] == [0.0, 0.0]
+    assert several.shown(placed(text="x", label=["good", "bad"]))["label"] == "good, bad"
+    number = classes(problem="regression", n_labels=1)
+    assert number.encode(placed(text="x", label="0.5"))["labels"] == 0.5
+    with pytest.raises(SourceError, match="must be a list of labels"):
+        several.encode(placed(text="x", label="good"))
+    with pytest.raises(SourceError, match="must be a finite number, got 'nan'"):
+        number.encode(placed(text="x", label="nan"))
+
+
+def test_the_first_token_of_a_word_has_its_label():
+    encoder = TagEncoder(TOKENIZER, 64, {"O": 0, "B": 1}, 2)
+    record = placed(words=["What", "zebra", "is"], tags=["O", "B", "O"])
+    sample = encoder.encode(record)
+    encoded = TOKENIZER(record[1]["words"], is_split_into_words=True)
+    firsts = [encoded.word_ids().index(i) for i in range(3)]
+    assert [sample["labels"][i] for i in firsts] == [0, 1, 0]
+    assert sum(label != -100 for label in sample["labels"]) == 3
+    assert len(sample["labels"]) == len(sample["input_ids"]) > 3
+    assert encoder.shown(record) == {"text": "What/O zebra/B is/O"}
+
+
+def test_words_without_labels_are_refused():
+    encoder = TagEncoder(TOKENIZER, 64, {"O": 0}, 1)
+    with pytest.raises(SourceError, match="lists of the same length"):
+        encoder.encode(placed(words=["What", "is"], tags=["O"]))
+
+
+# Batches
+
+
+def test_batches_are_padded_to_their_longest():
+    encoder = AnswerEncoder(TOKENIZER, 64)
+    records = [placed(prompt="What?", answer=" It."), placed(prompt="What is 2?", answer=" 2.")]
+    samples = TokenSamples([encoder.encode(record) for record in records], pad=0)
+    (batch,) = samples.to_loader(4)
+    longest = max(samples.lengths)
+    assert {tuple(tensor.shape) for tensor in batch.values()} == {(2, longest)}
+    for i, length in enumerate(samples.lengths):
+        assert batch["input_ids"][i, :length].tolist() == samples[i]["input_ids"]
+        assert batch["attention_mask"][i].tolist() == [1] * length + [0] * (longest - length)
+        assert (batch["labels"][i, length:] == -100).all()
+
+
+def test_labels_of_samples_are_not_padded():
+    several = [classes(problem="multi_label_classification"), classes()]
+    for encoder, label, shape in zip(several, (["good"], "good"), ((2, 2), (2,)), strict=True):
+        texts = ("What is 2?", "What")
+        samples = [encoder.encode(placed(text=text, label=label)) for text in texts]
+        (batch,) = TokenSamples(samples, pad=0).to_loader(2)
+        assert batch["labels"].shape == shape
+
+
+def test_batches_keep_the_order():
+    encoder = AnswerEncoder(TOKENIZER, 64, prompt=None, answer="text")
+    texts = ["What is 2?", "It", "What is 3 plus 4?", "plus", "It is 9."]
+    samples = TokenSamples([encoder.encode(placed(text=text)) for text in texts], pad=0)
+    batches = list(samples.to_loader(2))
+    assert [len(batch["labels"]) for batch in batches] == [2, 2, 1]
+    firsts = torch.cat([batch["input_ids"][:, 0] for batch in batches]).tolist()
+    assert firsts == [sample["input_ids"][0] for sample in samples]

@@ -1,0 +1,120 @@
+"""Samples from files: every kind gives the same records, and errors name the line."""
+
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pydvl_datainf import SourceError
+from pydvl_datainf.huggingface import read_records
+from pydvl_datainf.huggingface.records import column, text_column
+from tuned import write_lines
+
+RECORDS = [
+    {"text": "plain", "label": "1"},
+    {"text": 'with "quotes", a comma\nand a line break', "label": "0"},
+    {"text": "Grüße, 世界 <b>not bold</b>", "label": "NA"},
+    {"text": "null", "label": "007"},
+]
+
+
+def separated(path, separator):
+    quoted = (
+        [value.replace('"', '""') for value in (record["text"], record["label"])]
+        for record in RECORDS
+    )
+    lines = "".join(f'"{text}"{separator}"{label}"\n' for text, label in quoted)
+    path.write_text(f"text{separator}label\n{lines}", encoding="utf-8")
+
+
+WRITERS = {
+    "train.jsonl": lambda path: write_lines(path, RECORDS),
+    "train.csv": lambda path: separated(path, ","),
+    "train.tsv": lambda path: separated(path, "\t"),
+    "train.parquet": lambda path: pq.write_table(pa.Table.from_pylist(RECORDS), path),
+    "folder": lambda path: datasets.Dataset.from_list(RECORDS).save_to_disk(path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_records(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    assert [dict(record) for _, record in read_records(tmp_path / name)] == RECORDS
+
+
+def test_places_are_lines_of_the_file(tmp_path):
+    WRITERS["train.csv"](tmp_path / "train.csv")
+    numbers = [place.number for place, _ in read_records(tmp_path / "train.csv")]
+    assert numbers == [2, 4, 5, 6]
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    assert [str(place) for place, _ in read_records(tmp_path / "a.jsonl")] == [
+        f"{tmp_path / 'a.jsonl'}, line 1",
+        f"{tmp_path / 'a.jsonl'}, line 3",
+    ]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
+    (tmp_path / "a.csv").write_bytes("\ufefftext,label\nx,1\n".encode())
+    assert read_records(tmp_path / "a.csv")[0][1] == {"text": "x", "label": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'["x"]\n', "line 1: expected an object"),
+        ("a.jsonl", b"\n\n", "holds no samples"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "not text in UTF-8"),
+        ("a.csv", b"text,label\nx,1,2\n", "line 2: other columns than in the header"),
+        ("a.csv", b"text,label\nx\n", "line 2: other columns"),
+        ("a.csv", b'text,label\n"x,1\n', "line 2: unexpected end"),
+        ("a.csv", b"text,text\nx,y\n", "'text' stands twice"),
+        ("a.csv", b"text,label\n", "holds no samples"),
+        ("a.csv", b"", "holds no samples"),
+        ("a.parquet", b"no parquet", "cannot be read as Parquet"),
+        ("a.xlsx", b"", r"none of the kinds that can be read: \.csv, \.jsonl"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        read_records(tmp_path / name)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(SourceError, match="There is no file"):
+        read_records(tmp_path / "a.csv")
+
+
+def test_folders_of_several_splits_are_told_apart(tmp_path):
+    split = datasets.Dataset.from_list(RECORDS)
+    datasets.DatasetDict({"train": split, "dev": split}).save_to_disk(tmp_path / "both")
+    with pytest.raises(SourceError, match="both/train"):
+        read_records(tmp_path / "both")
+    assert len(read_records(tmp_path / "both" / "dev")) == len(RECORDS)
+
+
+def test_folders_that_datasets_did_not_save_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="not a folder that datasets saved"):
+        read_records(tmp_path)
+
+
+def test_missing_columns_are_named_with_those_that_are_there(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "x", "n": 3}, {"text": None, "n": 3}])
+    first, second = read_records(path)
+    assert column(first, "text") == "x"
+    with pytest.raises(SourceError, match=r"line 1: no column 'label'; there are text, n"):
+        column(first, "label")
+    with pytest.raises(SourceError, match="line 2: no column 'text'"):
+        column(second, "text")
+    with pytest.raises(SourceError, match="'n' must be text, got a int"):
+        text_column(first, "n")
+
+
+def test_numbers_and_lists_keep_their_types(tmp_path):
+    record = {"tokens": ["a", "b"], "tags": [0, 1], "weight": 0.5}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record))
+    assert read_records(path)[0][1] == record
