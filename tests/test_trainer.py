@@ -1,0 +1,184 @@
+"""Influences of a model that a transformers Trainer tuned, against plain gradients."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+import dense
+from pydvl_datainf import (
+    CausalLM,
+    InfluenceRun,
+    ModelError,
+    ObjectiveError,
+    SequenceClassification,
+    SourceError,
+    influence_from_trainer,
+    run_influences,
+)
+from pydvl_datainf.huggingface import AnswerEncoder, ModelFiles
+from pydvl_datainf.huggingface.records import Place
+from tuned import sums, tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+TOKENIZER = tokenizer()
+
+
+def answers(count):
+    encoder = AnswerEncoder(TOKENIZER, 64)
+    records = [(Place("x", "line", i), record) for i, record in enumerate(sums(count))]
+    data = Dataset.from_list([dict(encoder.encode(record)) for record in records])
+    return data.add_column("unused", ["text that the model does not take"] * count)
+
+
+def reviews(count):
+    texts = [f"What is {i}?" * (1 + i % 3) for i in range(count)]
+    return Dataset.from_list([{**TOKENIZER(text), "labels": i % 2} for i, text in enumerate(texts)])
+
+
+def trained(model, train, collator, folder, kind=Trainer, evaluation=None, **settings):
+    """A trainer that has taken two steps."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        **settings,
+    )
+    trainer = kind(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=collator,
+    )
+    trainer.train()
+    trainer.model.eval()
+    return trainer
+
+
+@pytest.fixture
+def causal(tuned):
+    torch.manual_seed(0)
+    return ModelFiles("causal-lm", str(tuned.causal), str(tuned.causal_adapter)).load()
+
+
+@pytest.fixture
+def trainer(causal, tmp_path):
+    collator = DataCollatorForSeq2Seq(TOKENIZER)
+    return trained(causal, answers(10), collator, tmp_path, evaluation=answers(4))
+
+
+def rows_of(influence, batches, names):
+    """Gradients by transformers' own loss, one backward pass for each sample."""
+
+    def loss(model, batch):
+        return model(**batch).loss
+
+    rows = [dense.gradients(influence.model, loss, dict(b), names) for b in batches]
+    return torch.cat(rows).double()
+
+
+def test_a_causal_language_model(trainer, tmp_path):
+    influence, test, train = influence_from_trainer(trainer, max_tokens=60)
+    assert isinstance(influence.objective, CausalLM)
+    run = run_influences(influence, test, train, tmp_path / "run.zarr", progress=False)
+    assert run.scores.shape == (4, 10)
+    total = 0
+    for block, names in influence.parameter_dict.items():
+        g, v = (rows_of(influence, data, list(names)) for data in (train, test))
+        total = total + v @ dense.datainf_matrix(g, run.damping[block]) @ g.T
+    scores = torch.from_numpy(run.scores[...]).double()
+    torch.testing.assert_close(scores, total, rtol=0, atol=1e-5 * float(total.abs().max()))
+    assert InfluenceRun(tmp_path / "run.zarr").is_complete
+
+
+def test_a_classifier(tuned, tmp_path):
+    model = ModelFiles("sequence-classification", str(tuned.classifier)).load()
+    collator = DataCollatorWithPadding(TOKENIZER)
+    trainer = trained(model, reviews(9), collator, tmp_path, evaluation=reviews(3))
+    influence, test, train = influence_from_trainer(trainer, block_structure="full")
+    assert isinstance(influence.objective, SequenceClassification)
+    assert [len(batch["labels"]) for batch in train] == [3, 3, 3]
+    assert torch.cat([batch["labels"] for batch in train]).tolist() == [i % 2 for i in range(9)]
+    rows = torch.cat([influence.loss_gradients(batch) for batch in test])
+    exact = rows_of(influence, test, list(influence.blocks.shapes))
+    assert ((rows - exact).norm(dim=1) <= 1e-5 * exact.norm(dim=1)).all()
+
+
+def test_other_test_data_and_batches(trainer):
+    made = influence_from_trainer(trainer, test=answers(7), batch_size=5)
+    assert [len(batch["labels"]) for batch in made.test] == [5, 2]
+    assert [len(batch["labels"]) for batch in made.train] == [5, 5]
+
+
+def test_the_trainer_is_not_changed(trainer):
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    influence, test, train = influence_from_trainer(trainer)
+    influence.fit(train).training_influences(next(iter(test)))
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert not trainer.model.training
+
+
+def test_models_in_training_mode_are_refused(trainer):
+    trainer.model.train()
+    with pytest.raises(ModelError, match=r"trainer\.model\.eval\(\)"):
+        influence_from_trainer(trainer)
+
+
+class OwnLoss(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        return (2 * outputs.loss, outputs) if return_outputs else 2 * outputs.loss
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [(OwnLoss, {}), (Trainer, {"label_smoothing_factor": 0.1})]
+)
+def test_losses_of_ones_own_need_an_objective(causal, tmp_path, kind, settings):
+    collator = DataCollatorForSeq2Seq(TOKENIZER)
+    data = answers(4)
+    trainer = trained(causal, data, collator, tmp_path, kind, evaluation=data, **settings)
+    with pytest.raises(ObjectiveError, match="not the model's own"):
+        influence_from_trainer(trainer)
+    assert influence_from_trainer(trainer, CausalLM("sum")).influence.objective.reduction == "sum"
+
+
+def test_models_of_unknown_tasks_need_an_objective(trainer):
+    class Unknown(torch.nn.Module):
+        pass
+
+    trainer.model = Unknown().eval()
+    with pytest.raises(ObjectiveError, match="The task of a Unknown is not known"):
+        influence_from_trainer(trainer)
+
+
+def test_missing_and_several_evaluation_data_are_refused(causal, tmp_path):
+    collator = DataCollatorForSeq2Seq(TOKENIZER)
+    trainer = trained(causal, answers(4), collator, tmp_path)
+    with pytest.raises(SourceError, match="no evaluation data; pass test"):
+        influence_from_trainer(trainer)
+    trainer.eval_dataset = {"one": answers(2), "two": answers(3)}
+    with pytest.raises(SourceError, match=r"several evaluation datasets \(one, two\)"):
+        influence_from_trainer(trainer)
+    assert len(influence_from_trainer(trainer, test=answers(2)).test.dataset) == 2
+
+
+def test_random_masks_are_refused(causal, tmp_path):
+    masked = tokenizer()
+    masked.mask_token = "<pad>"
+    trainer = trained(causal, answers(4), DataCollatorForSeq2Seq(TOKENIZER), tmp_path)
+    trainer.data_collator = DataCollatorForLanguageModeling(masked)
+    with pytest.raises(SourceError, match="masks tokens at random"):
+        influence_from_trainer(trainer, test=answers(2))
