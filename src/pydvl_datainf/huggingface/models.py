@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import nn
 
 from pydvl_datainf.errors import DataInfError, ModelError
@@ -105,7 +106,7 @@ class ModelFiles:
         """
         kind = getattr(imported("transformers"), AUTO_CLASSES[self.task])
         wanted = {} if self.attention is None else {"attn_implementation": self.attention}
-        with _loading(f"the model {self.model}"), quiet_transformers():
+        with _loading(f"the model {self.model}"), quiet_transformers(), _seeded():
             model, loaded = kind.from_pretrained(
                 self.model,
                 config=self.config(),
@@ -163,6 +164,14 @@ def _is_replaced(model: nn.Module, name: str) -> bool:
     """Whether a parameter of the base model is there for show: the adapter brought its own."""
     owner = name.rpartition(".")[0]
     return any(f".{owner}{HEADS}" in own for own, _ in model.named_parameters())
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Gives every process the same random weights: a head that an adapter replaces stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @contextmanager

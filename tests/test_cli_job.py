@@ -1,0 +1,333 @@
+"""`pydvl-datainf run`: from files to influences, as a user runs it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from distributed import LocalCluster
+
+from pydvl_datainf import InfluenceRun, work
+from pydvl_datainf.cli import main
+from pydvl_datainf.huggingface import (
+    AnswerEncoder,
+    InfluenceBuilder,
+    ModelFiles,
+    TokenSamples,
+    extra,
+    read_records,
+)
+from pydvl_datainf.jobfile import preparation
+from tuned import sums, tokenizer, write_lines
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def done(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def failed(code, *arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == code, result.output
+    return result.stderr
+
+
+@pytest.fixture
+def folder(tuned, tmp_path):
+    """A job on a causal language model, with its data."""
+    write_lines(tmp_path / "train.jsonl", sums(20))
+    write_lines(tmp_path / "test.jsonl", sums(4)[::-1])
+    job = {
+        "task": "causal-lm",
+        "model": str(tuned.causal),
+        "adapter": str(tuned.causal_adapter),
+        "train": "train.jsonl",
+        "test": "test.jsonl",
+        "out": "out.zarr",
+        "columns": {"id": "id"},
+        "device": "cpu",
+        "batch_size": 8,
+        "max_tokens": 100,
+    }
+    write_job(tmp_path, job)
+    return tmp_path
+
+
+def write_job(folder, job):
+    (folder / "job.yaml").write_text(json.dumps(job))  # JSON is YAML
+
+
+def changed(folder, **fields):
+    job = json.loads((folder / "job.yaml").read_text()) | fields
+    write_job(folder, job)
+
+
+def plain_scores(tuned, folder):
+    """Without the command, whole batches, in float64."""
+    files = ModelFiles("causal-lm", str(tuned.causal), str(tuned.causal_adapter), dtype="float64")
+    encoder = AnswerEncoder(tokenizer(), 512)
+    train, test = (
+        TokenSamples([encoder.encode(r) for r in read_records(folder / name)], 0).to_loader(50)
+        for name in ("train.jsonl", "test.jsonl")
+    )
+    influence = InfluenceBuilder(files)().fit(train)
+    return influence.training_influences(next(iter(test))).numpy()
+
+
+def test_a_causal_language_model(tuned, folder):
+    shown = done("run", folder / "job.yaml", "--no-progress")
+    run = InfluenceRun(folder / "out.zarr")
+    exact = plain_scores(tuned, folder)
+    np.testing.assert_allclose(run.scores[...], exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    assert run.train_ids.tolist() == [f"sum {i}" for i in range(20)]
+    assert run.test_ids.tolist() == ["sum 3", "sum 2", "sum 1", "sum 0"]
+    assert run.metadata("train")["prompt"][3] == "What is 3 plus 9?"
+    told = run.metadata("run")
+    assert told["job"]["max_tokens"] == 100
+    assert told["job"]["train"] == "train.jsonl"
+    assert told["versions"]["transformers"]
+    assert f"pydvl-datainf top {folder / 'out.zarr'}" in shown
+    assert "What is 3 plus 9?" in done("top", folder / "out.zarr", "--test", "sum 1", "--k", 20)
+    assert "max_tokens: 100" in done("info", folder / "out.zarr", "--blocks")
+    assert "layers.0.self_attn.q_proj · lora_A" in done("info", folder / "out.zarr", "--blocks")
+
+
+def test_the_same_command_again_computes_nothing(folder):
+    done("run", folder / "job.yaml", "--no-progress")
+    before = InfluenceRun(folder / "out.zarr").attrs
+    done("run", folder / "job.yaml", "--no-progress")
+    assert InfluenceRun(folder / "out.zarr").attrs == before
+
+
+def test_another_job_is_refused_unless_told(folder):
+    done("run", folder / "job.yaml", "--no-progress")
+    changed(folder, reduction="sum")
+    assert "holds another run" in failed(1, "run", folder / "job.yaml", "--no-progress")
+    done("run", folder / "job.yaml", "--no-progress", "--overwrite")
+    assert InfluenceRun(folder / "out.zarr").metadata("run")["job"]["reduction"] == "sum"
+
+
+def test_a_stopped_run_goes_on(folder, monkeypatch):
+    changed(folder, rows="recompute")
+    done("run", folder / "job.yaml", "--no-progress", "--out", folder / "whole.zarr")
+    scores, calls = work.write_scores, []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return scores(*arguments)
+
+    monkeypatch.setattr(work, "write_scores", stopping)
+    result = invoke("run", folder / "job.yaml", "--no-progress")
+    assert result.exit_code == 130
+    assert "the same command goes on" in result.output
+    assert not InfluenceRun(folder / "out.zarr").is_complete
+    monkeypatch.undo()
+    done("run", folder / "job.yaml", "--no-progress")
+    whole, resumed = (InfluenceRun(folder / f"{name}.zarr") for name in ("whole", "out"))
+    assert np.array_equal(whole.scores[...], resumed.scores[...])
+
+
+def test_a_dry_run_tells_and_writes_nothing(folder):
+    before = sorted(folder.iterdir())
+    shown = done("run", folder / "job.yaml", "--dry-run", "--no-progress")
+    assert sorted(folder.iterdir()) == before
+    lengths = [len(tokenizer()(f"{r['prompt']}{r['answer']}</s>")["input_ids"]) for r in sums(20)]
+    for told in (
+        "Training samples 20",
+        f"Training tokens {sum(lengths):,}; longest {max(lengths)}",
+        "256, in 8 blocks",
+        "Rows kept in memory",
+        "Tiles of scores 1 x 3, of 4 test by 8 training samples",
+        "Gradients 24, of",
+        "tokens a second",
+    ):
+        assert told in shown
+    assert re.search(r"Together about [\d.]+ s in one process", shown)
+
+
+@pytest.mark.parametrize(("rows", "gradients"), [("zarr", 24), ("recompute", 64)])
+def test_a_dry_run_foretells_the_gradients(folder, rows, gradients):
+    changed(folder, rows=rows)
+    assert f"Gradients {gradients}, of" in done(
+        "run", folder / "job.yaml", "--dry-run", "--no-progress"
+    )
+    done("run", folder / "job.yaml", "--no-progress")
+    assert InfluenceRun(folder / "out.zarr").attrs["gradients"] == gradients
+
+
+def test_options_say_all(tuned, folder):
+    options = {
+        "--task": "causal-lm",
+        "--model": tuned.causal,
+        "--adapter": tuned.causal_adapter,
+        "--train": folder / "train.jsonl",
+        "--test": folder / "test.jsonl",
+        "--out": folder / "options.zarr",
+    }
+    flat = [part for option in options.items() for part in option]
+    done("run", *flat, "--no-progress")
+    assert InfluenceRun(folder / "options.zarr").is_complete
+
+
+def reviews(count):
+    return [
+        {"review": f"It is {'not ' * (i % 2)}2 plus {i}", "verdict": ["good", "bad"][i % 2]}
+        for i in range(count)
+    ]
+
+
+def write_csv(path, records):
+    lines = "".join(f"{record['review']},{record['verdict']}\n" for record in records)
+    path.write_text("review,verdict\n" + lines)
+
+
+@pytest.fixture
+def classification(tuned, tmp_path):
+    write_csv(tmp_path / "train.csv", reviews(15))
+    write_csv(tmp_path / "test.csv", reviews(3))
+    job = {
+        "task": "sequence-classification",
+        "model": str(tuned.encoder),
+        "adapter": str(tuned.classes_adapter),
+        "labels": ["bad", "good"],
+        "train": "train.csv",
+        "test": "test.csv",
+        "columns": {"text": "review", "label": "verdict"},
+        "out": "out.zarr",
+        "device": "cpu",
+        "batch_size": 4,
+    }
+    write_job(tmp_path, job)
+    return tmp_path
+
+
+def test_the_trained_head_is_left_out_or_in_and_the_result_says_so(classification):
+    for parameters, is_in, count in (("adapters", False, 8), ("adapters+heads", True, 9)):
+        changed(classification, parameters=parameters, out=f"{parameters}.zarr")
+        done("run", classification / "job.yaml", "--no-progress")
+        run = InfluenceRun(classification / f"{parameters}.zarr")
+        told = run.metadata("run")
+        assert "classifier" in told["heads trained with the adapter"]
+        assert told["heads take part"] is is_in
+        assert len(run.damping) == count
+        assert run.metadata("test")["label"].tolist() == ["good", "bad", "good"]
+    shown = done("run", classification / "job.yaml", "--dry-run", "--no-progress")
+    assert "Heads classifier, score take part" in shown
+
+
+def test_workers_of_a_scheduler_and_processes_give_the_same(classification):
+    changed(classification, rows="recompute")
+    done("run", classification / "job.yaml", "--no-progress")
+    changed(classification, rows="recompute", out="jobs.zarr")
+    done("run", classification / "job.yaml", "--no-progress", "--jobs", 2)
+    changed(classification, rows="recompute", out="workers.zarr")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        scheduler = cluster.scheduler_address
+        done("run", classification / "job.yaml", "--no-progress", "--scheduler", scheduler)
+    here, jobs, workers = (
+        InfluenceRun(classification / f"{name}.zarr").scores[...]
+        for name in ("out", "jobs", "workers")
+    )
+    np.testing.assert_allclose(jobs, here, rtol=1e-5, atol=1e-6 * np.abs(here).max())
+    np.testing.assert_allclose(workers, here, rtol=1e-5, atol=1e-6 * np.abs(here).max())
+
+
+def test_token_classification(tuned, tmp_path):
+    records = [{"words": ["What", "is", "2"], "tags": [0, 1, i % 2]} for i in range(6)]
+    write_lines(tmp_path / "data.jsonl", records)
+    job = {
+        "task": "token-classification",
+        "model": str(tuned.tagger),
+        "parameters": ["classifier.*"],
+        "train": "data.jsonl",
+        "test": "data.jsonl",
+        "out": "out.zarr",
+    }
+    write_job(tmp_path, job)
+    done("run", tmp_path / "job.yaml", "--no-progress")
+    run = InfluenceRun(tmp_path / "out.zarr")
+    assert list(run.damping) == ["classifier"]
+    assert run.metadata("train")["text"][1] == "What/0 is/1 2/1"
+    scores = run.scores[...]
+    np.testing.assert_allclose(scores, scores.T, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
+
+
+# What cannot be done
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "causal"}, r"job.yaml, line 1: 'task' must be"),
+        ({"train": "nowhere.jsonl"}, "no file or folder .*nowhere.jsonl"),
+        ({"columns": {"prompt": "question"}}, "line 1: no column 'question'; there are id, prompt"),
+        ({"max_length": 3}, "test.jsonl, line 1: no token has a label within max_length=3"),
+        ({"model": "./nowhere"}, "Could not load the configuration"),
+        ({"adapter": "./nowhere"}, "Could not load the configuration"),
+        ({"chat": False, "columns": {"messages": "prompt"}}, "must be a list of messages"),
+    ],
+)
+def test_invalid_jobs_begin_nothing(folder, fields, message):
+    changed(folder, **fields)
+    before = sorted(folder.iterdir())
+    assert re.search(message, failed(2, "run", folder / "job.yaml", "--no-progress"))
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_model_that_cannot_be_used_is_told(folder):
+    changed(folder, parameters=["*.nothing"])
+    assert "No parameter fits" in failed(1, "run", folder / "job.yaml", "--no-progress")
+
+
+def test_a_run_that_fails_keeps_what_it_has(folder, monkeypatch):
+    def fails(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(work, "write_scores", fails)
+    assert "No space left" in failed(1, "run", folder / "job.yaml", "--no-progress")
+    monkeypatch.undo()
+    assert InfluenceRun(folder / "out.zarr").attrs["gradients"] == 24
+    done("run", folder / "job.yaml", "--no-progress")
+    assert InfluenceRun(folder / "out.zarr").is_complete
+
+
+def test_a_missing_package_is_named(folder, monkeypatch):
+    monkeypatch.setattr(extra, "find_spec", lambda name: None)
+    monkeypatch.setattr(extra, "import_module", missing)
+    message = failed(1, "run", folder / "job.yaml")
+    assert "pydantic is not installed: pip install 'pydvl-datainf[hf]'" in message
+
+
+def missing(name):
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_a_package_that_is_broken_inside_is_not_called_missing(monkeypatch):
+    def broken(name):
+        raise ModuleNotFoundError("No module named 'inner'", name="inner")
+
+    monkeypatch.setattr(extra, "import_module", broken)
+    with pytest.raises(ModuleNotFoundError, match="inner"):
+        extra.imported("pydantic")
+
+
+def test_a_slow_tokenizer_is_refused(folder, monkeypatch):
+    class Slow:
+        is_fast = False
+        pad_token_id = 0
+
+    monkeypatch.setattr(preparation.ModelFiles, "tokenizer", lambda files: Slow())
+    assert "needs a fast tokenizer" in failed(2, "run", folder / "job.yaml", "--no-progress")
