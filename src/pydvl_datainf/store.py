@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import zarr
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
@@ -330,7 +331,9 @@ class Store:
             if not broken:
                 raise
             raise self._damaged(_keys_of(name, broken)) from error
-        if not np.issubdtype(values.dtype, np.floating) or np.isnan(values).any():
+        # A sum is NaN where an entry is, and far faster in half precision than looking at each.
+        whole = np.ascontiguousarray(values)
+        if not np.issubdtype(whole.dtype, np.floating) or torch.from_numpy(whole).sum().isnan():
             missing = self._touched(name, where) - self.present(name)
             if missing:
                 raise self._damaged(_keys_of(name, missing))
