@@ -12,7 +12,7 @@ import pydvl_datainf
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
-OPTIONAL = ("matplotlib", "peft", "sklearn.metrics", "transformers")
+OPTIONAL = ("datasets", "matplotlib", "peft", "pydantic", "sklearn.metrics", "transformers")
 
 
 def test_every_public_name_exists():
@@ -22,7 +22,7 @@ def test_every_public_name_exists():
 
 @pytest.mark.parametrize("statement", ["import pydvl_datainf", "import pydvl_datainf.cli"])
 def test_importing_needs_no_optional_package(statement):
-    """Packages of the extra [demo] are not imported; pyDVL itself brings some of them."""
+    """Packages of the extras are not imported; pyDVL itself brings some of them."""
     script = (
         f"import sys, pydvl.influence.torch; before = set(sys.modules); {statement}; "
         f"print(sorted((set(sys.modules) - before) & set({OPTIONAL})))"
@@ -34,16 +34,16 @@ def test_importing_needs_no_optional_package(statement):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_the_examples_of_the_readme_run(example, tmp_path, monkeypatch):
-    """Each after the first one, whose names they may use."""
+@pytest.mark.parametrize("position", range(len(EXAMPLES)))
+def test_the_examples_of_the_readme_run(position, tmp_path, monkeypatch):
+    """Each after those before it, whose names it may use."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(EXAMPLES[0], names)
-    del names["scores"]
-    exec(example, names)
+    for example in EXAMPLES[: position + 1]:
+        names.pop("scores", None)
+        exec(example, names)
     assert np.isfinite(np.asarray(names["scores"])).all()
 
 
 def test_the_readme_has_examples():
-    assert len(EXAMPLES) >= 3
+    assert len(EXAMPLES) >= 4
