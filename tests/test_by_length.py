@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pydvl_datainf import BatchError, CausalLM, DataInfInfluence, NonFiniteError
+from pydvl_datainf import BatchError, CausalLM, DataInfInfluence, NonFiniteError, ObjectiveError
 from pydvl_datainf.gradients.by_length import ByLengthEngine, pieces_by_length
 
 LENGTHS = torch.tensor([3, 9, 4, 9, 2, 5, 12])
@@ -95,6 +94,22 @@ def test_other_tensors_are_not_cut():
     (_, piece), *_ = pieces_by_length(batch, 1)
     assert piece["weights"].shape == (1, 6)
     assert piece["input_ids"].shape == (1, 3)
+
+
+def test_labels_may_have_another_name(llama):
+    batch = batch_of(LENGTHS, 15)
+    named = {"targets" if k == "labels" else k: v for k, v in batch.items()}
+    exact = DataInfInfluence(llama, CausalLM()).loss_gradients(batch)
+    influence = DataInfInfluence(llama, CausalLM(labels="targets"), max_tokens=20)
+    torch.testing.assert_close(influence.loss_gradients(named), exact, rtol=1e-9, atol=1e-12)
+
+
+def test_a_sample_without_a_loss_is_named_by_its_place_in_the_batch(llama):
+    batch = batch_of(LENGTHS, 15)
+    batch["labels"][5] = -100
+    influence = DataInfInfluence(llama, CausalLM(), max_tokens=15)
+    with pytest.raises(ObjectiveError, match=r"sample 0 of .* these are 5, 2, 0 of their batch"):
+        influence.loss_gradients(batch)
 
 
 class NotFinite:

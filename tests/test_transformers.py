@@ -1,209 +1,176 @@
-"""Rows of transformers models: padding, masks, fused attention, LoRA, tied weights."""
+"""Rows of transformers models under padding, other masks, checkpointing and tied weights."""
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-)
 
 import dense
-from pydvl_datainf import DataInfInfluence, SequenceClassification
+import tiny
+from pydvl_datainf import CausalLM, DataInfInfluence, ModelError, SequenceClassification
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine
 
-SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-LLAMA = {**SIZES, "intermediate_size": 24, "num_key_value_heads": 1, "pad_token_id": 0}
+CLASSES = (SequenceClassification(), tiny.classification_loss, tiny.labelled_texts)
+ANSWERS = (CausalLM(), tiny.answer_loss, tiny.answers)
 
 
-def bert(**kwargs):
-    config = BertConfig(**SIZES, intermediate_size=24, max_position_embeddings=12, **kwargs)
-    return BertForSequenceClassification(config)
+def engine_of(model, objective=CLASSES[0]):
+    return CaptureEngine(model, objective, Blocks.from_model(model, "module"), strict=True)
 
 
-def llama(**kwargs):
-    return LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=2, **kwargs))
+def rows_of(engine, batch):
+    return engine.blocks.flatten(engine.rows(batch))
 
 
-def lora(model, targets, **kwargs):
-    """A LoRA-adapted copy whose B matrices are not zero, so that A has a gradient."""
-    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=targets, **kwargs))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name or "embedding_B" in name:
-            parameter.data.normal_(std=0.1)
-    return adapted
+def truth(model, batch, loss=tiny.classification_loss):
+    return dense.gradients(model, loss, batch, tiny.names_of(model))
 
 
-def classification_batch(length=4, positions=7):
-    """Token ids with padding on the right of different lengths, its mask, and labels."""
-    mask = torch.ones(length, positions, dtype=torch.long)
-    for i in range(length):
-        mask[i, positions - i % 3 :] = 0
-    ids = torch.randint(1, 40, (length, positions)) * mask
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": torch.randint(0, 2, (length,)),
-    }
+def lora_bert(**kwargs):
+    return tiny.lora(tiny.bert(**kwargs), ["query", "value"])
 
 
-def classification_loss(model, batch):
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    return F.cross_entropy(model(**inputs).logits.double(), batch["labels"])
+# Padding and masks
 
 
-class NextToken:
-    """Mean cross entropy of the tokens that are not padding, each sample's own."""
-
-    def losses(self, model, batch):
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-        labels = batch["input_ids"][:, 1:]
-        tokens = F.cross_entropy(logits.mT.float().to(logits), labels, reduction="none")
-        mask = batch["attention_mask"][:, 1:]
-        return (tokens * mask).sum(1) / mask.sum(1)
-
-
-def next_token_loss(model, batch):
-    return NextToken().losses(model, batch).sum()
+@pytest.mark.parametrize("build", [lora_bert, tiny.roberta, tiny.llama_classifier])
+def test_padding_does_not_change_a_row(build):
+    torch.manual_seed(0)
+    model = build().double().eval()
+    batch = tiny.labelled_texts(4, 7)
+    longer = {k: F.pad(v, (0, 3 * (v.ndim - 1))) for k, v in batch.items()}
+    assert longer["input_ids"].shape == (4, 10)
+    engine = engine_of(model)
+    tiny.assert_rows_close(rows_of(engine, longer), rows_of(engine, batch))
 
 
-MODELS = {
-    "bert": (bert, SequenceClassification(), classification_loss),
-    "bert lora": (
-        lambda **k: lora(bert(**k), ["query", "value"]),
-        SequenceClassification(),
-        classification_loss,
-    ),
-    "llama lora": (
-        lambda **k: lora(llama(**k), ["q_proj", "v_proj"]),
-        SequenceClassification(),
-        classification_loss,
-    ),
-    "llama": (llama, SequenceClassification(), classification_loss),
-    "llama causal, tied": (
-        lambda **k: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True, **k)),
-        NextToken(),
-        next_token_loss,
-    ),
-    "gpt2": (
-        lambda **k: GPT2LMHeadModel(
-            GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=12, **k)
-        ),
-        NextToken(),
-        next_token_loss,
-    ),
+@pytest.mark.parametrize("build", [lora_bert, tiny.llama_classifier])
+def test_a_mask_that_is_left_out_is_noticed(build):
+    """The control of the tests with masks: premise, the tokens under the mask are not padding."""
+    torch.manual_seed(0)
+    model = build().double().eval()
+    batch = tiny.labelled_texts(4, 7)
+    batch["input_ids"] = torch.randint(1, 40, (4, 7))
+    batch["attention_mask"][:, 2] = 0
+    exact = truth(model, batch)
+    tiny.assert_rows_close(rows_of(engine_of(model), batch), exact)
+    del batch["attention_mask"]
+    with pytest.raises(AssertionError):
+        tiny.assert_rows_close(rows_of(engine_of(model), batch), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.float64])
+@pytest.mark.parametrize("build", [lora_bert, tiny.llama_classifier])
+def test_masks_of_other_types(build, dtype):
+    torch.manual_seed(0)
+    model = build().double().eval()
+    batch = tiny.labelled_texts(4, 7)
+    exact = truth(model, batch)
+    other = {**batch, "attention_mask": batch["attention_mask"].to(dtype)}
+    tiny.assert_rows_close(rows_of(engine_of(model), other), exact)
+
+
+def test_token_types():
+    torch.manual_seed(0)
+    model = tiny.bert().double().eval()
+    engine = engine_of(model)
+    for length, positions in ((4, 7), (1, 5), (3, 9)):
+        batch = tiny.labelled_texts(length, positions)
+        batch["token_type_ids"] = (torch.arange(positions) > 2).long().expand(length, -1)
+        exact = truth(model, batch)
+        tiny.assert_rows_close(rows_of(engine, batch), exact)
+        untyped = {k: v for k, v in batch.items() if k != "token_type_ids"}
+        with pytest.raises(AssertionError):
+            tiny.assert_rows_close(rows_of(engine, untyped), exact)
+
+
+# Weights that are tied, and an output layer that is called for some positions
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("build", [tiny.gpt2, tiny.llama, tiny.qwen2])
+def test_the_output_layer_is_differentiated_where_it_is_called(build, tied):
+    """Premise: a tied weight is one parameter, used by two layers that see different positions."""
+    torch.manual_seed(0)
+    model = build(tie_word_embeddings=tied).double().eval()
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    engine = engine_of(model, CausalLM())
+    assert ("lm_head" in engine.blocks.names) != tied
+    for length, positions in ((4, 7), (1, 5), (3, 9)):
+        batch = tiny.answers(length, positions)
+        exact = truth(model, batch, tiny.answer_loss)
+        tiny.assert_rows_close(rows_of(engine, batch), exact)
+
+
+# Activation checkpointing, which is active in training mode only
+
+
+def checkpointed(build, reentrant):
+    """In training mode without dropout."""
+    torch.manual_seed(0)
+    model = build().double()
+    for dropout in (m for m in model.modules() if isinstance(m, torch.nn.Dropout)):
+        dropout.p = 0.0
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    return model.train()
+
+
+CHECKPOINTED = {
+    "bert": (tiny.bert, *CLASSES),
+    "bert, lora": (lora_bert, *CLASSES),
+    "gpt2": (lambda: tiny.gpt2(attn_pdrop=0.0), *ANSWERS),
+    "llama": (tiny.llama, *ANSWERS),
+    "llama, lora": (lambda: tiny.lora(tiny.llama(), ["q_proj", "lm_head"]), *ANSWERS),
 }
 
 
-def names_of(model):
-    return [name for name, p in model.named_parameters() if p.requires_grad]
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("name", CHECKPOINTED)
+class TestCheckpointing:
+    def test_rows_without_reentrance(self, name):
+        build, objective, loss, texts = CHECKPOINTED[name]
+        model = checkpointed(build, reentrant=False)
+        engine = engine_of(model, objective)
+        for length, positions in ((4, 7), (1, 5), (3, 9)):
+            batch = texts(length, positions)
+            exact = truth(model.eval(), batch, loss)
+            tiny.assert_rows_close(rows_of(engine, batch), exact)
+            model.train()
+            tiny.assert_rows_close(rows_of(engine, batch), exact)
+
+    @pytest.mark.parametrize("length", [1, 4])
+    def test_reentrance_is_refused(self, name, length):
+        """Also where only adapters inside it are trained, whose rows would be zeros."""
+        build, objective, loss, texts = CHECKPOINTED[name]
+        model = checkpointed(build, reentrant=True)
+        engine, batch = engine_of(model, objective), texts(length, 7)
+        for _ in range(2):
+            with pytest.raises(ModelError, match=r"re-entrant form hides the graph.*model.eval"):
+                engine.rows(batch)
+            model.eval()
+            tiny.assert_rows_close(rows_of(engine, batch), truth(model, batch, loss))
+            model.train()
 
 
-@pytest.fixture(params=MODELS)
-def case(request):
-    torch.manual_seed(11)
-    return MODELS[request.param]
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_rows_are_those_of_one_backward_pass_per_sample(case, attention):
-    build, objective, loss = case
-    model = build(attn_implementation=attention).double().eval()
-    engine = CaptureEngine(model, objective, Blocks.from_model(model, "module"), strict=True)
-    for length, positions in ((4, 7), (3, 9), (1, 5)):
-        batch = classification_batch(length, positions)
-        exact = dense.gradients(model, loss, batch, names_of(model))
-        rows = engine.blocks.flatten(engine.rows(batch))
-        scale = exact.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(rows / scale, exact / scale, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
-def test_rows_of_narrower_models(case, dtype, bound):
-    build, objective, loss = case
-    model = build().to(dtype).eval()
-    batch = classification_batch()
-    engine = CaptureEngine(model, objective, Blocks.from_model(model, "module"))
-    rows = engine.blocks.flatten(engine.rows(batch))
-    exact = dense.gradients(dense.in_float64(model), loss, batch, names_of(model))
-    assert rows.dtype == torch.float32
-    assert ((rows - exact).norm(dim=1) <= bound * exact.norm(dim=1)).all()
+# From texts to influences
 
 
 @pytest.mark.parametrize(
-    ("build", "targets"), [(bert, ["query", "value"]), (llama, ["q_proj", "v_proj"])]
+    ("build", "case"),
+    [(lora_bert, CLASSES), (lambda: tiny.lora(tiny.llama(), ["q_proj", "v_proj"]), ANSWERS)],
+    ids=["classifier", "language model"],
 )
-def test_float32_adapters_on_a_bfloat16_model_are_captured(build, targets):
-    torch.manual_seed(0)
-    model = lora(build().to(torch.bfloat16), targets).eval()
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    engine = CaptureEngine(
-        model, SequenceClassification(), Blocks.from_model(model, "module"), strict=True
-    )
-    batch = classification_batch()
-    rows = engine.blocks.flatten(engine.rows(batch))
-    exact = dense.gradients(
-        dense.in_float64(model), classification_loss, batch, list(engine.blocks.shapes)
-    )
-    assert ((rows - exact).norm(dim=1) <= 2e-2 * exact.norm(dim=1)).all()
-
-
-@pytest.mark.filterwarnings("ignore:One backward pass per sample")
-@pytest.mark.parametrize(
-    ("targets", "kwargs"),
-    [
-        (["query"], {"use_dora": True}),
-        (["query"], {"modules_to_save": ["classifier"]}),
-        (["word_embeddings"], {}),
-    ],
-)
-def test_adapters_of_other_kinds(targets, kwargs):
-    torch.manual_seed(0)
-    model = lora(bert(), targets, **kwargs).double().eval()
-    blocks = Blocks.from_model(model, "module")
-    engine = CaptureEngine(model, SequenceClassification(), blocks)
-    batch = classification_batch()
-    exact = dense.gradients(model, classification_loss, batch, list(blocks.shapes))
-    torch.testing.assert_close(
-        blocks.flatten(engine.rows(batch)), exact, rtol=1e-9, atol=1e-10 * float(exact.abs().max())
-    )
-
-
-def test_padding_does_not_change_a_row():
-    torch.manual_seed(0)
-    model = lora(bert(), ["query", "value"]).double().eval()
-    engine = CaptureEngine(
-        model, SequenceClassification(), Blocks.from_model(model, "module"), strict=True
-    )
-    batch = classification_batch(4, 7)
-    longer = {k: F.pad(v, (0, 3)) if v.ndim == 2 else v for k, v in batch.items()}
-    first, second = (engine.blocks.flatten(engine.rows(b)) for b in (batch, longer))
-    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
-
-
-def test_datainf_of_a_lora_model_is_that_of_the_formula():
+def test_datainf_of_a_lora_model_is_that_of_the_formula(build, case):
     torch.manual_seed(1)
-    model = lora(bert(), ["query", "value"]).double().eval()
-    model.requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    fitted = [classification_batch(4, 7), classification_batch(3, 9)]
-    test = classification_batch(2, 6)
-    influence = DataInfInfluence(model, SequenceClassification()).fit(fitted)
+    objective, loss, texts = case
+    model = build().double().eval()
+    fitted, test = [texts(4, 7), texts(3, 9)], texts(2, 6)
+    influence = DataInfInfluence(model, objective).fit(fitted)
     assert len(influence.block_names) == 8
     total = 0
     for block, parameters in influence.parameter_dict.items():
-        g = torch.cat(
-            [dense.gradients(model, classification_loss, b, list(parameters)) for b in fitted]
-        )
-        v = dense.gradients(model, classification_loss, test, list(parameters))
+        g = torch.cat([dense.gradients(model, loss, b, list(parameters)) for b in fitted])
+        v = dense.gradients(model, loss, test, list(parameters))
         damping = dense.automatic_damping(g)
         assert influence.damping[block] == pytest.approx(damping, rel=1e-9)
         total = total + v @ dense.datainf_matrix(g, damping) @ g.T

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.batches import Batch
-from pydvl_datainf.errors import BatchError, NonFiniteError
+from pydvl_datainf.errors import BatchError, NonFiniteError, ObjectiveError
 from pydvl_datainf.objectives.tokens import IGNORED
 from pydvl_datainf.vectors import BlockVectors, concatenated
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Mapping[str, Tensor]
 
 MASK = "attention_mask"
-BY_TOKEN = ("input_ids", MASK, "token_type_ids", "position_ids", "special_tokens_mask", "labels")
-"""The tensors that have one entry for each token, where they are of shape (B, T)."""
+BY_TOKEN = ("input_ids", MASK, "token_type_ids", "position_ids", "special_tokens_mask")
+"""Tensors with an entry for each token, where they are of shape (B, T); labels may be, too."""
 
 
 class ByLengthEngine:
@@ -56,6 +56,7 @@ class ByLengthEngine:
         Raises:
             BatchError: if the batch has no attention mask of shape (B, T).
             NonFiniteError: if a gradient is not finite; with the position in the batch.
+            ObjectiveError: if a sample has no loss; with the positions in the batch.
         """
         order, parts = [], []
         for where, piece in pieces_by_length(batch, self.max_tokens):
@@ -71,6 +72,10 @@ class ByLengthEngine:
             sample = int(where[error.sample])
             told = f"Sample {sample} of the batch, computed with others of its length: {error}"
             raise NonFiniteError(told, sample) from error
+        except ObjectiveError as error:
+            numbers = ", ".join(str(i) for i in where.tolist())
+            told = f"{error} (Samples are taken by length; these are {numbers} of their batch.)"
+            raise ObjectiveError(told) from error
 
 
 def pieces_by_length(batch: Batch, max_tokens: int) -> Iterator[tuple[Tensor, Tokens]]:
@@ -111,8 +116,9 @@ def _lengths(mask: Tensor) -> Tensor:
 def _trimmed(piece: Tokens, width: int) -> Tokens:
     """Without the columns from `width` on, unless labels count there (those of another text)."""
     shape = piece[MASK].shape
-    by_token = {n: t for n, t in piece.items() if n in BY_TOKEN and t.shape == shape}
-    labels = by_token.get("labels")
-    if labels is not None and bool((labels[:, width:] != IGNORED).any()):
+    by_token = {n for n in BY_TOKEN if n in piece and piece[n].shape == shape}
+    labels = {n: t for n, t in piece.items() if n not in BY_TOKEN and t.shape == shape}
+    by_token |= {n for n, t in labels.items() if bool((t[:, width:] == IGNORED).all())}
+    if "labels" in labels.keys() - by_token:
         return piece
     return {n: t[:, :width] if n in by_token else t for n, t in piece.items()}

@@ -19,6 +19,8 @@ from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ModelError, ObjectiveError
 from pydvl_datainf.gradients.recording import Call, Recording, Rows, layers_of, recorded
 from pydvl_datainf.gradients.supported import (
+    REENTRANT,
+    check_graph,
     check_mode,
     check_model,
     preserved_rng,
@@ -42,11 +44,12 @@ class CaptureEngine:
     """Gradients by capture.
 
     Four things are checked against plain autograd on the first batch of more than one sample, and
-    again when the tensors of a batch come with other names, dtypes or numbers of dimensions: inputs
-    of layers have the samples along their first dimension, rows add up to the gradient of a random
-    combination of the losses, the first and the last sample's rows are those of a batch of one, and
-    two forward passes give the same losses. The first is checked on every batch; on the second,
-    fourth, eighth ... batch the row of a sample drawn at random is compared with a batch of one.
+    again when the tensors of a batch come with other names, dtypes or numbers of dimensions, or the
+    model in another mode: inputs of layers have the samples along their first dimension, rows add
+    up to the gradient of a random combination of the losses, the first and the last sample's rows
+    are those of a batch of one, and two forward passes give the same losses. The first is checked
+    on every batch; on the second, fourth, eighth ... batch the row of a sample drawn at random is
+    compared with a batch of one.
 
     Args:
         model: left exactly as it was: parameters, `.grad`, mode, hooks and the random state.
@@ -94,11 +97,13 @@ class CaptureEngine:
     def _rows(
         self, batch: Batch, parameters: Mapping[str, nn.Parameter], tolerance: Tolerance
     ) -> Rows:
-        kind = (signature(batch), batch_length(batch) == 1, tolerance)
+        kind = (signature(batch), batch_length(batch) == 1, tolerance, self.model.training)
         count = self._seen.get(kind, 0) + 1
         if batch_length(batch) == 1:  # plain autograd gives the row itself
             if count == 1:
-                self._check_steady(self._losses(batch), self._losses(batch), tolerance)
+                losses = self._losses(batch)
+                check_graph(losses)
+                self._check_steady(losses, self._losses(batch), tolerance)
             rows = self._sample_by_sample(batch, parameters)
         else:
             compute = self._checked if count == 1 else self._captured
@@ -268,7 +273,9 @@ class CaptureEngine:
         self, batch: Batch, parameters: Mapping[str, nn.Parameter], tolerance: Tolerance
     ) -> tuple[Tensor, Collection[Call]]:
         """A recorded forward pass whose losses another, plain one reproduces."""
-        plain = self._losses(batch).detach()
+        plain = self._losses(batch)
+        check_graph(plain)
+        plain = plain.detach()  # frees the graph
         losses, calls = self._lossless_forward(batch, parameters)
         if self._expand and not tolerance.same(losses, plain):
             self._check_steady(self._losses(batch), plain, tolerance)
@@ -340,10 +347,7 @@ def _backward(
     except RuntimeError as error:
         if "compatible with .grad()" not in str(error):
             raise
-        raise ModelError(
-            "Activation checkpointing in its re-entrant form hides the graph. Switch it off, or "
-            "use torch.utils.checkpoint with use_reentrant=False."
-        ) from error
+        raise ModelError(REENTRANT) from error
 
 
 def _dense(grad: Tensor) -> Tensor:

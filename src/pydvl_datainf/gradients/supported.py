@@ -10,6 +10,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pydvl_datainf.errors import ModelError
+from pydvl_datainf.gradients.adapters import check_adapters
+
+REENTRANT = (
+    "Activation checkpointing in its re-entrant form hides the graph. Switch it off (in "
+    "transformers, model.eval() is enough), or use use_reentrant=False."
+)
 
 
 def check_model(model: nn.Module) -> None:
@@ -19,8 +25,10 @@ def check_model(model: nn.Module) -> None:
         model: about to be differentiated.
 
     Raises:
-        ModelError: if it is compiled, scripted, wrapped for several devices, or spread over them.
+        ModelError: if it is compiled, scripted, wrapped for several devices, or spread over them,
+            or if its adapters are disabled.
     """
+    check_adapters(model)
     for name, module in model.named_modules():
         kind, where = type(module).__name__, f" ('{name}')" if name else ""
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
@@ -80,6 +88,29 @@ def check_mode(model: nn.Module) -> None:
             )
 
 
+def check_graph(losses: Tensor) -> None:
+    """Checks that the graph behind losses is whole.
+
+    Parameters inside a hidden part would have no gradient: zeros, without an error.
+
+    Args:
+        losses: one per sample, (B,), with a graph.
+
+    Raises:
+        ModelError: if a part is checkpointed in the re-entrant form.
+    """
+    nodes, seen = [losses.grad_fn], {None, losses.grad_fn}
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if "CheckpointFunction" in node.name():
+            raise ModelError(REENTRANT)
+        new = {parent for parent, _ in node.next_functions} - seen
+        seen |= new
+        nodes += new
+
+
 def selected_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
     """The named parameters.
 
@@ -91,8 +122,10 @@ def selected_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.
         The parameters by name.
 
     Raises:
-        ModelError: if any was frozen or removed since.
+        ModelError: if any was frozen or removed since, or belongs to an adapter that takes no part.
     """
+    names = list(names)
+    check_adapters(model, names)
     every = dict(model.named_parameters())
     gone = [name for name in names if name not in every or not every[name].requires_grad]
     if gone:

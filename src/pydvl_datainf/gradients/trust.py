@@ -47,11 +47,15 @@ class Tolerance:
         ]
 
 
+_BFLOAT16 = Tolerance(2e-2, 1e-1, torch.finfo(torch.bfloat16).eps)
 _TOLERANCES = {
     torch.float64: Tolerance(1e-6, 1e-3, 16 * torch.finfo(torch.float64).eps),
     torch.float32: Tolerance(1e-4, 1e-3, 16 * torch.finfo(torch.float32).eps),
     torch.float16: Tolerance(2e-2, 1e-1, 16 * torch.finfo(torch.float16).eps),
-    torch.bfloat16: Tolerance(2e-2, 1e-1, torch.finfo(torch.bfloat16).eps),
+    torch.bfloat16: _BFLOAT16,
+    # Quantised weights, which are multiplied in half precision.
+    torch.int8: _BFLOAT16,
+    torch.uint8: _BFLOAT16,
 }
 
 

@@ -16,6 +16,7 @@ from pydvl_datainf.objectives.tokens import (
     labels_in,
     raised,
     token_losses,
+    without_padding,
 )
 
 Problem: TypeAlias = Literal[
@@ -31,7 +32,8 @@ class SequenceClassification:
     The batch goes to the model without its labels. The logits (B, classes) are compared with the
     labels as transformers does, but for each sample by itself:
 
-    - single_label_classification: cross entropy; labels are integers of shape (B,);
+    - single_label_classification: cross entropy; labels are integers of shape (B,), and -100 has
+      no loss (NaN);
     - multi_label_classification: binary cross entropy, mean over the classes; labels are floating
       zeros and ones of shape (B, classes);
     - regression: squared error, mean over the outputs; labels are numbers of shape (B,) or
@@ -50,10 +52,8 @@ class SequenceClassification:
     """
 
     def __init__(self, labels: str = "labels", problem: Problem | None = None):
-        if problem is not None and problem not in PROBLEMS:
-            raise ObjectiveError(f"problem must be one of {PROBLEMS} or None, got {problem!r}.")
         self.labels = labels
-        self.problem = problem
+        self.problem = None if problem is None else _check_problem(problem)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Computes the loss of each sample.
@@ -73,11 +73,9 @@ class SequenceClassification:
         problem = self.problem or _problem_of(model, logits, labels)
         if problem == "single_label_classification":
             return self._cross_entropy(logits, labels)
-        if problem == "regression":
-            return (logits - self._like(logits, labels)).square().mean(1)
-        if not labels.is_floating_point():
-            labels = labels.to(logits.dtype)
         targets = self._like(logits, labels)
+        if problem == "regression":
+            return (logits - targets).square().mean(1)
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -87,7 +85,9 @@ class SequenceClassification:
                 f"{tuple(labels.shape)}. For several labels or numbers a sample pass "
                 'problem="multi_label_classification" or "regression".'
             )
-        return F.cross_entropy(logits, labels, reduction="none")
+        losses = F.cross_entropy(logits, labels.long(), reduction="none")
+        # PyTorch gives 0 for a label that does not count, which would pass for a perfect sample.
+        return losses.masked_fill(labels == IGNORED, torch.nan)
 
     def _like(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Labels (B,) or (B, outputs), in the shape and type of the logits."""
@@ -100,10 +100,16 @@ class SequenceClassification:
         return shaped.to(logits.dtype)
 
 
+def _check_problem(problem: Any) -> str:
+    if problem not in PROBLEMS:
+        raise ObjectiveError(f"problem must be one of {PROBLEMS} or None, got {problem!r}.")
+    return str(problem)
+
+
 def _problem_of(model: nn.Module, logits: Tensor, labels: Tensor) -> str:
     told: Any = getattr(getattr(model, "config", None), "problem_type", None)
     if told is not None:
-        return str(told)
+        return _check_problem(told)
     if logits.shape[1] == 1:
         return "regression"
     return PROBLEMS[1 if labels.is_floating_point() and labels.ndim == 2 else 0]
@@ -144,7 +150,5 @@ class TokenClassification:
         inputs, labels = labels_in(batch, self.labels, type(self).__name__)
         logits = model(**inputs).logits
         check_token_labels(labels, logits.shape[:2], self.labels)
-        mask = inputs.get("attention_mask")
-        if mask is not None:
-            labels = torch.where(mask.bool(), labels, IGNORED)
+        labels = without_padding(labels, inputs.get("attention_mask"))
         return token_losses(logits, labels, self.reduction, type(self).__name__)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch
+from pydvl_datainf.errors import ObjectiveError
 from pydvl_datainf.objectives.tokens import (
     IGNORED,
     Reduction,
@@ -14,21 +15,22 @@ from pydvl_datainf.objectives.tokens import (
     check_token_labels,
     labels_in,
     token_losses,
+    without_padding,
 )
 
 
 class CausalLM:
     r"""Cross entropy of a causal language model, over the tokens of the answer.
 
-    With A the positions of a sample that have a label and lie within its attention mask, the loss
-    is
+    With A the positions of a sample that have a label and lie within its attention mask, its first
+    token excepted, the loss is
 
         −(1/|A|) Σ_{t ∈ A} log p(token t | tokens before t)
 
     or, with reduction="sum", the same without 1/|A|. Tokens labelled -100 (the prompt) and padding
     do not count. Padding may be on either side: where it is on the left, positions are counted from
-    the first token of each sample, unless the batch has `position_ids`. So neither the other
-    samples of a batch nor the padding change a loss beyond rounding.
+    the first token of each sample, unless the batch has `position_ids`; a model that takes none is
+    refused. So neither the other samples of a batch nor the padding change a loss beyond rounding.
 
     Args:
         reduction: "mean" over the answer tokens of each sample, or their "sum" (the influence of
@@ -55,32 +57,62 @@ class CausalLM:
             Losses in nats, shape (B,).
 
         Raises:
-            ObjectiveError: if labels are missing or of another shape or type, or if a sample has
-                no answer token.
+            ObjectiveError: if labels are missing or of another shape or type, if a sample has no
+                answer token, or if padding is on the left and the model takes no positions.
         """
         tensors, labels = labels_in(batch, self.labels, type(self).__name__)
         inputs: dict[str, Any] = tensors
-        tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
-        check_token_labels(labels, tokens.shape[:2], self.labels)
-        mask = inputs.get("attention_mask")
-        if mask is not None:
-            labels = torch.where(mask.bool(), labels, IGNORED)
-        targets = labels[:, 1:]  # the logits at a position are those of the next token
         accepted = _accepted(model)
+        check_token_labels(labels, _shape_of_tokens(inputs), self.labels)
+        mask = inputs.get("attention_mask")
+        labels = without_padding(labels, mask)
+        if mask is not None:
+            offsets = _offsets(mask)
+            labels = torch.where(offsets > 0, labels, IGNORED)  # no token stands before the first
+            if "position_ids" not in inputs and bool((offsets[:, 0] < 0).any()):
+                self._check_takes_positions(accepted)
+                inputs["position_ids"] = offsets.clamp_min(0)
+        targets = labels[:, 1:]  # the logits at a position are those of the next token
         if "use_cache" in accepted:
             inputs["use_cache"] = False  # of keys and values, for a generation that does not follow
-        if mask is not None and "position_ids" in accepted and not bool(mask[:, 0].all()):
-            inputs.setdefault("position_ids", (mask.long().cumsum(1) - 1).clamp_min(0))
         if "logits_to_keep" in accepted:
             # The output layer is a large part of the work, and most of a prompt needs none of it.
             keep = (targets != IGNORED).any(0).nonzero()[:, 0]
             logits = model(**inputs, logits_to_keep=keep).logits
             return token_losses(logits, targets[:, keep], self.reduction, type(self).__name__)
-        logits = model(**inputs).logits[:, :-1]
+        # Tuned prompts, if any, stand before the first token.
+        logits = model(**inputs).logits[:, -labels.shape[1] : -1]
         return token_losses(logits, targets, self.reduction, type(self).__name__)
+
+    def _check_takes_positions(self, accepted: frozenset[str]) -> None:
+        if "position_ids" not in accepted:
+            raise ObjectiveError(
+                f"{type(self).__name__}: padding is on the left, and the model takes no "
+                "position_ids, so it would count padding. Pad on the right."
+            )
+
+
+def _shape_of_tokens(inputs: dict[str, Any]) -> torch.Size:
+    """(B, T)."""
+    for key in ("input_ids", "inputs_embeds"):
+        if key in inputs:
+            shape: torch.Size = inputs[key].shape[:2]
+            return shape
+    raise ObjectiveError(
+        f"CausalLM needs a batch with 'input_ids' or 'inputs_embeds', got {sorted(inputs)}."
+    )
+
+
+def _offsets(mask: Tensor) -> Tensor:
+    """Positions counted from the first token of each sample, negative in the padding before it."""
+    first = mask.bool().int().argmax(1, keepdim=True)
+    return torch.arange(mask.shape[1], device=mask.device) - first
 
 
 def _accepted(model: Any) -> frozenset[str]:
     """The names of what the transformers model inside takes; peft hides them."""
+    # With tuned prompts peft drops positions, and outputs are shifted by the prompt.
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return frozenset()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return frozenset(inspect.signature(inner.forward).parameters)

@@ -72,6 +72,29 @@ def check_token_labels(labels: Tensor, positions: torch.Size, key: str) -> None:
         )
 
 
+def without_padding(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """Labels of which those of padding do not count.
+
+    Args:
+        labels: integers (B, T).
+        mask: (B, T), zero at padding, of any dtype; None = there is no padding.
+
+    Returns:
+        Labels, (B, T).
+
+    Raises:
+        ObjectiveError: if the mask is of another shape.
+    """
+    if mask is None:
+        return labels
+    if mask.shape != labels.shape:
+        raise ObjectiveError(
+            f"'attention_mask' must be of shape {tuple(labels.shape)}, one for each token, got "
+            f"{tuple(mask.shape)}. For other masks write an objective of your own."
+        )
+    return torch.where(mask.bool(), labels, IGNORED)
+
+
 def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction, objective: str) -> Tensor:
     """Cross entropy of the labelled tokens of each sample.
 
@@ -85,8 +108,14 @@ def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction, objective
         Losses in nats, shape (B,).
 
     Raises:
-        ObjectiveError: if a sample has no labelled token.
+        ObjectiveError: if a sample has no labelled token, or the logits are not those of the
+            labels.
     """
+    if logits.shape[:2] != labels.shape:
+        raise ObjectiveError(
+            f"{objective}: the model's logits must be of shape (B, T, classes), the first two "
+            f"{tuple(labels.shape)}; got {tuple(logits.shape)}."
+        )
     counted = labels != IGNORED
     counts = counted.sum(1)
     if not bool(counts.all()):
@@ -96,7 +125,7 @@ def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction, objective
             "Leave it out, or cut long texts elsewhere so that some of the answer remains."
         )
     # Only rows of logits that count are raised and exponentiated: most of a prompt's do not.
-    losses = F.cross_entropy(raised(logits[counted]), labels[counted], reduction="none")
+    losses = F.cross_entropy(raised(logits[counted]), labels[counted].long(), reduction="none")
     sample_of = counted.nonzero()[:, 0]
     sums = losses.new_zeros(len(labels)).index_add(0, sample_of, losses)
     return sums / counts if reduction == "mean" else sums

@@ -1,0 +1,174 @@
+"""Rows of language and image models equal one backward pass per sample, in each precision."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import dense
+import tiny
+from pydvl_datainf import CausalLM, SequenceClassification, TokenClassification
+from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.gradients import CaptureEngine
+
+pytestmark = pytest.mark.filterwarnings("ignore:One backward pass per sample")
+
+
+class Translation:
+    """The mean cross entropy of each sample's targets: an objective of the user's own."""
+
+    def losses(self, model, batch):
+        logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(logits.mT, batch["labels"], reduction="none")
+        return losses.sum(1) / (batch["labels"] != -100).sum(1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with its objective, the loss of one sample written plainly, and batches."""
+
+    model: Callable[..., torch.nn.Module]
+    objective: Any
+    loss: Callable[..., torch.Tensor]
+    batch: Callable[..., dict[str, torch.Tensor]]
+    per_sample: frozenset[str] = frozenset()  # parameters that capture leaves to single passes
+
+
+def adapted(build, *targets, **kwargs):
+    return lambda **settings: tiny.lora(build(**settings), list(targets), **kwargs)
+
+
+CLASSES = (SequenceClassification(), tiny.classification_loss, tiny.labelled_texts)
+ANSWERS = (CausalLM(), tiny.answer_loss, tiny.answers)
+IMAGES = (SequenceClassification(), tiny.classification_loss, tiny.images)
+EXPERTS = frozenset(
+    f"model.layers.{i}.mlp.{name}"
+    for i in range(2)
+    for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+)
+JOINED = frozenset(
+    f"model.decoder.layers.{i}.{layer}.{name}"
+    for i in range(2)
+    for layer in ("fc1", "fc2", "final_layer_norm")
+    for name in ("weight", "bias")
+) | {"model.decoder.embed_positions.weight"}
+BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+CASES = {
+    "bert": Case(tiny.bert, *CLASSES),
+    "bert, lora": Case(adapted(tiny.bert, "query", "value"), *CLASSES),
+    "bert, tokens": Case(
+        tiny.bert_tokens, TokenClassification(), tiny.token_loss, tiny.labelled_tokens
+    ),
+    "roberta": Case(tiny.roberta, *CLASSES),
+    "roberta, lora": Case(adapted(tiny.roberta, "query", "dense"), *CLASSES),
+    "gpt2": Case(tiny.gpt2, *ANSWERS),
+    "gpt2, lora": Case(adapted(tiny.gpt2, "c_attn", fan_in_fan_out=True), *ANSWERS),
+    "llama": Case(tiny.llama, *ANSWERS),
+    "llama, tied": Case(lambda **k: tiny.llama(tie_word_embeddings=True, **k), *ANSWERS),
+    "llama, lora": Case(adapted(tiny.llama, "q_proj", "v_proj", "lm_head"), *ANSWERS),
+    "llama, classes": Case(tiny.llama_classifier, *CLASSES),
+    "qwen2": Case(tiny.qwen2, *ANSWERS),
+    "qwen2, lora": Case(adapted(tiny.qwen2, "q_proj", "down_proj"), *ANSWERS),
+    "mistral": Case(tiny.mistral, *ANSWERS),
+    "mixtral": Case(tiny.mixtral, *ANSWERS, EXPERTS),
+    "mixtral, lora": Case(adapted(tiny.mixtral, "q_proj", "v_proj"), *ANSWERS),
+    "opt": Case(tiny.opt, *ANSWERS, JOINED),
+    "opt, lora": Case(adapted(tiny.opt, "q_proj", "v_proj"), *ANSWERS),
+    "t5": Case(
+        tiny.t5,
+        Translation(),
+        tiny.translation_loss,
+        tiny.translations,
+        frozenset({f"encoder.{BIAS}", f"decoder.{BIAS}"}),
+    ),
+    "t5, lora": Case(
+        adapted(tiny.t5, "q", "v"), Translation(), tiny.translation_loss, tiny.translations
+    ),
+    "vit": Case(
+        tiny.vit,
+        *IMAGES,
+        frozenset({"vit.embeddings.cls_token", "vit.embeddings.position_embeddings"}),
+    ),
+    "vit, lora": Case(adapted(tiny.vit, "q_proj", "v_proj"), *IMAGES),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    torch.manual_seed(11)
+    return CASES[request.param]
+
+
+def engine_of(case, model, **kwargs):
+    return CaptureEngine(model, case.objective, Blocks.from_model(model, "module"), **kwargs)
+
+
+def rows_of(engine, batch):
+    return engine.blocks.flatten(engine.rows(batch))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rows_are_those_of_one_backward_pass_per_sample(case, attention):
+    """Also where a batch has as many samples as positions, and after a batch of one."""
+    model = case.model(attn_implementation=attention).double().eval()
+    engine = engine_of(case, model, strict=not case.per_sample)
+    for length, positions in ((4, 7), (1, 5), (6, 6), (3, 9)):
+        batch = tiny.in_float64(case.batch(length, positions))
+        exact = dense.gradients(model, case.loss, batch, tiny.names_of(model))
+        tiny.assert_rows_close(rows_of(engine, batch), exact)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2)])
+def test_rows_of_narrower_models(case, dtype, bound):
+    model = case.model().to(dtype).eval()
+    batch = case.batch()
+    narrow = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+    rows = rows_of(engine_of(case, model), narrow)
+    wide = dense.in_float64(model)
+    exact = dense.gradients(wide, case.loss, tiny.in_float64(narrow), tiny.names_of(wide))
+    assert rows.dtype == torch.float32
+    assert ((rows - exact).norm(dim=1) <= bound * exact.norm(dim=1)).all()
+
+
+def test_texts_of_one_length_need_no_mask(case):
+    model = case.model().double().eval()
+    engine = engine_of(case, model, strict=not case.per_sample)
+    batch = tiny.in_float64(tiny.joined(*[case.batch(1, 6) for _ in range(3)]))
+    exact = dense.gradients(model, case.loss, batch, tiny.names_of(model))
+    tiny.assert_rows_close(rows_of(engine, batch), exact)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.per_sample])
+def test_only_what_is_used_outside_its_layer_gets_single_passes(name):
+    torch.manual_seed(11)
+    case = CASES[name]
+    model = case.model().double().eval()
+    with pytest.warns(UserWarning, match=f"for {len(case.per_sample)} parameters") as told:
+        rows_of(engine_of(case, model), tiny.in_float64(case.batch()))
+    assert len(told) == 1
+    assert all(parameter in str(told[0].message) for parameter in case.per_sample)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda rows: rows.roll(1, 0),
+        lambda rows: rows / len(rows),
+        lambda rows: rows + 1e-6 * rows.norm(dim=1, keepdim=True),
+    ],
+    ids=["samples swapped", "divided by the batch", "off by a millionth"],
+)
+@pytest.mark.parametrize("name", ["bert", "llama, lora", "vit"])
+def test_a_wrong_row_is_noticed(name, wrong):
+    torch.manual_seed(11)
+    case = CASES[name]
+    model = case.model().double().eval()
+    batch = tiny.in_float64(case.batch())
+    exact = dense.gradients(model, case.loss, batch, tiny.names_of(model))
+    with pytest.raises(AssertionError):
+        tiny.assert_rows_close(wrong(exact), exact)

@@ -1,0 +1,240 @@
+"""Tiny random transformers models, their batches, and their losses written down plainly."""
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+ENCODER = {**SIZES, "vocab_size": 40, "intermediate_size": 24, "max_position_embeddings": 16}
+DECODER = {**ENCODER, "num_key_value_heads": 1, "pad_token_id": 0}
+
+
+def bert(**kwargs):
+    return BertForSequenceClassification(BertConfig(**ENCODER, **kwargs))
+
+
+def bert_tokens(**kwargs):
+    return BertForTokenClassification(BertConfig(**ENCODER, num_labels=3, **kwargs))
+
+
+def roberta(**kwargs):
+    config = RobertaConfig(**ENCODER, pad_token_id=0, type_vocab_size=1, num_labels=3, **kwargs)
+    return RobertaForSequenceClassification(config)
+
+
+def gpt2(**kwargs):
+    sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, **kwargs))
+
+
+def llama(**kwargs):
+    return LlamaForCausalLM(LlamaConfig(**DECODER, **kwargs))
+
+
+def llama_classifier(**kwargs):
+    return LlamaForSequenceClassification(LlamaConfig(**DECODER, num_labels=2, **kwargs))
+
+
+def mistral(**kwargs):
+    """Whose attention reaches three tokens back."""
+    return MistralForCausalLM(MistralConfig(**DECODER, sliding_window=3, **kwargs))
+
+
+def mixtral(**kwargs):
+    """Which sends each token to two of three experts."""
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2, "experts_implementation": "eager"}
+    return MixtralForCausalLM(MixtralConfig(**DECODER, **experts, **kwargs))
+
+
+def opt(**kwargs):
+    """Which joins samples and positions in one dimension."""
+    sizes = {**SIZES, "vocab_size": 40, "ffn_dim": 24, "max_position_embeddings": 16}
+    return OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=16, pad_token_id=0, **kwargs))
+
+
+def qwen2(**kwargs):
+    return Qwen2ForCausalLM(Qwen2Config(**DECODER, **kwargs))
+
+
+def t5(**kwargs):
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2}
+    config = T5Config(**sizes, num_heads=2, relative_attention_num_buckets=8, **kwargs)
+    return T5ForConditionalGeneration(config)
+
+
+def vit(**kwargs):
+    sizes = {"image_size": 8, "patch_size": 4, "intermediate_size": 24, "num_labels": 3}
+    return ViTForImageClassification(ViTConfig(**SIZES, **sizes, **kwargs))
+
+
+def resnet(**kwargs):
+    """In evaluation mode with statistics that are not trivial."""
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1], "layer_type": "basic"}
+    model = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3, **kwargs)).eval()
+    for statistic in (b for b in model.buffers() if b.is_floating_point()):
+        statistic += 0.3 * torch.rand_like(statistic)
+    return model
+
+
+def with_adapters(model, config):
+    """Adapters whose trainable parameters were moved from their start, where some hide others."""
+    adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return adapted
+
+
+def lora(model, targets, **kwargs):
+    return with_adapters(model, LoraConfig(r=2, lora_alpha=4, target_modules=targets, **kwargs))
+
+
+def names_of(model):
+    """The names of the trainable parameters, in their order."""
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+# Batches
+
+
+def masks(length, positions, side="right"):
+    """Masks (B, T) of texts that lack 0, 1, 2, 0, ... tokens on one side."""
+    lacking = torch.arange(length).unsqueeze(1) % 3
+    offsets = torch.arange(positions).expand(length, positions)
+    seen = offsets < positions - lacking if side == "right" else offsets >= lacking
+    return seen.long()
+
+
+def texts(length, positions, side="right"):
+    """Token ids of texts of different lengths, and their mask."""
+    mask = masks(length, positions, side)
+    return {
+        "input_ids": torch.randint(1, 40, (length, positions)) * mask,
+        "attention_mask": mask,
+    }
+
+
+def labelled_texts(length=4, positions=7, classes=2):
+    return {**texts(length, positions), "labels": torch.randint(0, classes, (length,))}
+
+
+def labelled_tokens(length=4, positions=7):
+    """A class for each token but the first, as taggers do not label special tokens."""
+    labels = torch.randint(0, 3, (length, positions))
+    labels[:, 0] = -100
+    return {**texts(length, positions), "labels": labels}
+
+
+def answers(length=4, positions=7, side="right"):
+    """Texts of which the last two or three tokens are the answer."""
+    batch = texts(length, positions, side)
+    last = (
+        batch["attention_mask"].flip(1).cumsum(1).flip(1) <= 2 + torch.arange(length)[:, None] % 2
+    )
+    counted = last & batch["attention_mask"].bool()
+    return {**batch, "labels": batch["input_ids"].masked_fill(~counted, -100)}
+
+
+def images(length=4, *_):
+    return {"pixel_values": torch.randn(length, 3, 8, 8), "labels": torch.randint(0, 3, (length,))}
+
+
+def translations(length=4, positions=7):
+    """Encoder texts and decoder targets of different lengths each; the decoder starts with 0."""
+    mask = masks(length, positions - 2).flip(0).bool()
+    targets = torch.randint(1, 40, mask.shape)
+    return {
+        **texts(length, positions),
+        "decoder_input_ids": F.pad(targets[:, :-1], (1, 0)),
+        "decoder_attention_mask": mask.long(),
+        "labels": targets.masked_fill(~mask, -100),
+    }
+
+
+def to_the_left(batch):
+    """The same texts with their padding on the left."""
+    lengths = batch["attention_mask"].sum(1)
+    positions = batch["attention_mask"].shape[1]
+    moved = (torch.arange(positions) + lengths[:, None]) % positions
+    return {k: v.gather(1, moved) for k, v in batch.items()}
+
+
+def joined(*batches):
+    """The samples of several batches of one length in one batch, which needs no masks."""
+    return {k: torch.cat([b[k] for b in batches]) for k in batches[0] if "mask" not in k}
+
+
+def in_float64(batch):
+    """Images in float64; token ids as they are."""
+    return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+
+# Losses of a batch of one, in float64
+
+
+def classification_loss(model, batch):
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    return F.cross_entropy(model(**inputs).logits.double(), batch["labels"])
+
+
+def token_loss(model, batch):
+    """Over the tokens that have a label and are not padding."""
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.double()
+    counted = (batch["labels"] != -100) & batch.get("attention_mask", torch.tensor(1)).bool()
+    return F.cross_entropy(logits[counted], batch["labels"][counted])
+
+
+def answer_loss(model, batch):
+    """Of a causal language model, over the tokens of the answer; padding is on the right."""
+    log_p = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[0].double()
+    log_p, labels = log_p.log_softmax(-1), batch["labels"][0]
+    places = [t for t in range(1, len(labels)) if labels[t] != -100]
+    return -torch.stack([log_p[t - 1, labels[t]] for t in places]).mean()
+
+
+def answer_loss_of_text(model, batch):
+    """The same from the tokens of the text alone: padding, on either side, is cut off."""
+    seen = batch["attention_mask"][0].bool()
+    return answer_loss(model, {k: batch[k][:, seen] for k in ("input_ids", "labels")})
+
+
+def translation_loss(model, batch):
+    """Of an encoder-decoder, over the targets."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    return F.cross_entropy(model(**inputs).logits[0].double(), batch["labels"][0])
+
+
+# Comparison
+
+
+def assert_rows_close(rows, exact, bound=1e-9):
+    """Compares entries with the exact ones; the bound is relative to the norm of each row."""
+    scale = exact.norm(dim=1, keepdim=True)
+    assert (scale > 0).all()
+    torch.testing.assert_close(rows.double() / scale, exact / scale, rtol=0, atol=bound)
