@@ -328,6 +328,7 @@ def test_a_slow_tokenizer_is_refused(folder, monkeypatch):
     class Slow:
         is_fast = False
         pad_token_id = 0
+        eos_token_id = None
 
     monkeypatch.setattr(preparation.ModelFiles, "tokenizer", lambda files: Slow())
     assert "needs a fast tokenizer" in failed(2, "run", folder / "job.yaml", "--no-progress")

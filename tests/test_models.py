@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import dense
@@ -122,6 +123,10 @@ def test_the_padding_of_a_classifier_without_one_is_the_tokenizers(tuned, tmp_pa
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
     assert untuned.load().config.pad_token_id == 0
+    assert untuned.padding() == 0
+    config.write_text(config.read_text().replace('"pad_token_id": null', '"pad_token_id": 7'))
+    assert untuned.padding() == 7
+    assert replace(untuned, task="causal-lm").padding() == 0
 
 
 # Refusals
@@ -142,6 +147,16 @@ def test_what_is_not_there_is_named(causal, what):
     files = replace(causal, **{what: "/nowhere/at/all"})
     with pytest.raises(ModelError, match=r"Could not load .*/nowhere/at/all"):
         files.load()
+
+
+def test_an_adapter_that_is_not_whole_is_refused(causal, tmp_path):
+    shutil.copytree(causal.adapter, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(path)
+    del weights[next(name for name in weights if "lora_B" in name)]
+    save_file(weights, path)
+    with pytest.raises(ModelError, match=r"not whole.*lora_B"):
+        replace(causal, adapter=str(tmp_path / "adapter")).load()
 
 
 def test_an_adapter_of_another_model_is_refused(tuned):

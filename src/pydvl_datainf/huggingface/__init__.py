@@ -11,7 +11,7 @@ from pydvl_datainf.huggingface.encoding import (
     Encoder,
     TagEncoder,
 )
-from pydvl_datainf.huggingface.models import ModelFiles, Task, padding_id
+from pydvl_datainf.huggingface.models import ModelFiles, Task
 from pydvl_datainf.huggingface.records import read_records
 from pydvl_datainf.huggingface.selection import Parameters, Selection, select_parameters
 from pydvl_datainf.huggingface.tokens import TokenSamples
@@ -32,7 +32,6 @@ __all__ = [
     "TrainerInfluence",
     "influence_from_trainer",
     "objective_of",
-    "padding_id",
     "read_records",
     "select_parameters",
 ]

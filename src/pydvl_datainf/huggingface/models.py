@@ -128,10 +128,24 @@ class ModelFiles:
         loaded_model: nn.Module = model.eval()
         return loaded_model
 
+    def padding(self) -> int:
+        """The token that fills batches: behind the mask any will do, but for some classifiers.
+
+        Those of decoders look for the last token that is not the padding of their configuration.
+
+        Returns:
+            Its number.
+        """
+        told = getattr(self.config(), "pad_token_id", None)
+        if self.task == "sequence-classification" and told is not None:
+            return int(told)
+        tokenizer = self.tokenizer()
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        return int(next(token for token in known if token is not None))
+
     def _set_padding(self, model: Any) -> None:
-        """Classifiers of decoders look for the last token that is not padding."""
         if self.task == "sequence-classification" and model.config.pad_token_id is None:
-            model.config.pad_token_id = padding_id(self.tokenizer())
+            model.config.pad_token_id = self.padding()
 
     def _adapted(self, model: nn.Module) -> Any:
         peft = imported("peft")
@@ -140,8 +154,14 @@ class ModelFiles:
             warnings.filterwarnings(
                 "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
             )
+            warnings.filterwarnings("error", message=".*missing adapter keys")
             try:
                 return peft.PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
+            except UserWarning as missing:
+                raise ModelError(
+                    f"The adapter {self.adapter} does not fit {self.model}, or is not whole, so "
+                    f"that some of it would be random. {missing}"
+                ) from missing
             except RuntimeError as error:
                 if "size mismatch" not in str(error):
                     raise
@@ -150,14 +170,6 @@ class ModelFiles:
                     f"{self.model}. If its head has another number of outputs, give the labels "
                     f"by name. {error}"
                 ) from error
-
-
-def padding_id(tokenizer: Any) -> int:
-    """The token that fills batches; behind the attention mask any will do."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
 
 
 def _is_replaced(model: nn.Module, name: str) -> bool:

@@ -19,7 +19,6 @@ from pydvl_datainf.huggingface import (
     ModelFiles,
     TagEncoder,
     TokenSamples,
-    padding_id,
     read_records,
 )
 from pydvl_datainf.huggingface.records import Placed, column
@@ -113,14 +112,14 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
         trust_remote_code=job.trust_remote_code,
     )
     heads = files.adapter_heads()
-    config, tokenizer = files.config(), files.tokenizer()
+    config, tokenizer, padding = files.config(), files.tokenizer(), files.padding()
     encoder = encoder_of(job, tokenizer, config)
     samples, ids, columns = {}, {}, {}
     for side, name in zip(SIDES, (job.test, job.train), strict=True):
         records = read_records(Path(path_in(folder, name)))
         bar = tqdm(records, f"tokenising {side} data", leave=False, disable=not progress)
         encoded = [encoder.encode(placed) for placed in bar]
-        samples[side] = TokenSamples(encoded, padding_id(tokenizer))
+        samples[side] = TokenSamples(encoded, padding)
         columns[side] = _columns(job, encoder, records) | {"tokens": samples[side].lengths}
         if job.columns.id is not None:
             ids[side] = [column(placed, job.columns.id) for placed in records]
