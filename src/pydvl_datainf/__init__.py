@@ -27,9 +27,13 @@ with warnings.catch_warnings():
     from pydvl_datainf.run import InfluenceRun, run_influences
 from pydvl_datainf.objectives import (
     CausalLM,
+    Denoising,
     Objective,
+    Preference,
+    Seq2SeqLM,
     SequenceClassification,
     TokenClassification,
+    reference_log_probabilities,
 )
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "DampingError",
     "DataInfError",
     "DataInfInfluence",
+    "Denoising",
     "InfluenceRun",
     "JobError",
     "ModelError",
@@ -47,6 +52,8 @@ __all__ = [
     "Objective",
     "ObjectiveError",
     "PlanError",
+    "Preference",
+    "Seq2SeqLM",
     "SequenceClassification",
     "SourceError",
     "StoreError",
@@ -54,5 +61,6 @@ __all__ = [
     "TokenClassification",
     "__version__",
     "influence_from_trainer",
+    "reference_log_probabilities",
     "run_influences",
 ]

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import cloudpickle
 import torch
+from torch import Tensor
 
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.fingerprint import fingerprint
@@ -154,6 +155,15 @@ def _in_words(objective: Objective) -> str:
 
 
 def _settings(objective: Any) -> list[str]:
-    simple = (str, int, float, bool, type(None))
     values = getattr(objective, "__dict__", {}).items()
-    return [f"{k}={v!r}" for k, v in sorted(values) if isinstance(v, simple) and k[0] != "_"]
+    return [f"{k}={told}" for k, v in sorted(values) if k[0] != "_" and (told := _told(v))]
+
+
+def _told(value: Any) -> str | None:
+    """A setting as text: simple values, tuples of them, and checksums of tensors."""
+    if isinstance(value, Tensor):
+        raw: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return f"{zlib.crc32(raw):08x}"
+    inner = value if isinstance(value, tuple) else (value,)
+    is_simple = all(isinstance(v, str | int | float | bool | None) for v in inner)
+    return repr(value) if is_simple else None

@@ -1,16 +1,22 @@
 """From a model and a batch to one loss per sample."""
 
 from pydvl_datainf.objectives.classification import SequenceClassification, TokenClassification
-from pydvl_datainf.objectives.language import CausalLM
+from pydvl_datainf.objectives.diffusion import Denoising
+from pydvl_datainf.objectives.language import CausalLM, Seq2SeqLM
 from pydvl_datainf.objectives.output_loss import OutputLoss, as_objective
+from pydvl_datainf.objectives.preference import Preference, reference_log_probabilities
 from pydvl_datainf.objectives.protocol import Objective, check_losses
 
 __all__ = [
     "CausalLM",
+    "Denoising",
     "Objective",
     "OutputLoss",
+    "Preference",
+    "Seq2SeqLM",
     "SequenceClassification",
     "TokenClassification",
     "as_objective",
     "check_losses",
+    "reference_log_probabilities",
 ]

@@ -92,6 +92,60 @@ class CausalLM:
             )
 
 
+class Seq2SeqLM:
+    r"""Cross entropy of an encoder-decoder, over the tokens of the target.
+
+    With A the positions of a sample's target that have a label, the loss is
+
+        −(1/|A|) Σ_{t ∈ A} log p(target t | target before t, source)
+
+    or, with reduction="sum", the same without 1/|A|. Tokens labelled -100 do not count. The
+    decoder's input is the target moved by one, unless the batch has `decoder_input_ids`.
+
+    Args:
+        reduction: "mean" over the tokens of each sample's target, or their "sum".
+        labels: the key of the target in the batch.
+
+    Raises:
+        ObjectiveError: if there is no such reduction.
+    """
+
+    def __init__(self, reduction: Reduction = "mean", labels: str = "labels"):
+        self.reduction: Reduction = check_reduction(reduction)
+        self.labels = labels
+
+    def losses(self, model: Any, batch: Batch) -> Tensor:
+        """Computes the loss of each sample.
+
+        Args:
+            model: takes `input_ids`, `attention_mask`, `decoder_input_ids` and whatever else the
+                batch holds; returns an object with `logits` of shape (B, T, vocabulary).
+            batch: a mapping of tensors: the model's inputs, and labels of shape (B, T).
+
+        Returns:
+            Losses in nats, shape (B,).
+
+        Raises:
+            ObjectiveError: if labels are missing, of another shape or type, or all -100, or if the
+                model does not tell how they become the decoder's input.
+        """
+        tensors, labels = labels_in(batch, self.labels, type(self).__name__)
+        inputs: dict[str, Any] = tensors
+        if "decoder_input_ids" not in inputs:
+            moved = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+            if moved is None:
+                raise ObjectiveError(
+                    f"{type(self).__name__}: a {type(model).__name__} does not tell what its "
+                    "decoder is given. Put 'decoder_input_ids' into the batch."
+                )
+            inputs["decoder_input_ids"] = moved(labels=labels)
+        check_token_labels(labels, inputs["decoder_input_ids"].shape, self.labels)
+        labels = without_padding(labels, inputs.get("decoder_attention_mask"))
+        if "use_cache" in _accepted(model):
+            inputs["use_cache"] = False
+        return token_losses(model(**inputs).logits, labels, self.reduction, type(self).__name__)
+
+
 def _shape_of_tokens(inputs: dict[str, Any]) -> torch.Size:
     """(B, T)."""
     for key in ("input_ids", "inputs_embeds"):
