@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pydvl_datainf import BatchError, CausalLM, DataInfInfluence, NonFiniteError, ObjectiveError
+from pydvl_datainf import (
+    BatchError,
+    CausalLM,
+    DataInfInfluence,
+    NonFiniteError,
+    ObjectiveError,
+    Preference,
+)
 from pydvl_datainf.gradients.by_length import ByLengthEngine, pieces_by_length
 
 LENGTHS = torch.tensor([3, 9, 4, 9, 2, 5, 12])
@@ -94,6 +101,51 @@ def test_other_tensors_are_not_cut():
     (_, piece), *_ = pieces_by_length(batch, 1)
     assert piece["weights"].shape == (1, 6)
     assert piece["input_ids"].shape == (1, 3)
+
+
+def test_pairs_of_texts_are_cut_on_both_sides(llama):
+    short, long = batch_of(LENGTHS, 15), batch_of(LENGTHS.flip(0) + 2, 17)
+    pairs = {f"chosen_{k}": v for k, v in short.items()}
+    pairs |= {f"rejected_{k}": v for k, v in long.items()}
+    reference = torch.randn(2, len(LENGTHS), dtype=torch.float64)
+    pairs |= {"ref_chosen_logps": reference[0], "ref_rejected_logps": reference[1]}
+    pieces = list(pieces_by_length(pairs, 40))
+    assert torch.cat([where for where, _ in pieces]).sort().values.tolist() == list(range(7))
+    assert len(pieces) > 2
+    for where, piece in pieces:
+        sides = [piece[f"{side}_input_ids"] for side in ("chosen", "rejected")]
+        assert [side.shape[1] for side in sides] == [
+            int(LENGTHS[where].max()),
+            int(LENGTHS.flip(0)[where].max()) + 2,
+        ]
+        assert len(where) == 1 or sum(side.numel() for side in sides) <= 40
+        assert piece["chosen_labels"].shape == sides[0].shape
+    exact = DataInfInfluence(llama, Preference()).loss_gradients(pairs)
+    rows = DataInfInfluence(llama, Preference(), max_tokens=40).loss_gradients(pairs)
+    torch.testing.assert_close(rows, exact, rtol=1e-9, atol=1e-12)
+
+
+def test_the_labels_of_a_translation_go_with_the_decoder():
+    source, target = batch_of(torch.tensor([2, 3]), 6), batch_of(torch.tensor([4, 1]), 6)
+    batch = {
+        "input_ids": source["input_ids"],
+        "attention_mask": source["attention_mask"],
+        "decoder_input_ids": target["input_ids"],
+        "decoder_attention_mask": target["attention_mask"],
+        "labels": target["labels"],
+    }
+    ((_, piece),) = pieces_by_length(batch, 100)
+    assert {name: tensor.shape[1] for name, tensor in piece.items()} == {
+        "input_ids": 3,
+        "attention_mask": 3,
+        "decoder_input_ids": 4,
+        "decoder_attention_mask": 4,
+        "labels": 4,
+    }
+    ((_, piece),) = pieces_by_length(
+        {k: v for k, v in batch.items() if k != "decoder_attention_mask"}, 100
+    )
+    assert (piece["input_ids"].shape[1], piece["labels"].shape[1]) == (3, 6)
 
 
 def test_labels_may_have_another_name(llama):

@@ -1,7 +1,7 @@
 """Batches of tokens cut by a budget: texts of like length together, without common padding."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Tokens: TypeAlias = Mapping[str, Tensor]
 
 MASK = "attention_mask"
+DECODER = "decoder_"
 BY_TOKEN = ("input_ids", MASK, "token_type_ids", "position_ids", "special_tokens_mask")
 """Tensors with an entry for each token, where they are of shape (B, T); labels may be, too."""
 
@@ -48,7 +49,7 @@ class ByLengthEngine:
         """Computes the gradients of the samples' own losses.
 
         Args:
-            batch: a checked mapping with an attention mask.
+            batch: a checked mapping with attention masks.
 
         Returns:
             For each block the gradients as rows, shape (B, d_l), in the order of the batch.
@@ -82,7 +83,8 @@ def pieces_by_length(batch: Batch, max_tokens: int) -> Iterator[tuple[Tensor, To
     """Cuts a batch.
 
     Args:
-        batch: a mapping with an attention mask (B, T).
+        batch: a mapping with one attention mask (B, T) or several: those of an encoder and a
+            decoder, or of chosen and rejected answers, have names that end alike.
         max_tokens: the largest number of tokens in a piece, padding included.
 
     Yields:
@@ -91,34 +93,61 @@ def pieces_by_length(batch: Batch, max_tokens: int) -> Iterator[tuple[Tensor, To
     Raises:
         BatchError: if the batch has no attention mask of shape (B, T).
     """
-    if not isinstance(batch, Mapping) or MASK not in batch or batch[MASK].ndim != 2:
+    named = batch.items() if isinstance(batch, Mapping) else ()
+    masks = {n.removesuffix(MASK): t for n, t in named if n.endswith(MASK) and t.ndim == 2}
+    if not masks or not isinstance(batch, Mapping):
         got = sorted(batch) if isinstance(batch, Mapping) else "an (x, y) pair"
         raise BatchError(
             f"max_tokens needs batches that are mappings with '{MASK}' of shape (B, T), got {got}. "
             "Use batch_size for other batches."
         )
-    lengths = _lengths(batch[MASK])
-    order = lengths.argsort(descending=True, stable=True)
-    start = 0
-    while start < len(order):
-        longest = max(1, int(lengths[order[start]]))
-        where = order[start : start + max(1, max_tokens // longest)]
-        yield where, _trimmed({name: tensor[where] for name, tensor in batch.items()}, longest)
-        start += len(where)
+    lengths = torch.stack([_lengths(mask) for mask in masks.values()])
+    order = lengths.sum(0).argsort(descending=True, stable=True)
+    while len(order):
+        # Padded to the longest on each side, as many samples as fit.
+        tokens = lengths[:, order].cummax(1).values.sum(0) * _numbers(len(order), order)
+        where = order[: max(1, int((tokens <= max_tokens).sum()))]
+        widths = dict(zip(masks, lengths[:, where].amax(1).tolist(), strict=True))
+        yield where, _trimmed({name: tensor[where] for name, tensor in batch.items()}, widths)
+        order = order[len(where) :]
 
 
 def _lengths(mask: Tensor) -> Tensor:
-    """For each sample the number of columns up to its last token, (B,)."""
-    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (positions * mask.bool()).amax(1)
+    """For each sample the number of columns up to its last token, (B,), at least 1."""
+    return (_numbers(mask.shape[1], mask) * mask.bool()).amax(1).clamp_min(1)
 
 
-def _trimmed(piece: Tokens, width: int) -> Tokens:
-    """Without the columns from `width` on, unless labels count there (those of another text)."""
-    shape = piece[MASK].shape
-    by_token = {n for n in BY_TOKEN if n in piece and piece[n].shape == shape}
-    labels = {n: t for n, t in piece.items() if n not in BY_TOKEN and t.shape == shape}
-    by_token |= {n for n, t in labels.items() if bool((t[:, width:] == IGNORED).all())}
-    if "labels" in labels.keys() - by_token:
-        return piece
-    return {n: t[:, :width] if n in by_token else t for n, t in piece.items()}
+def _numbers(count: int, like: Tensor) -> Tensor:
+    return torch.arange(1, count + 1, device=like.device)
+
+
+def _trimmed(piece: Tokens, widths: Mapping[str, int]) -> Tokens:
+    """Without the columns from a width on, unless labels count there.
+
+    Args:
+        piece: some samples.
+        widths: for each prefix of names, that of one text of each sample, its longest.
+
+    Returns:
+        The same samples.
+    """
+    result = dict(piece)
+    for prefix, width in widths.items():
+        shape = piece[prefix + MASK].shape
+        own = {
+            name.removeprefix(prefix): name
+            for name, tensor in piece.items()
+            if tensor.shape == shape and _prefix_of(name, piece, widths) == prefix
+        }
+        labels = [name for short, name in own.items() if short not in BY_TOKEN]
+        counted = [n for n in labels if not bool((piece[n][:, width:] == IGNORED).all())]
+        if not any(name.endswith("labels") for name in counted):
+            result |= {n: piece[n][:, :width] for n in own.values() if n not in counted}
+    return result
+
+
+def _prefix_of(name: str, piece: Tokens, prefixes: Iterable[str]) -> str | None:
+    """To which text of a sample a tensor belongs; the labels of a translation, to the decoder."""
+    if name == "labels" and any(other.startswith(DECODER) for other in piece):
+        return DECODER if DECODER in prefixes else None
+    return max((p for p in prefixes if name.startswith(p)), key=len, default=None)
