@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from distributed import LocalCluster
 
-from pydvl_datainf import InfluenceRun, work
+from pydvl_datainf import CausalLM, InfluenceRun, work
 from pydvl_datainf.cli import main
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
@@ -18,7 +18,7 @@ from pydvl_datainf.huggingface import (
     extra,
     read_records,
 )
-from pydvl_datainf.jobfile import preparation
+from pydvl_datainf.jobfile import texts
 from tuned import sums, tokenizer, write_lines
 
 pytestmark = [
@@ -81,7 +81,7 @@ def plain_scores(tuned, folder):
         TokenSamples([encoder.encode(r) for r in read_records(folder / name)], 0).to_loader(50)
         for name in ("train.jsonl", "test.jsonl")
     )
-    influence = InfluenceBuilder(files)().fit(train)
+    influence = InfluenceBuilder(files, CausalLM())().fit(train)
     return influence.training_influences(next(iter(test))).numpy()
 
 
@@ -275,8 +275,8 @@ def test_token_classification(tuned, tmp_path):
         ({"train": "nowhere.jsonl"}, "no file or folder .*nowhere.jsonl"),
         ({"columns": {"prompt": "question"}}, "line 1: no column 'question'; there are id, prompt"),
         ({"max_length": 3}, "test.jsonl, line 1: no token has a label within max_length=3"),
-        ({"model": "./nowhere"}, "Could not load the configuration"),
-        ({"adapter": "./nowhere"}, "Could not load the configuration"),
+        ({"model": "./nowhere"}, "There is no folder .*nowhere"),
+        ({"adapter": "./nowhere"}, "There is no folder .*nowhere"),
         ({"chat": False, "columns": {"messages": "prompt"}}, "must be a list of messages"),
     ],
 )
@@ -330,5 +330,5 @@ def test_a_slow_tokenizer_is_refused(folder, monkeypatch):
         pad_token_id = 0
         eos_token_id = None
 
-    monkeypatch.setattr(preparation.ModelFiles, "tokenizer", lambda files: Slow())
+    monkeypatch.setattr(texts.ModelFiles, "tokenizer", lambda files: Slow())
     assert "needs a fast tokenizer" in failed(2, "run", folder / "job.yaml", "--no-progress")

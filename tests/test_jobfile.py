@@ -95,7 +95,7 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (MINIMAL + "columns:\n  promt: x\n", r"line 7: 'columns.promt' is unknown; .*prompt"),
         (MINIMAL + "columns:\n  prompt: 3\n", r"line 7: 'columns.prompt' must be string; got 3"),
         (MINIMAL + "columns: x\n", r"line 6: 'columns' must be .*; got 'x'"),
-        (MINIMAL.replace("causal-lm", "causal"), "line 1: 'task' must be 'causal-lm', 'sequence"),
+        (MINIMAL.replace("causal-lm", "causal"), "line 1: 'task' must be 'causal-lm', 'preference', 'seq"),
         (MINIMAL + "damping: -1\n", r"line 6: 'damping' must be 'auto' or greater than 0"),
         (MINIMAL + "damping: {a: 1, b: 0}\n", "line 6: 'damping' must be"),
         (MINIMAL + "max_length: 0\n", "line 6: 'max_length' must be greater than 0; got 0"),
@@ -114,16 +114,24 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (MINIMAL + "columns: {label: x}\n", "line 6: 'columns.label' does not belong to task caus"),
         (MINIMAL + "columns: {text: x, answer: y}\n", "line 6: answer and text exclude each other"),
         (MINIMAL + "chat: true\ncolumns: {text: x}\n", "line 6: 'chat' is for prompt and answer"),
-        (MINIMAL + "labels: [a, b]\n", "line 6: 'labels' belongs to classification"),
+        (
+            MINIMAL + "labels: [a, b]\n",
+            "line 6: 'labels' does not belong to task causal-lm, but to seq",
+        ),
         (MINIMAL + "top_k: 3\nby_block: true\n", "line 7: 'top_k' keeps total scores only"),
         (MINIMAL + "jobs: 2\nscheduler: tcp://x\n", "line 6: 'scheduler' and 'jobs' exclude"),
+        (MINIMAL.replace("causal-lm", "preference"), "line 1: 'adapter' is required"),
+        (
+            MINIMAL.replace("causal-lm", "denoising") + "max_tokens: 3\n",
+            "line 6: 'max_tokens' does",
+        ),
         (
             MINIMAL.replace("causal-lm", "token-classification") + "chat: true\n",
             "line 6: 'chat' does not belong to task token-classification",
         ),
         (
             MINIMAL.replace("causal-lm", "sequence-classification") + "reduction: sum\n",
-            "line 6: 'reduction' belongs to tasks with a loss for each token",
+            "line 6: 'reduction' does not belong to task sequence-cl",
         ),
     ],
 )

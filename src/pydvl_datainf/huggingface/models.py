@@ -13,10 +13,14 @@ from torch import nn
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.huggingface.extra import imported
 
-Task: TypeAlias = Literal["causal-lm", "sequence-classification", "token-classification"]
+Task: TypeAlias = Literal[
+    "causal-lm", "preference", "seq2seq-lm", "sequence-classification", "token-classification"
+]
 
 AUTO_CLASSES: Mapping[Task, str] = {
     "causal-lm": "AutoModelForCausalLM",
+    "preference": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
 }
@@ -57,7 +61,7 @@ class ModelFiles:
         """
         own = self.adapter is not None and Path(self.adapter, "tokenizer_config.json").exists()
         source = self.adapter if own else self.model
-        with _loading(f"the tokenizer of {source}"):
+        with loading(f"the tokenizer of {source}"):
             return imported("transformers").AutoTokenizer.from_pretrained(
                 source, trust_remote_code=self.trust_remote_code
             )
@@ -71,13 +75,13 @@ class ModelFiles:
         Raises:
             ModelError: if there is none, or it is an adapter's.
         """
-        folder = Path(self.model)
+        folder = _existing(self.model)
         if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
             raise ModelError(
                 f"{self.model} is an adapter. Name it as adapter, and the model that it was tuned "
                 "on as model."
             )
-        with _loading(f"the configuration of {self.model}"):
+        with loading(f"the configuration of {self.model}"):
             config = imported("transformers").AutoConfig.from_pretrained(
                 self.model, trust_remote_code=self.trust_remote_code
             )
@@ -90,7 +94,8 @@ class ModelFiles:
         """The modules that the adapter's training changed whole, by the names that it was given."""
         if self.adapter is None:
             return ()
-        with _loading(f"the configuration of {self.adapter}"):
+        _existing(self.adapter)
+        with loading(f"the configuration of {self.adapter}"):
             config = imported("peft").PeftConfig.from_pretrained(self.adapter)
         return tuple(getattr(config, "modules_to_save", None) or ())
 
@@ -106,7 +111,7 @@ class ModelFiles:
         """
         kind = getattr(imported("transformers"), AUTO_CLASSES[self.task])
         wanted = {} if self.attention is None else {"attn_implementation": self.attention}
-        with _loading(f"the model {self.model}"), quiet_transformers(), _seeded():
+        with loading(f"the model {self.model}"), quiet_transformers(), _seeded():
             model, loaded = kind.from_pretrained(
                 self.model,
                 config=self.config(),
@@ -149,7 +154,8 @@ class ModelFiles:
 
     def _adapted(self, model: nn.Module) -> Any:
         peft = imported("peft")
-        with _loading(f"the adapter {self.adapter}"), warnings.catch_warnings():
+        _existing(str(self.adapter))
+        with loading(f"the adapter {self.adapter}"), warnings.catch_warnings():
             # peft asks the model by a name that transformers 5 announces to drop.
             warnings.filterwarnings(
                 "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
@@ -170,6 +176,14 @@ class ModelFiles:
                     f"{self.model}. If its head has another number of outputs, give the labels "
                     f"by name. {error}"
                 ) from error
+
+
+def _existing(name: str) -> Path:
+    """The path of a model, which must be there unless it may be a name on the hub."""
+    path = Path(name)
+    if name.startswith((".", "/")) and not path.exists():
+        raise ModelError(f"There is no folder {name}.")
+    return path
 
 
 def _is_replaced(model: nn.Module, name: str) -> bool:
@@ -202,7 +216,16 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def _loading(what: str) -> Iterator[None]:
+def loading(what: str) -> Iterator[None]:
+    """Turns what goes wrong into a `ModelError`.
+
+    Args:
+        what: is loaded.
+
+    Raises:
+        ModelError: if anything is raised inside that is not ours.
+        DataInfError: as it was.
+    """
     try:
         yield
     except DataInfError:

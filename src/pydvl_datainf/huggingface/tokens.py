@@ -14,12 +14,16 @@ Encoded: TypeAlias = Mapping[str, Any]
 """One sample: lists with an entry for each token, or numbers of the sample as a whole."""
 
 
+IDS = "input_ids"
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSamples(Dataset[Encoded]):
     """Samples of unequal length, for a `DataLoader` with `collate` or `to_loader`.
 
     Args:
-        samples: each with `input_ids`, `attention_mask` and `labels`.
+        samples: each with `input_ids`, `attention_mask` and `labels`, or with several texts, whose
+            names begin with something of their own.
         pad: the token id of padding.
     """
 
@@ -34,8 +38,11 @@ class TokenSamples(Dataset[Encoded]):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each sample."""
-        return [len(sample["input_ids"]) for sample in self.samples]
+        """Tokens of each sample, in all of its texts."""
+        return [
+            sum(len(value) for name, value in sample.items() if name.endswith(IDS))
+            for sample in self.samples
+        ]
 
     def collate(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
         """Pads samples on the right to a batch.
@@ -46,12 +53,12 @@ class TokenSamples(Dataset[Encoded]):
         Returns:
             Tensors (B, T) of what has an entry for each token, and (B, ...) of the rest.
         """
-        longest = max(len(sample["input_ids"]) for sample in samples)
         batch = {}
         for name in samples[0]:
             values = [sample[name] for sample in samples]
             if _is_by_token(name, values[0]):
-                fill = {"input_ids": self.pad, "labels": IGNORED}.get(name, 0)
+                longest = max(len(value) for value in values)
+                fill = self.pad if name.endswith(IDS) else IGNORED if _is_label(name) else 0
                 values = [[*value, *[fill] * (longest - len(value))] for value in values]
             batch[name] = torch.tensor(values)
         return batch
@@ -68,6 +75,10 @@ class TokenSamples(Dataset[Encoded]):
         return DataLoader(self, batch_size, collate_fn=self.collate)
 
 
+def _is_label(name: str) -> bool:
+    return name.endswith("labels")
+
+
 def _is_by_token(name: str, value: Any) -> bool:
     """Whether a value has an entry for each token; several labels of a sample are floating."""
-    return isinstance(value, list) and (name != "labels" or isinstance(value[0], int))
+    return isinstance(value, list) and not (_is_label(name) and isinstance(value[0], float))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import ModelError, ObjectiveError, SourceError
-from pydvl_datainf.huggingface.builder import objective_of
+from pydvl_datainf.huggingface.builder import OBJECTIVES
 from pydvl_datainf.huggingface.extra import imported
 from pydvl_datainf.huggingface.models import Task
 from pydvl_datainf.influence import DataInfInfluence
@@ -15,6 +15,7 @@ from pydvl_datainf.objectives import Objective
 ENDINGS: dict[str, Task] = {
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
+    "ForConditionalGeneration": "seq2seq-lm",
     "ForSequenceClassification": "sequence-classification",
     "ForImageClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
@@ -101,7 +102,7 @@ def _objective_of(trainer: Any) -> Objective:
             f"The task of a {name} is not known. Pass an objective: a class with "
             "losses(model, batch)."
         )
-    return objective_of(tasks[0])
+    return OBJECTIVES[tasks[0]]()
 
 
 def _loader(trainer: Any, data: Any, batch_size: int | None, what: str) -> DataLoader[Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from pydvl_datainf.executors import executor_for
 from pydvl_datainf.influence import DataInfInfluence
 from pydvl_datainf.inputs import Description, Inputs
-from pydvl_datainf.jobfile.preparation import SIDES, Prepared
+from pydvl_datainf.jobfile.preparation import Prepared
 from pydvl_datainf.launch import Fresh, Wishes, planned
 from pydvl_datainf.plan import Plan
 from pydvl_datainf.samples import Survey, as_samples
@@ -30,11 +30,11 @@ class Rates:
     """How fast this machine is.
 
     Args:
-        tokens: whose gradients are computed in a second, padding not counted.
+        units: tokens (without padding) or images whose gradients are computed in a second.
         flops: floating point operations in a second, in products of the shape that the inverse has.
     """
 
-    tokens: float
+    units: float
     flops: float
 
 
@@ -69,7 +69,7 @@ def plan_of(prepared: Prepared, model: Description, store: Store) -> Plan:
     Returns:
         The plan.
     """
-    tests, training = (_survey(prepared, side) for side in SIDES)
+    tests, training = (_survey(prepared, side) for side in ("test", "train"))
     executor = executor_for(None, prepared.job.jobs, False)
     wishes = Wishes(**prepared.settings)
     try:
@@ -94,21 +94,22 @@ def gradients(plan: Plan, is_damped: bool) -> tuple[int, int]:
 
 
 def _survey(prepared: Prepared, side: str) -> Survey:
-    n, size = len(prepared.samples[side]), prepared.job.batch_size
+    n, size = len(prepared.sides[side].samples), prepared.job.batch_size
     lengths = [min(size, n - start) for start in range(0, n, size)]
     return Survey(lengths, [""] * len(lengths))
 
 
 def _data(prepared: Prepared) -> dict[str, str]:
     facts = {}
-    for side in reversed(SIDES):
-        lengths = np.array(prepared.samples[side].lengths)
-        cut = int((lengths >= prepared.job.max_length).sum())
-        name = "Training" if side == "train" else "Test"
+    for name, side in (("Training", prepared.material.train), ("Test", prepared.material.test)):
+        lengths = np.array(side.samples.lengths)
         facts[f"{name} samples"] = f"{len(lengths):,}"
+        if prepared.material.unit != "tokens":
+            continue
         facts[f"{name} tokens"] = (
             f"{lengths.sum():,}; longest {lengths.max():,}, median {np.median(lengths):,.0f}"
         )
+        cut = int((lengths >= prepared.job.max_length).sum())
         if cut:
             facts[f"{name} samples at max_length"] = f"{cut:,}, which may have been cut"
     return facts
@@ -117,15 +118,15 @@ def _data(prepared: Prepared) -> dict[str, str]:
 def _model(prepared: Prepared, influence: DataInfInfluence) -> dict[str, str]:
     every = list(influence.model.parameters())
     held = sum(p.numel() * p.element_size() for p in every)
-    told = prepared.told
+    heads = prepared.material.heads
     facts = {
         "Parameters": f"{sum(p.numel() for p in every):,}, {format_bytes(held)}",
         "Take part": f"{influence.n_parameters:,}, in {len(influence.block_names):,} blocks",
         "Device": str(influence.model_device),
     }
-    if told["heads trained with the adapter"]:
-        state = "take part" if told["heads take part"] else "are left out"
-        facts["Heads"] = f"{', '.join(told['heads trained with the adapter'])} {state}"
+    if heads:
+        state = "take part" if prepared.told["heads take part"] else "are left out"
+        facts["Heads"] = f"{', '.join(heads)} {state}"
     return facts
 
 
@@ -155,13 +156,14 @@ def _time(
 ) -> dict[str, str]:
     rates = measured_rates(prepared, plan, influence)
     train, test = gradients(plan, len(model.fixed_damping) == len(model.widths))
-    tokens = train * sum(prepared.samples["train"].lengths)
-    tokens += test * sum(prepared.samples["test"].lengths)
+    unit = prepared.material.unit
+    count = train * sum(prepared.material.train.samples.lengths)
+    count += test * sum(prepared.material.test.samples.lengths)
     products = 6 * plan.n * plan.m * plan.n_parameters
-    seconds = tokens / rates.tokens, products / rates.flops
+    seconds = count / rates.units, products / rates.flops
     return {
-        "Gradients": f"{train * plan.n + test * plan.m:,}, of {tokens:,} tokens",
-        "Measured": f"{rates.tokens:,.0f} tokens a second",
+        "Gradients": f"{train * plan.n + test * plan.m:,}, of {count:,} {unit}",
+        "Measured": f"{rates.units:,.0f} {unit} a second",
         "For gradients": duration(seconds[0]),
         "For the inverse and the scores": duration(seconds[1]),
         "Together": f"about {duration(sum(seconds))} in one process, divided by workers",
@@ -179,20 +181,21 @@ def measured_rates(prepared: Prepared, plan: Plan, influence: DataInfInfluence) 
     Returns:
         The rates.
     """
-    samples = prepared.samples["train"]
-    by_length = np.argsort(samples.lengths, kind="stable")
+    samples = prepared.material.train.samples
+    lengths = samples.lengths
+    by_length = np.argsort(lengths, kind="stable")
     size = min(PROBED, plan.step, len(samples))
     starts = np.linspace(0, len(samples) - size, PROBES).astype(int)
     parts = [by_length[start : start + size].tolist() for start in starts]
-    seconds, tokens = 0.0, 0
+    seconds, units = 0.0, 0
     for first, part in enumerate([parts[-1], *parts]):
         chosen = [samples[i] for i in part]
         start = perf_counter()
         influence.loss_gradients_by_block(samples.collate(chosen))
         if first:  # before that, gradients were compared with plain ones
             seconds += perf_counter() - start
-            tokens += sum(len(sample["input_ids"]) for sample in chosen)
-    return Rates(tokens / seconds, _flops(plan, influence.model_device))
+            units += sum(lengths[i] for i in part)
+    return Rates(units / seconds, _flops(plan, influence.model_device))
 
 
 def _flops(plan: Plan, device: torch.device) -> float:

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from pydvl_datainf.errors import JobError
-from pydvl_datainf.jobfile.schema import COLUMNS, Columns, Job
+from pydvl_datainf.jobfile.schema import COLUMNS, FIELDS, Columns, Job
 
 
 def read_job(path: Path | None, options: Mapping[str, Any]) -> Job:
@@ -153,23 +153,22 @@ def _allowed(found: Mapping[str, Any]) -> str:
 def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
     """What does not go together."""
     own = COLUMNS[job.task]
-    for name in set(job.columns.model_fields_set) - {*own, "id", "show"}:
+    for name in job.columns.model_fields_set - {*own, "id", "show"}:
         yield (
             ("columns", name),
             f"'columns.{name}' does not belong to task {job.task}, which reads {', '.join(own)}.",
         )
-    if job.task == "causal-lm":
-        kinds = job.columns.model_fields_set & {"text", "messages", "answer"}
-        if len(kinds) > 1:
-            yield ("columns",), f"{' and '.join(sorted(kinds))} exclude each other; name one."
-        if job.chat and kinds & {"text", "messages"}:
-            yield ("chat",), "'chat' is for prompt and answer; messages are in the template anyway."
-        if job.labels is not None:
-            yield ("labels",), "'labels' belongs to classification."
-    elif job.chat:
-        yield ("chat",), f"'chat' does not belong to task {job.task}."
-    if job.task == "sequence-classification" and job.reduction != "mean":
-        yield ("reduction",), "'reduction' belongs to tasks with a loss for each token."
+    for name, tasks in FIELDS.items():
+        if name in job.model_fields_set and job.task not in tasks:
+            belongs = ", ".join(tasks)
+            yield (name,), f"'{name}' does not belong to task {job.task}, but to {belongs}."
+    kinds = job.columns.model_fields_set & {"text", "messages", "answer"}
+    if job.task == "causal-lm" and len(kinds) > 1:
+        yield ("columns",), f"{' and '.join(sorted(kinds))} exclude each other; name one."
+    if job.task == "causal-lm" and job.chat and kinds & {"text", "messages"}:
+        yield ("chat",), "'chat' is for prompt and answer; messages are in the template anyway."
+    if job.task == "preference" and job.adapter is None:
+        yield (), "'adapter' is required: without it the model is the reference of a preference."
     if job.top_k is not None and job.by_block:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
     if job.scheduler is not None and job.jobs is not None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -11,10 +11,28 @@ OUTSIDE = frozenset({"out", "scheduler", "jobs"})
 
 COLUMNS = {
     "causal-lm": ("prompt", "answer", "text", "messages"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "seq2seq-lm": ("source", "target"),
     "sequence-classification": ("text", "text_pair", "label"),
     "token-classification": ("words", "tags"),
+    "denoising": ("image", "label", "prompt"),
 }
 """The columns that each task reads, beside `id` and `show`."""
+
+
+TEXTS = tuple(task for task in COLUMNS if task != "denoising")
+FIELDS = {
+    "labels": ("sequence-classification", "token-classification"),
+    "chat": ("causal-lm", "preference"),
+    "reduction": ("causal-lm", "seq2seq-lm", "token-classification"),
+    "beta": ("preference",),
+    "timesteps": ("denoising",),
+    "max_length": TEXTS,
+    "max_tokens": TEXTS,
+    "attention": TEXTS,
+    "trust_remote_code": TEXTS,
+}
+"""The tasks to which a field belongs; other fields belong to all."""
 
 
 class _Part(BaseModel):
@@ -25,13 +43,20 @@ class Columns(_Part):
     """What the columns of the data are called.
 
     Attributes:
-        prompt: what the model is asked ("prompt" if nothing else is named); does not count.
+        prompt: what the model is asked ("prompt" if nothing else is named), which does not count;
+            or what an image shows.
         answer: what it is to say ("answer" if nothing else is named).
         text: of a classification ("text" if nothing else is named), or, of a language model, a text
             that counts as a whole.
         messages: a conversation, a list of messages with role and content.
+        chosen: the answer that was preferred ("chosen" if nothing else is named), or a conversation
+            that ends with it.
+        rejected: the other answer ("rejected" if nothing else is named).
+        source: what an encoder reads ("source" if nothing else is named).
+        target: what a decoder is to write ("target" if nothing else is named).
+        image: the path of an image, from the data's file on ("image" if nothing else is named).
         text_pair: the second text of a pair.
-        label: of a classification ("label" if nothing else is named).
+        label: of a classification ("label" if nothing else is named), or the class of an image.
         words: of a token classification ("words" if nothing else is named).
         tags: their labels ("tags" if nothing else is named).
         id: names the samples in the result; positions otherwise.
@@ -42,6 +67,11 @@ class Columns(_Part):
     answer: Text | None = None
     text: Text | None = None
     messages: Text | None = None
+    chosen: Text | None = None
+    rejected: Text | None = None
+    source: Text | None = None
+    target: Text | None = None
+    image: Text | None = None
     text_pair: Text | None = None
     label: Text | None = None
     words: Text | None = None
@@ -66,12 +96,15 @@ class Job(_Part):
         max_length: tokens at which a sample is cut.
         parameters: which take part: the adapter's matrices, these and the heads that were trained
             with them, all, or those that fit one of some patterns.
+        beta: of the preference loss.
+        timesteps: of diffusion whose losses are averaged: which, or how many.
         reduction: of the losses of a sample's tokens.
         damping: λ of all blocks, of some by name, or chosen automatically.
         blocks: what is a block.
         rows: where gradients of training samples are kept.
         memory: for our arrays, in bytes or as text.
-        batch_size: samples that are read, and sorted by length, together.
+        batch_size: samples that are read, and sorted by length, together; of images, those in one
+            gradient computation.
         max_tokens: tokens in one gradient computation, padding included.
         top_k: how many scores are kept at either end for each test sample; all otherwise.
         by_block: whether scores of each block are kept.
@@ -84,7 +117,14 @@ class Job(_Part):
         jobs: processes on this machine.
     """
 
-    task: Literal["causal-lm", "sequence-classification", "token-classification"]
+    task: Literal[
+        "causal-lm",
+        "preference",
+        "seq2seq-lm",
+        "sequence-classification",
+        "token-classification",
+        "denoising",
+    ]
     model: Text
     adapter: Text | None = None
     train: Text
@@ -95,6 +135,8 @@ class Job(_Part):
     chat: bool = False
     max_length: PositiveInt = 512
     parameters: Literal["adapters", "adapters+heads", "all"] | tuple[Text, ...] = "adapters"
+    beta: PositiveFloat = 0.1
+    timesteps: PositiveInt | tuple[NonNegativeInt, ...] = 8
     reduction: Literal["mean", "sum"] = "mean"
     damping: Literal["auto"] | PositiveFloat | dict[str, PositiveFloat] = "auto"
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"

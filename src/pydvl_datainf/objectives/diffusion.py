@@ -1,5 +1,6 @@
 """The losses of diffusion models."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -97,7 +98,7 @@ class Denoising:
             Losses, shape (B,).
 
         Raises:
-            ObjectiveError: if images or seeds are missing or of another shape or type.
+            ObjectiveError: if images, seeds or predictions are missing or of another shape or type.
         """
         x, seeds, conditions = self._parted(batch)
         losses = [self._at(t, model, x, seeds, conditions) for t in self.timesteps]
@@ -115,8 +116,14 @@ class Denoising:
         }[self.prediction]
         timesteps = torch.full((len(x),), t, device=x.device)
         sample: Tensor = model(signal * x + rest * noise, timesteps, **conditions).sample
+        predicted = sample[:, : x.shape[1]]  # the rest is a variance, which has no part in this
+        if predicted.shape != x.shape:
+            raise ObjectiveError(
+                f"The model must predict '{self.images}' of shape {tuple(x.shape)}, at least in "
+                f"its first channels; got {tuple(sample.shape)}."
+            )
         wide = torch.promote_types(sample.dtype, torch.float32)
-        error = sample[:, : x.shape[1]].to(wide) - target.to(wide)
+        error = predicted.to(wide) - target.to(wide)
         return error.square().flatten(1).mean(1)
 
     def _parted(self, batch: Batch) -> tuple[Tensor, list[int], dict[str, Tensor]]:
@@ -147,7 +154,12 @@ def _chosen(timesteps: int | Iterable[int], count: int) -> tuple[int, ...]:
         if not 1 <= timesteps <= count:
             raise ObjectiveError(f"timesteps must be from 1 to {count}, got {timesteps}.")
         return tuple((2 * i + 1) * count // (2 * timesteps) for i in range(timesteps))
-    chosen = tuple(int(t) for t in timesteps)
+    try:
+        chosen = tuple(operator.index(t) for t in timesteps)
+    except TypeError:
+        raise ObjectiveError(
+            f"timesteps must be a number or a list of integers, got {timesteps!r}."
+        ) from None
     if not chosen or not all(0 <= t < count for t in chosen):
         raise ObjectiveError(f"timesteps must be positions from 0 to {count - 1}, got {chosen}.")
     return chosen
@@ -159,6 +171,8 @@ def _noise(seeds: Sequence[int], t: int, like: Tensor) -> Tensor:
     shape = like.shape[1:]
     draws = []
     for seed in seeds:
-        generator.manual_seed((seed * 1_000_003 + t) % 2**63)
+        # PyTorch's generator sees only 32 bits of what it is given: larger seeds are mixed first.
+        mixed = seed + 0x9E3779B1 * (seed >> 32)
+        generator.manual_seed((mixed * 1_000_003 + t) % 2**32)
         draws.append(torch.randn(shape, generator=generator))
     return torch.stack(draws).to(like.device, like.dtype)

@@ -132,18 +132,28 @@ class Seq2SeqLM:
         tensors, labels = labels_in(batch, self.labels, type(self).__name__)
         inputs: dict[str, Any] = tensors
         if "decoder_input_ids" not in inputs:
-            moved = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-            if moved is None:
-                raise ObjectiveError(
-                    f"{type(self).__name__}: a {type(model).__name__} does not tell what its "
-                    "decoder is given. Put 'decoder_input_ids' into the batch."
-                )
-            inputs["decoder_input_ids"] = moved(labels=labels)
+            inputs["decoder_input_ids"] = self._moved(model, labels)
         check_token_labels(labels, inputs["decoder_input_ids"].shape, self.labels)
         labels = without_padding(labels, inputs.get("decoder_attention_mask"))
         if "use_cache" in _accepted(model):
             inputs["use_cache"] = False
         return token_losses(model(**inputs).logits, labels, self.reduction, type(self).__name__)
+
+    def _moved(self, model: Any, labels: Tensor) -> Tensor:
+        """What the decoder is given: the target moved by one, as in the model's own loss."""
+        move = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if move is None:
+            raise ObjectiveError(
+                f"{type(self).__name__}: a {type(model).__name__} does not tell what its "
+                "decoder is given. Put 'decoder_input_ids' into the batch."
+            )
+        if labels.ndim != 2 or labels.is_floating_point():
+            raise ObjectiveError(
+                f"'{self.labels}' must be integers of shape (B, T), one for each token of the "
+                f"target; got {labels.dtype} of shape {tuple(labels.shape)}."
+            )
+        moved: Tensor = move(labels=labels)
+        return moved
 
 
 def _shape_of_tokens(inputs: dict[str, Any]) -> torch.Size:

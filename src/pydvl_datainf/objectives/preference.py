@@ -1,12 +1,14 @@
 """The loss of direct preference optimisation, and what its reference model says."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from pydvl_datainf.batches import Batch, batch_to
 from pydvl_datainf.errors import ObjectiveError
@@ -31,12 +33,12 @@ class Preference:
         beta: β > 0, how far the model may move from the reference.
 
     Raises:
-        ObjectiveError: if β is not positive.
+        ObjectiveError: if β is not positive and finite.
     """
 
     def __init__(self, beta: float = 0.1):
-        if not beta > 0:
-            raise ObjectiveError(f"beta must be positive, got {beta!r}.")
+        if not 0 < beta < inf:
+            raise ObjectiveError(f"beta must be positive and finite, got {beta!r}.")
         self.beta = float(beta)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -99,19 +101,47 @@ def reference_log_probabilities(model: Any, batches: Iterable[Batch]) -> dict[st
     """Computes what the reference model says of the answers, once for all.
 
     Args:
-        model: the reference, or a peft model, whose adapters are disabled meanwhile; in evaluation
-            mode.
+        model: the reference, or a model with adapters of peft, which are disabled meanwhile; in
+            evaluation mode.
         batches: mappings with n pairs in all, as `Preference` takes them.
 
     Returns:
         `ref_chosen_logps` and `ref_rejected_logps`, each of shape (n,), on the CPU, to be put into
         the batches.
+
+    Raises:
+        ObjectiveError: if dropout is active.
     """
+    _check_no_dropout(model)
     device = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {side: [] for side in SIDES}
-    reference = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-    with torch.no_grad(), reference:
+    with torch.no_grad(), _without_adapters(model):
         for batch in batches:
             for side in SIDES:
                 parts[side].append(log_probabilities(model, batch_to(batch, device), side).cpu())
     return {f"ref_{side}_logps": torch.cat(values) for side, values in parts.items()}
+
+
+def _check_no_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            raise ObjectiveError(
+                f"'{name}' is dropout in training mode, so the reference is random. Call "
+                "model.eval()."
+            )
+
+
+@contextmanager
+def _without_adapters(model: Any) -> Iterator[None]:
+    """Disables adapters that are enabled; afterwards they and what is trainable are as before."""
+    with ExitStack() as stack:
+        for parameter in model.parameters():
+            # Enabling adapters makes all of their parameters trainable.
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+        if hasattr(model, "disable_adapter"):
+            stack.enter_context(model.disable_adapter())
+        for layer in model.modules():  # those of transformers' and diffusers' own add_adapter
+            if getattr(layer, "disable_adapters", None) is False:
+                layer.enable_adapters(False)
+                stack.callback(layer.enable_adapters, True)
+        yield

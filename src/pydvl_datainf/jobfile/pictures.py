@@ -1,0 +1,134 @@
+"""The data and the model of a job on images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pydvl_datainf.errors import SourceError
+from pydvl_datainf.huggingface import (
+    DiffusionFiles,
+    ImageReader,
+    ImageSamples,
+    read_arrays,
+    read_records,
+)
+from pydvl_datainf.huggingface.diffusion import embeddings_of, latents_of
+from pydvl_datainf.huggingface.records import Placed, column, text_column
+from pydvl_datainf.jobfile.material import Material, Side, columns_of
+from pydvl_datainf.jobfile.places import path_in
+from pydvl_datainf.jobfile.schema import Job
+from pydvl_datainf.objectives import Denoising
+
+
+def image_material(job: Job, folder: Path) -> Material:
+    """Reads images, and what the model is told of them.
+
+    Images become latents where the pipeline has an autoencoder, and prompts become the hidden
+    states of its text encoder.
+
+    Args:
+        job: what is to be done.
+        folder: from which relative paths are meant.
+
+    Returns:
+        The material of a run.
+    """
+    files = DiffusionFiles(
+        model=path_in(folder, job.model),
+        adapter=None if job.adapter is None else path_in(folder, job.adapter),
+        dtype=job.dtype,
+    )
+    objective = Denoising.from_scheduler(files.scheduler(), job.timesteps)
+    conditions = Conditions(files, job)
+    test, train = (
+        _side(job, Path(path_in(folder, name)), conditions) for name in (job.test, job.train)
+    )
+    return Material(files, objective, test, train, (), unit="images")
+
+
+class Conditions:
+    """What makes tensors of images and of what is known of them.
+
+    Args:
+        files: the model and the parts of its pipeline.
+        job: names the columns.
+    """
+
+    def __init__(self, files: DiffusionFiles, job: Job):
+        self.config = files.config()
+        self.vae = files.part("vae")
+        self.job = job
+        self.tokenizer, self.encoder = None, None
+        if job.columns.prompt is not None:
+            self.tokenizer, self.encoder = files.part("tokenizer"), files.part("text_encoder")
+            if self.tokenizer is None or self.encoder is None:
+                raise SourceError(
+                    f"{files.model} has no tokenizer and text_encoder, which column "
+                    f"'{job.columns.prompt}' is for. Leave it out, or name a whole pipeline."
+                )
+
+    def reader(self, folder: Path) -> ImageReader:
+        """How images are read that lie in a folder."""
+        config, times = self.config, 1
+        channels = int(config["in_channels"])
+        if self.vae is not None:
+            channels = int(self.vae.config.in_channels)
+            times = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        size = config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return ImageReader(
+            folder, channels, (height * times, width * times), self.job.columns.image or "image"
+        )
+
+    def samples(self, records: Sequence[Placed], images: Sequence[Tensor]) -> ImageSamples:
+        """The samples of one side."""
+        if self.vae is not None and images[0].shape[0] == self.vae.config.in_channels:
+            images = latents_of(self.vae, images)
+        self._check(images, records)
+        told: dict[str, Sequence[Any]] = {}
+        label, prompt = self.job.columns.label, self.job.columns.prompt
+        if label is not None:
+            told["class_labels"] = [_class(placed, label) for placed in records]
+        if prompt is not None:
+            texts = [text_column(placed, prompt) for placed in records]
+            told["encoder_hidden_states"] = embeddings_of(self.tokenizer, self.encoder, texts)
+        return ImageSamples.from_images(images, told)
+
+    def _check(self, images: Sequence[Tensor], records: Sequence[Placed]) -> None:
+        for image, (place, _) in zip(images, records, strict=True):
+            if image.shape != images[0].shape or image.shape[0] != self.config["in_channels"]:
+                raise SourceError(
+                    f"{place}: an image of shape {tuple(image.shape)}; all must be alike and have "
+                    f"{self.config['in_channels']} channels."
+                )
+
+
+def _side(job: Job, path: Path, conditions: Conditions) -> Side:
+    if path.suffix == ".npz":
+        records, images = read_arrays(path)
+        shown = job.columns.label
+        names: tuple[str, ...] = () if shown is None else (shown,)
+    else:
+        records = read_records(path)
+        reader = conditions.reader(path.parent)
+        images = [reader.read(placed) for placed in records]
+        known = {"image": reader.column, "label": job.columns.label, "prompt": job.columns.prompt}
+        names = tuple(name for name in known.values() if name is not None)
+
+    def told(placed: Placed) -> Mapping[str, Any]:
+        return {name: column(placed, name) for name in names}
+
+    columns, ids = columns_of(job, records, told)
+    return Side(conditions.samples(records, images), columns, ids)
+
+
+def _class(placed: Placed, name: str) -> int:
+    value = column(placed, name)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise SourceError(
+            f"{placed[0]}: column '{name}' must be the number of a class, got {value!r}."
+        ) from None

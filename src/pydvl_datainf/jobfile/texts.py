@@ -1,0 +1,139 @@
+"""The data and the model of a job on texts."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from tqdm.auto import tqdm
+
+from pydvl_datainf.errors import SourceError
+from pydvl_datainf.huggingface import (
+    AnswerEncoder,
+    ChatEncoder,
+    ClassEncoder,
+    Encoder,
+    ModelFiles,
+    PairEncoder,
+    TagEncoder,
+    Task,
+    TokenSamples,
+    TranslationEncoder,
+    read_records,
+)
+from pydvl_datainf.jobfile.material import Material, Side, columns_of
+from pydvl_datainf.jobfile.places import model_in, path_in
+from pydvl_datainf.jobfile.schema import Job
+from pydvl_datainf.objectives import (
+    CausalLM,
+    Objective,
+    Preference,
+    Seq2SeqLM,
+    SequenceClassification,
+    TokenClassification,
+)
+
+
+def text_material(job: Job, folder: Path, progress: bool) -> Material:
+    """Reads and tokenises texts; of the model only its configuration is read.
+
+    Args:
+        job: what is to be done.
+        folder: from which relative paths are meant.
+        progress: show bars on stderr.
+
+    Returns:
+        The material of a run.
+    """
+    files = ModelFiles(
+        task=cast(Task, job.task),
+        model=model_in(folder, job.model),
+        adapter=None if job.adapter is None else model_in(folder, job.adapter),
+        labels=job.labels,
+        dtype=job.dtype,
+        attention=job.attention,
+        trust_remote_code=job.trust_remote_code,
+    )
+    heads = files.adapter_heads()
+    config = files.config()
+    encoder, padding = encoder_of(job, files.tokenizer(), config), files.padding()
+
+    def side(name: str, what: str) -> Side:
+        records = read_records(Path(path_in(folder, name)))
+        bar = tqdm(records, f"tokenising {what} data", leave=False, disable=not progress)
+        samples = TokenSamples([encoder.encode(placed) for placed in bar], padding)
+        columns, ids = columns_of(job, records, encoder.shown)
+        return Side(samples, columns | {"tokens": samples.lengths}, ids)
+
+    test, train = side(job.test, "test"), side(job.train, "training")
+    return Material(files, objective_of(job), test, train, heads, unit="tokens")
+
+
+def objective_of(job: Job) -> Objective:
+    """The objective of a job.
+
+    Args:
+        job: on texts.
+
+    Returns:
+        The objective.
+    """
+    objectives: dict[str, Any] = {
+        "causal-lm": lambda: CausalLM(job.reduction),
+        "preference": lambda: Preference(job.beta),
+        "seq2seq-lm": lambda: Seq2SeqLM(job.reduction),
+        "sequence-classification": SequenceClassification,
+        "token-classification": lambda: TokenClassification(job.reduction),
+    }
+    objective: Objective = objectives[job.task]()
+    return objective
+
+
+def encoder_of(job: Job, tokenizer: Any, config: Any) -> Encoder:
+    """How the samples of a job are read.
+
+    Args:
+        job: what is to be done.
+        tokenizer: of the model.
+        config: of the model.
+
+    Returns:
+        An encoder.
+
+    Raises:
+        SourceError: if the tokenizer does not say which characters a token stands for.
+    """
+    names, length = job.columns, job.max_length
+    if job.task not in ("sequence-classification", "seq2seq-lm") and not tokenizer.is_fast:
+        raise SourceError(
+            f"{job.task} needs a fast tokenizer, which tells the place of each token in the text; "
+            f"{type(tokenizer).__name__} does not."
+        )
+    if job.task == "causal-lm":
+        if names.messages is not None:
+            return ChatEncoder(tokenizer, length, names.messages)
+        if names.text is not None:
+            return AnswerEncoder(tokenizer, length, prompt=None, answer=names.text)
+        prompt, answer = names.prompt or "prompt", names.answer or "answer"
+        return AnswerEncoder(tokenizer, length, prompt, answer, chat=job.chat)
+    if job.task == "preference":
+        chosen, rejected = names.chosen or "chosen", names.rejected or "rejected"
+        return PairEncoder(
+            tokenizer, length, names.prompt or "prompt", chosen, rejected, chat=job.chat
+        )
+    if job.task == "seq2seq-lm":
+        source, target = names.source or "source", names.target or "target"
+        return TranslationEncoder(tokenizer, length, source, target)
+    labels, count = dict(config.label2id), config.num_labels
+    if job.task == "token-classification":
+        words, tags = names.words or "words", names.tags or "tags"
+        return TagEncoder(tokenizer, length, labels, count, words, tags)
+    problem = config.problem_type or ("regression" if count == 1 else "single_label_classification")
+    return ClassEncoder(
+        tokenizer,
+        length,
+        labels,
+        count,
+        problem,
+        text=names.text or "text",
+        text_pair=names.text_pair,
+        label=names.label or "label",
+    )
