@@ -121,6 +121,11 @@ class DiffusionFiles:
                     model, str(adapter), is_trainable=True
                 )
         weights = _weights_in(adapter)
+        if not hasattr(model, "load_lora_adapter"):
+            raise ModelError(
+                f"A {type(model).__name__} takes adapters as peft saves them, in a folder with "
+                f"adapter_config.json, which {adapter} is not."
+            )
         with loading(f"the adapter {adapter}"):
             keys = _keys(weights)
             prefix = next((p for p in DENOISERS if all(k.startswith(f"{p}.") for k in keys)), None)

@@ -40,8 +40,8 @@ def image_material(job: Job, folder: Path) -> Material:
         adapter=None if job.adapter is None else path_in(folder, job.adapter),
         dtype=job.dtype,
     )
-    objective = Denoising.from_scheduler(files.scheduler(), job.timesteps)
     conditions = Conditions(files, job)
+    objective = Denoising.from_scheduler(files.scheduler(), job.timesteps)
     test, train = (
         _side(job, Path(path_in(folder, name)), conditions) for name in (job.test, job.train)
     )
@@ -106,19 +106,16 @@ class Conditions:
 
 
 def _side(job: Job, path: Path, conditions: Conditions) -> Side:
+    names = [job.columns.label, job.columns.prompt]
     if path.suffix == ".npz":
         records, images = read_arrays(path)
-        shown = job.columns.label
-        names: tuple[str, ...] = () if shown is None else (shown,)
     else:
-        records = read_records(path)
-        reader = conditions.reader(path.parent)
+        records, reader = read_records(path), conditions.reader(path.parent)
         images = [reader.read(placed) for placed in records]
-        known = {"image": reader.column, "label": job.columns.label, "prompt": job.columns.prompt}
-        names = tuple(name for name in known.values() if name is not None)
+        names.insert(0, reader.column)
 
     def told(placed: Placed) -> Mapping[str, Any]:
-        return {name: column(placed, name) for name in names}
+        return {name: column(placed, name) for name in names if name is not None}
 
     columns, ids = columns_of(job, records, told)
     return Side(conditions.samples(records, images), columns, ids)

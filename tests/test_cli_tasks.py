@@ -1,0 +1,445 @@
+"""`pydvl-datainf run` on preferences, translations and images, against the formula."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import (
+    AutoencoderKL,
+    DDPMPipeline,
+    DDPMScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPTextConfig,
+    CLIPTextModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import dense
+from pydvl_datainf import Denoising, InfluenceRun, Seq2SeqLM
+from pydvl_datainf.cli import main
+from pydvl_datainf.huggingface import DiffusionFiles, images
+from pydvl_datainf.jobfile import reference
+from tuned import tokenizer, write_lines
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*"),
+]
+
+
+def run(folder, job, *options):
+    (folder / "job.yaml").write_text(json.dumps(job))
+    arguments = ["run", str(folder / "job.yaml"), "--no-progress", *options]
+    return CliRunner().invoke(main, arguments)
+
+
+def done(folder, job, *options):
+    result = run(folder, job, *options)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def assert_right(stored, model, objective, test, train):
+    """Compares scores with the formula, from one backward pass for each sample in float64."""
+    model = dense.in_float64(model)
+
+    def loss(model, batch):
+        return objective.losses(model, batch)
+
+    def wide(batch):
+        return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+    blocks = stored.attrs["fingerprint"]["blocks"]
+    total = 0
+    for block, names in blocks.items():
+        g, v = (dense.gradients(model, loss, wide(b), names) for b in (train, test))
+        total = total + v @ dense.datainf_matrix(g, stored.damping[block]) @ g.T
+    scores = torch.from_numpy(stored.scores[...]).double()
+    torch.testing.assert_close(scores, total, rtol=0, atol=2e-5 * float(total.abs().max()))
+
+
+# Preferences
+
+
+def pairs(count):
+    return [
+        {
+            "prompt": f"What is {i} plus {i}?",
+            "chosen": f" It is {2 * i}.",
+            "rejected": f" It is {3 * i}, I think.",
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def preference(tuned, tmp_path):
+    write_lines(tmp_path / "train.jsonl", pairs(8))
+    write_lines(tmp_path / "test.jsonl", pairs(3))
+    return {
+        "task": "preference",
+        "model": str(tuned.causal),
+        "adapter": str(tuned.causal_adapter),
+        "train": "train.jsonl",
+        "test": "test.jsonl",
+        "out": "out.zarr",
+        "device": "cpu",
+        "beta": 0.3,
+        "max_tokens": 100,
+    }
+
+
+def log_probability(model, prompt, answer):
+    """Of an answer after a prompt, token by token."""
+    words = tokenizer()
+    ids = torch.tensor([words(prompt + answer)["input_ids"] + [words.eos_token_id]])
+    start = len(words(prompt)["input_ids"])
+    logits = model(ids).logits[0].double().log_softmax(-1)
+    return sum(logits[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
+
+
+def test_preferences(preference, tuned, tmp_path):
+    done(tmp_path, preference)
+    stored = InfluenceRun(tmp_path / "out.zarr")
+    base = AutoModelForCausalLM.from_pretrained(tuned.causal).double()
+    model = PeftModel.from_pretrained(base, tuned.causal_adapter, is_trainable=True).eval()
+    columns = stored.metadata("train")
+    with torch.no_grad(), model.disable_adapter():
+        exact = [log_probability(model, p["prompt"], p["chosen"]).item() for p in pairs(8)]
+    np.testing.assert_allclose(columns["ref_chosen_logps"], exact, rtol=1e-5)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+
+    def rows(side, data):
+        found = []
+        for i, pair in enumerate(data):
+            ratios = [
+                log_probability(model, pair["prompt"], pair[kind])
+                - float(stored.metadata(side)[f"ref_{kind}_logps"][i])
+                for kind in ("chosen", "rejected")
+            ]
+            loss = torch.nn.functional.softplus(-0.3 * (ratios[0] - ratios[1]))
+            grads = torch.autograd.grad(loss, [model.get_parameter(name) for name in names])
+            found.append(dict(zip(names, (g.flatten() for g in grads), strict=True)))
+        return {name: torch.stack([row[name] for row in found]).double() for name in names}
+
+    g, v = rows("train", pairs(8)), rows("test", pairs(3))
+    total = sum(
+        v[name] @ dense.datainf_matrix(g[name], stored.damping[block]) @ g[name].T
+        for block, (name,) in stored.attrs["fingerprint"]["blocks"].items()
+    )
+    scores = torch.from_numpy(stored.scores[...]).double()
+    torch.testing.assert_close(scores, total, rtol=0, atol=2e-5 * float(total.abs().max()))
+
+
+def test_what_the_reference_says_is_computed_once(preference, tmp_path, monkeypatch):
+    done(tmp_path, preference)
+    before = InfluenceRun(tmp_path / "out.zarr").attrs
+
+    def never(*arguments):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(reference, "reference_log_probabilities", never)
+    done(tmp_path, preference)
+    assert InfluenceRun(tmp_path / "out.zarr").attrs == before
+
+
+def test_preferences_that_are_conversations(preference, tmp_path):
+    def turns(pair, kind):
+        said = {"role": "user", "content": pair["prompt"]}
+        return [said, {"role": "assistant", "content": pair[kind]}]
+
+    for name, count in (("train", 8), ("test", 3)):
+        records = [
+            {kind: turns(pair, kind) for kind in ("chosen", "rejected")} for pair in pairs(count)
+        ]
+        write_lines(tmp_path / f"{name}.jsonl", records)
+    shown = done(tmp_path, preference, "--dry-run")
+    assert "Training samples 8" in shown
+    done(tmp_path, preference)
+    texts = InfluenceRun(tmp_path / "out.zarr").metadata("test")
+    assert texts["chosen"][1] == "user: What is 1 plus 1?\nassistant:  It is 2."
+
+
+# Translations
+
+
+def test_translations(tmp_path):
+    torch.manual_seed(0)
+    words = tokenizer()
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=len(words), **sizes, decoder_start_token_id=0, pad_token_id=0)
+    model = T5ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    records = [{"source": f"What is {i}?" * (1 + i % 2), "target": f"It is {i}."} for i in range(6)]
+    for name, count in (("train", 6), ("test", 2)):
+        write_lines(tmp_path / f"{name}.jsonl", records[:count])
+    job = {
+        "task": "seq2seq-lm",
+        "model": "model",
+        "parameters": ["decoder.block.0.layer.0.SelfAttention.[qv].weight"],
+        "train": "train.jsonl",
+        "test": "test.jsonl",
+        "out": "out.zarr",
+        "max_tokens": 60,
+    }
+    done(tmp_path, job)
+
+    def batch(count):
+        source = words([r["source"] for r in records[:count]], padding=True, return_tensors="pt")
+        target = words([r["target"] for r in records[:count]], padding=True, return_tensors="pt")
+        labels = target.input_ids.masked_fill(target.attention_mask == 0, -100)
+        inputs = {"input_ids": source.input_ids, "attention_mask": source.attention_mask}
+        return {**inputs, "labels": labels}
+
+    stored = InfluenceRun(tmp_path / "out.zarr")
+    assert_right(stored, model, Seq2SeqLM(), batch(2), batch(6))
+
+
+# Images
+
+
+def unet():
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        num_class_embeds=3,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+LORA = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v", "conv1"])
+SCHEDULE = DDPMScheduler(num_train_timesteps=50)
+
+
+def moved(model):
+    """Adapters moved from their start, where some hide others."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2)
+    return model.eval()
+
+
+def pictures(count, size=8):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size), dtype=np.uint8)
+
+
+@pytest.fixture
+def denoising(tmp_path):
+    """A pipeline, an adapter, and images in files."""
+    DDPMPipeline(unet(), SCHEDULE).save_pretrained(tmp_path / "pipeline")
+    moved(get_peft_model(unet(), LORA)).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "images").mkdir()
+    for name, count in (("train", 7), ("test", 3)):
+        lines = ["image,label"]
+        for i, picture in enumerate(pictures(count)):
+            Image.fromarray(picture).save(tmp_path / "images" / f"{i}.png")
+            lines.append(f"images/{i}.png,{i % 3}")
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return {
+        "task": "denoising",
+        "model": "pipeline",
+        "adapter": "adapter",
+        "columns": {"label": "label"},
+        "train": "train.csv",
+        "test": "test.csv",
+        "out": "out.zarr",
+        "device": "cpu",
+        "timesteps": 3,
+        "batch_size": 4,
+    }
+
+
+def image_batch(count):
+    made = images.ImageSamples.from_images(
+        [images.scaled(picture) for picture in pictures(count)],
+        {"class_labels": [i % 3 for i in range(count)]},
+    )
+    (batch,) = made.to_loader(count)
+    return batch
+
+
+def test_images_of_a_folder(denoising, tmp_path):
+    shown = done(tmp_path, denoising, "--dry-run")
+    assert "Training samples 7" in shown
+    assert "images a second" in shown
+    done(tmp_path, denoising)
+    stored = InfluenceRun(tmp_path / "out.zarr")
+    model = DiffusionFiles(str(tmp_path / "pipeline"), str(tmp_path / "adapter")).load()
+    objective = Denoising.from_scheduler(SCHEDULE, 3)
+    assert_right(stored, model, objective, image_batch(3), image_batch(7))
+    assert stored.metadata("train")["image"][2] == "images/2.png"
+    assert all("lora_" in block for block in stored.damping)
+
+
+def test_arrays_give_the_same(denoising, tmp_path):
+    done(tmp_path, denoising)
+    for name, count in (("train", 7), ("test", 3)):
+        np.savez(tmp_path / f"{name}.npz", images=pictures(count), label=np.arange(count) % 3)
+    arrays = {"train": "train.npz", "test": "test.npz", "out": "arrays.zarr"}
+    done(tmp_path, denoising | arrays)
+    first, second = (InfluenceRun(tmp_path / f"{n}.zarr").scores[...] for n in ("out", "arrays"))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_model_alone_with_its_schedule(denoising, tmp_path):
+    done(tmp_path, denoising)
+    unet().save_pretrained(tmp_path / "alone")
+    alone = denoising | {"model": "alone", "out": "alone.zarr"}
+    result = run(tmp_path, alone)
+    assert result.exit_code == 2
+    assert "no noise schedule" in result.stderr
+    SCHEDULE.save_pretrained(tmp_path / "alone")
+    done(tmp_path, alone)
+    first, second = (InfluenceRun(tmp_path / f"{n}.zarr").scores[...] for n in ("out", "alone"))
+    np.testing.assert_array_equal(first, second)
+
+
+# Latent images and prompts
+
+
+PROMPTS = ("What is 2?", "It is 4.", "What")
+
+
+@pytest.fixture
+def drawing(tmp_path):
+    """A latent, text-conditioned pipeline with an adapter, as diffusers saves both."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    words.model_max_length = 6
+    denoiser = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=4,
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    sizes = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1}
+    encoder = CLIPTextModel(
+        CLIPTextConfig(vocab_size=len(words), **sizes, num_attention_heads=2, eos_token_id=1)
+    )
+    parts = {"vae": vae, "text_encoder": encoder, "tokenizer": words, "scheduler": SCHEDULE}
+    for name, part in {**parts, "unet": denoiser}.items():
+        part.save_pretrained(tmp_path / "pipeline" / name)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    }
+    (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps(index))
+    denoiser.add_adapter(LORA)
+    moved(denoiser).save_lora_adapter(tmp_path / "adapter")
+    for name, count in (("train", 6), ("test", 2)):
+        images_of_side = pictures(count)
+        prompts = np.array([PROMPTS[i % 3] for i in range(count)])
+        np.savez(tmp_path / f"{name}.npz", images=images_of_side, caption=prompts)
+    job = {
+        "task": "denoising",
+        "model": "pipeline",
+        "adapter": "adapter",
+        "columns": {"prompt": "caption"},
+        "train": "train.npz",
+        "test": "test.npz",
+        "out": "out.zarr",
+        "device": "cpu",
+        "timesteps": [10, 40],
+    }
+    return job, denoiser, vae.eval(), encoder.eval(), words
+
+
+def test_latent_images_with_prompts(drawing, tmp_path):
+    job, denoiser, vae, encoder, words = drawing
+    done(tmp_path, job)
+    stored = InfluenceRun(tmp_path / "out.zarr")
+    assert stored.metadata("test")["caption"].tolist() == list(PROMPTS[:2])
+
+    @torch.no_grad()
+    def batch(count):
+        clean = torch.from_numpy(pictures(count).astype("float32"))[:, None] / 127.5 - 1
+        latents = vae.encode(clean).latent_dist.mode() * vae.config.scaling_factor
+        texts = [PROMPTS[i % 3] for i in range(count)]
+        ids = words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        made = images.ImageSamples.from_images(list(latents), {})
+        (found,) = made.to_loader(count)
+        return {**found, "encoder_hidden_states": encoder(ids)[0]}
+
+    first, second = batch(2), batch(6)
+    alone = images.ImageSamples.from_images(list(first["images"]), {}).samples
+    assert [sample["seed"] for sample in alone] == first["seed"].tolist()
+    objective = Denoising(SCHEDULE.alphas_cumprod, [10, 40])
+    loaded = DiffusionFiles(str(tmp_path / "pipeline"), str(tmp_path / "adapter")).load()
+    matrices = {n.replace("default_0", "default"): p for n, p in loaded.named_parameters()}
+    assert all(torch.equal(p, matrices[n]) for n, p in denoiser.named_parameters())
+    assert_right(stored, loaded, objective, first, second)
+
+
+def test_an_adapter_as_pipelines_save_it(drawing, tmp_path):
+    job, *_ = drawing
+    done(tmp_path, job)
+    (weights,) = (tmp_path / "adapter").glob("*.safetensors")
+    prefixed = {f"unet.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(prefixed, tmp_path / "lora.safetensors")
+    done(tmp_path, job | {"adapter": "lora.safetensors", "out": "other.zarr"})
+    first, second = (InfluenceRun(tmp_path / f"{n}.zarr").scores[...] for n in ("out", "other"))
+    np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-6 * np.abs(first).max())
+    foreign = {f"text_encoder.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(foreign, tmp_path / "foreign.safetensors")
+    result = run(tmp_path, job | {"adapter": "foreign.safetensors", "out": "foreign.zarr"})
+    assert result.exit_code == 1
+    assert "foreign.safetensors" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "adapter"}, "neither the folder of a diffusers pipeline"),
+        ({"adapter": "nowhere"}, "must be a safetensors file, or a folder with one"),
+        ({"adapter": "images"}, "must be a safetensors file, or a folder with one"),
+        ({"train": "nowhere.csv"}, "no file or folder"),
+        ({"columns": {"image": "label"}}, "line 2: the image 0 cannot be read"),
+        ({"columns": {"label": "image"}}, "must be the number of a class, got 'images/0.png'"),
+        ({"columns": {"prompt": "image"}}, "no tokenizer and text_encoder"),
+        ({"timesteps": [60]}, "timesteps must be positions from 0 to 49"),
+    ],
+)
+def test_invalid_jobs_on_images(denoising, tmp_path, fields, message):
+    result = run(tmp_path, denoising | fields)
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert not (tmp_path / "out.zarr").exists()
