@@ -28,26 +28,26 @@ class ImageSamples(Dataset[Mapping[str, Tensor]]):
 
     @classmethod
     def from_images(
-        cls, images: Sequence[Tensor], conditions: Mapping[str, Sequence[Any]]
+        cls, images: Sequence[Tensor], seeds: Sequence[int], conditions: Mapping[str, Sequence[Any]]
     ) -> "ImageSamples":
-        """Gives each image a seed that follows from its entries: the same image, the same noise.
+        """Puts together what is known of each image.
 
         Args:
-            images: (C, H, W) each.
+            images: or latents, (C, H, W) each.
+            seeds: of the noise, one for each image.
             conditions: for each name under which the model takes them, one for each image.
 
         Returns:
             The samples.
         """
-        rows = zip(*conditions.values(), strict=True) if conditions else ((),) * len(images)
         return cls(
             [
                 {
                     "images": image,
-                    "seed": torch.tensor(zlib.crc32(image.numpy().tobytes())),
-                    **{n: torch.as_tensor(v) for n, v in zip(conditions, row, strict=True)},
+                    "seed": torch.tensor(seed),
+                    **{name: torch.as_tensor(values[i]) for name, values in conditions.items()},
                 }
-                for image, row in zip(images, rows, strict=True)
+                for i, (image, seed) in enumerate(zip(images, seeds, strict=True))
             ]
         )
 
@@ -77,6 +77,11 @@ class ImageSamples(Dataset[Mapping[str, Tensor]]):
             A loader.
         """
         return DataLoader(self, batch_size, collate_fn=self.collate)
+
+
+def seed_of(image: Tensor) -> int:
+    """A seed that follows from an image's entries, so that the same image has the same noise."""
+    return zlib.crc32(image.contiguous().numpy().tobytes())
 
 
 @dataclass(frozen=True, slots=True)

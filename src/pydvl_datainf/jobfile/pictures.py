@@ -15,6 +15,7 @@ from pydvl_datainf.huggingface import (
     read_records,
 )
 from pydvl_datainf.huggingface.diffusion import embeddings_of, latents_of
+from pydvl_datainf.huggingface.images import seed_of
 from pydvl_datainf.huggingface.records import Placed, column, text_column
 from pydvl_datainf.jobfile.material import Material, Side, columns_of
 from pydvl_datainf.jobfile.places import path_in
@@ -84,6 +85,7 @@ class Conditions:
 
     def samples(self, records: Sequence[Placed], images: Sequence[Tensor]) -> ImageSamples:
         """The samples of one side."""
+        seeds = [seed_of(image) for image in images]  # latents' last bits differ between machines
         if self.vae is not None and images[0].shape[0] == self.vae.config.in_channels:
             images = latents_of(self.vae, images)
         self._check(images, records)
@@ -94,7 +96,7 @@ class Conditions:
         if prompt is not None:
             texts = [text_column(placed, prompt) for placed in records]
             told["encoder_hidden_states"] = embeddings_of(self.tokenizer, self.encoder, texts)
-        return ImageSamples.from_images(images, told)
+        return ImageSamples.from_images(images, seeds, told)
 
     def _check(self, images: Sequence[Tensor], records: Sequence[Placed]) -> None:
         for image, (place, _) in zip(images, records, strict=True):
