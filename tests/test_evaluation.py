@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from pydvl_datainf.evaluation import largest, mislabel_auc, relative_influence
+from pydvl_datainf.evaluation import (
+    class_auc,
+    class_recall,
+    largest,
+    mislabel_auc,
+    relative_influence,
+)
 
 MISLABELLED = np.array([False, True, False, True])
 
@@ -46,3 +52,67 @@ def test_relative_influence_refuses_negative_self_influence():
 @pytest.mark.parametrize(("k", "expected"), [(1, [1]), (3, [1, 3, 0]), (9, [1, 3, 0, 2])])
 def test_largest_come_first_and_ties_in_order(k, expected):
     np.testing.assert_array_equal(largest(np.array([0.5, 2.0, -1.0, 2.0]), k), expected)
+
+
+QUERY_CLASSES = np.array(["b", "a", "c", "b", "a"])
+TRAINING_CLASSES = np.array(["a", "b", "a", "c", "b", "a", "c"])  # 3 of a, 2 of b, 2 of c
+INFLUENCES = np.random.default_rng(0).normal(size=(5, 7)).round(1)
+
+
+def share_of_pairs(row, own):
+    """Over all pairs of a training sample of the class and another; ties count half."""
+    pairs = [(row[i], row[j]) for i in range(len(row)) for j in range(len(row)) if own[i] > own[j]]
+    return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
+
+
+def share_of_the_first(row, own):
+    order = sorted(range(len(row)), key=lambda k: (-row[k], k))
+    return sum(own[k] for k in order[: sum(own)]) / sum(own)
+
+
+@pytest.mark.parametrize(
+    ("measure", "plain"), [(class_auc, share_of_pairs), (class_recall, share_of_the_first)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_class_measures_of_each_query(measure, plain, dtype):
+    influences = INFLUENCES.astype(dtype)
+    influences[0, :4] = 0.5  # ties, across classes
+    expected = [
+        plain(row.tolist(), [c == query for c in TRAINING_CLASSES.tolist()])
+        for row, query in zip(influences, QUERY_CLASSES.tolist(), strict=True)
+    ]
+    assert len(set(expected)) > 1
+    found = measure(influences, QUERY_CLASSES, TRAINING_CLASSES)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("measure", [class_auc, class_recall])
+def test_class_measures_are_one_where_the_own_class_helps_most_and_zero_where_least(measure):
+    own = (QUERY_CLASSES[:, None] == TRAINING_CLASSES).astype(float)
+    np.testing.assert_array_equal(measure(own, QUERY_CLASSES, TRAINING_CLASSES), np.ones(5))
+    np.testing.assert_array_equal(measure(-own, QUERY_CLASSES, TRAINING_CLASSES), np.zeros(5))
+
+
+@pytest.mark.parametrize("measure", [class_auc, class_recall])
+def test_class_measures_take_numbers_as_classes(measure):
+    _, numbers = np.unique([*QUERY_CLASSES, *TRAINING_CLASSES], return_inverse=True)
+    np.testing.assert_array_equal(
+        measure(INFLUENCES, numbers[:5], numbers[5:]),
+        measure(INFLUENCES, QUERY_CLASSES, TRAINING_CLASSES),
+    )
+
+
+@pytest.mark.parametrize("measure", [class_auc, class_recall])
+@pytest.mark.parametrize(
+    ("influences", "queries", "training", "message"),
+    [
+        (INFLUENCES.T, QUERY_CLASSES, TRAINING_CLASSES, r"shape \(7, 5\)"),
+        (INFLUENCES[0], QUERY_CLASSES, TRAINING_CLASSES, r"shape \(7,\)"),
+        (INFLUENCES * np.nan, QUERY_CLASSES, TRAINING_CLASSES, "35 influences are not finite"),
+        (INFLUENCES[:1], np.array(["d"]), TRAINING_CLASSES, "class d have 0 of 7"),
+        (INFLUENCES[:1, :2], np.array(["a"]), np.array(["a", "a"]), "class a have 2 of 2"),
+    ],
+)
+def test_class_measures_refuse_what_has_no_answer(measure, influences, queries, training, message):
+    with pytest.raises(ValueError, match=message):
+        measure(influences, queries, training)

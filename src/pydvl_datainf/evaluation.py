@@ -13,6 +13,7 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Indices: TypeAlias = npt.NDArray[np.intp]
+Classes: TypeAlias = npt.NDArray[Any]
 
 
 def mislabel_auc(suspicion: Floats, mislabelled: Mask) -> float:
@@ -77,6 +78,90 @@ def relative_influence(influence: Floats, self_influence: Floats) -> Floats:
         )
     root = np.sqrt(self_influence)
     return np.divide(influence, root, out=np.zeros_like(influence), where=root > 0)
+
+
+def class_auc(influences: Floats, query_classes: Classes, training_classes: Classes) -> Floats:
+    """For each query the chance that a training sample of its class is put before another one.
+
+    This is the area under the ROC curve of the influences of all training samples on the query
+    against "same class as the query": 0.5 is what guessing gives, 1 is perfect, ties count half.
+    The mean over queries is the class detection AUC of Kwon et al., "DataInf", ICLR 2024.
+
+    Args:
+        influences: influence of each training sample on each query, positive where it helps,
+            (m, n), finite.
+        query_classes: the class of each query, a number or a name, (m,).
+        training_classes: the class of each training sample, (n,).
+
+    Returns:
+        Areas between 0 and 1, (m,).
+
+    Raises:
+        ValueError: if the shapes do not fit, if an influence is not finite, or if a query has all
+            or none of the training samples in its class.
+
+    Example:
+        >>> influences = np.array([[0.9, 0.1, 0.3, 0.2], [0.4, 0.5, 0.1, 0.2]])
+        >>> class_auc(influences, np.array(["a", "b"]), np.array(["a", "a", "b", "b"]))
+        array([0.5, 0. ])
+    """
+    from sklearn.metrics import roc_auc_score
+
+    same = _same_class(influences, query_classes, training_classes)
+    return np.array([roc_auc_score(own, row) for own, row in zip(same, influences, strict=True)])
+
+
+def class_recall(influences: Floats, query_classes: Classes, training_classes: Classes) -> Floats:
+    """For each query the share of its own class among its s most helpful training samples.
+
+    s is the number of training samples of that class, so 1 is perfect, and guessing gives s/n on
+    average. Of equal influences the first ones come first. The mean over queries is the
+    recall of Kwon et al., "DataInf", ICLR 2024.
+
+    Args:
+        influences: influence of each training sample on each query, positive where it helps,
+            (m, n), finite.
+        query_classes: the class of each query, a number or a name, (m,).
+        training_classes: the class of each training sample, (n,).
+
+    Returns:
+        Shares between 0 and 1, (m,).
+
+    Raises:
+        ValueError: if the shapes do not fit, if an influence is not finite, or if a query has all
+            or none of the training samples in its class.
+
+    Example:
+        >>> influences = np.array([[0.9, 0.1, 0.3, 0.2], [0.4, 0.5, 0.1, 0.2]])
+        >>> class_recall(influences, np.array(["a", "b"]), np.array(["a", "a", "b", "b"]))
+        array([0.5, 0. ])
+    """
+    same = _same_class(influences, query_classes, training_classes)
+    return np.array(
+        [own[largest(row, own.sum())].mean() for own, row in zip(same, influences, strict=True)]
+    )
+
+
+def _same_class(influences: Floats, query_classes: Classes, training_classes: Classes) -> Mask:
+    """Which training samples are of each query's class, (m, n)."""
+    expected = (*query_classes.shape, *training_classes.shape)
+    if influences.ndim != 2 or influences.shape != expected:
+        raise ValueError(
+            f"influences need a row for each query and a column for each training sample, but have "
+            f"shape {influences.shape}, with classes of {query_classes.shape} queries and "
+            f"{training_classes.shape} training samples"
+        )
+    if not np.isfinite(influences).all():
+        raise ValueError(f"{(~np.isfinite(influences)).sum()} influences are not finite")
+    same: Mask = query_classes[:, None] == training_classes
+    alone = same.all(axis=1) | ~same.any(axis=1)
+    if alone.any():
+        raise ValueError(
+            f"each query needs training samples of its class and of others, but those of class "
+            f"{query_classes[alone][0]!s} have {same[alone][0].sum()} of {same.shape[1]}; leave "
+            f"such queries out"
+        )
+    return same
 
 
 def largest(values: Floats, k: int) -> Indices:
