@@ -94,12 +94,12 @@ def test_a_causal_language_model(tuned, folder):
     assert run.test_ids.tolist() == ["sum 3", "sum 2", "sum 1", "sum 0"]
     assert run.metadata("train")["prompt"][3] == "What is 3 plus 9?"
     told = run.metadata("run")
-    assert told["job"]["max_tokens"] == 100
+    assert told["job"]["max_length"] == 512
     assert told["job"]["train"] == "train.jsonl"
     assert told["versions"]["transformers"]
     assert f"pydvl-datainf top {folder / 'out.zarr'}" in shown
     assert "What is 3 plus 9?" in done("top", folder / "out.zarr", "--test", "sum 1", "--k", 20)
-    assert "max_tokens: 100" in done("info", folder / "out.zarr", "--blocks")
+    assert "batch_size: 8" in done("info", folder / "out.zarr", "--blocks")
     assert "layers.0.self_attn.q_proj · lora_A" in done("info", folder / "out.zarr", "--blocks")
 
 
@@ -116,6 +116,24 @@ def test_another_job_is_refused_unless_told(folder):
     assert "holds another run" in failed(1, "run", folder / "job.yaml", "--no-progress")
     done("run", folder / "job.yaml", "--no-progress", "--overwrite")
     assert InfluenceRun(folder / "out.zarr").metadata("run")["job"]["reduction"] == "sum"
+
+
+def test_what_changes_rounding_alone_does_not_stop_a_run_from_going_on(folder):
+    done("run", folder / "job.yaml", "--no-progress")
+    changed(folder, max_tokens=50, device="auto")
+    done("run", folder / "job.yaml", "--no-progress")
+    changed(folder, max_length=200)
+    message = failed(1, "run", folder / "job.yaml", "--no-progress")
+    assert "run metadata: job: " in message
+    assert "--overwrite" in message
+
+
+def test_ctrl_c_before_the_run(folder, monkeypatch):
+    def stopping(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(texts, "read_records", stopping)
+    assert invoke("run", folder / "job.yaml").exit_code == 130
 
 
 def test_a_stopped_run_goes_on(folder, monkeypatch):
@@ -274,6 +292,15 @@ def test_token_classification(tuned, tmp_path):
         ({"task": "causal"}, r"job.yaml, line 1: 'task' must be"),
         ({"train": "nowhere.jsonl"}, "no file or folder .*nowhere.jsonl"),
         ({"columns": {"prompt": "question"}}, "line 1: no column 'question'; there are id, prompt"),
+        (
+            {"columns": {"id": "prompt", "show": ["answer"]}},
+            "'answer', which the result already has",
+        ),
+        ({"columns": {"show": ["tokens"]}}, "'tokens', which the result already has"),
+        ({"columns": {"show": ["my column"]}}, "cannot have as a name"),
+        ({"columns": {"id": "same"}}, "no column 'same'"),
+        ({"memory": "lots"}, 'line 1: .memory. must be .*an amount such as "2GiB"'),
+        ({"out": "memory://x"}, "a place that lasts"),
         ({"max_length": 3}, "test.jsonl, line 1: no token has a label within max_length=3"),
         ({"model": "./nowhere"}, "There is no folder .*nowhere"),
         ({"adapter": "./nowhere"}, "There is no folder .*nowhere"),
@@ -285,6 +312,30 @@ def test_invalid_jobs_begin_nothing(folder, fields, message):
     before = sorted(folder.iterdir())
     assert re.search(message, failed(2, "run", folder / "job.yaml", "--no-progress"))
     assert sorted(folder.iterdir()) == before
+
+
+def test_ids_that_are_there_twice_are_named(folder):
+    write_lines(folder / "test.jsonl", [*sums(2), sums(1)[0]])
+    message = failed(2, "run", folder / "job.yaml", "--no-progress")
+    assert "test.jsonl, line 3: the id 'sum 0' is there twice" in message
+
+
+@pytest.mark.parametrize("shown", [["a", 1], [{"a": 1}, {"a": 2}], ["a", None]])
+def test_columns_that_cannot_be_stored_are_named(folder, shown):
+    records = [{**record, "extra": value} for record, value in zip(sums(2), shown, strict=True)]
+    write_lines(folder / "test.jsonl", records)
+    write_lines(folder / "train.jsonl", records)
+    changed(folder, columns={"show": ["extra"]})
+    assert "column 'extra'" in failed(2, "run", folder / "job.yaml", "--no-progress")
+
+
+def test_folders_that_hold_something_else_are_refused_before_anything(folder):
+    (folder / "out.zarr").mkdir()
+    (folder / "out.zarr" / "notes.txt").write_text("mine")
+    for options in ((), ("--dry-run",), ("--overwrite",)):
+        message = failed(2, "run", folder / "job.yaml", *options)
+        assert "never replaced" in message.replace("\n", " ")
+    assert [path.name for path in (folder / "out.zarr").iterdir()] == ["notes.txt"]
 
 
 def test_a_model_that_cannot_be_used_is_told(folder):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import processors
 
 from pydvl_datainf import SourceError
 from pydvl_datainf.huggingface import (
@@ -80,7 +81,15 @@ def test_every_turn_of_the_assistant_counts():
 
 
 @pytest.mark.parametrize(
-    "messages", ["hello", [], [{"role": "user", "content": "x"}], [{"role": "assistant"}], ["x"]]
+    "messages",
+    [
+        "hello",
+        [],
+        [{"role": "assistant", "content": [{"type": "text", "text": "x"}]}],
+        [{"role": "user", "content": "x"}],
+        [{"role": "assistant"}],
+        ["x"],
+    ],
 )
 def test_what_is_no_conversation_is_refused(messages):
     with pytest.raises(SourceError, match=r"line 3.*'messages'"):
@@ -96,6 +105,33 @@ def test_templates_that_rewrite_earlier_turns_are_refused():
     record = placed(prompt="What?", answer="It.")
     with pytest.raises(SourceError, match="writes turn 1 differently"):
         AnswerEncoder(rewriting, 64, chat=True).encode(record)
+
+
+def test_templates_that_refuse_a_conversation_are_told_with_its_place():
+    strict = tokenizer()
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(SourceError, match=r"line 3: the chat template does not take.*alternate"):
+        AnswerEncoder(strict, 64, chat=True).encode(placed(prompt="What?", answer="It."))
+
+
+def test_the_header_of_a_turn_does_not_count():
+    telling = tokenizer()
+    telling.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    )
+    sample = AnswerEncoder(telling, 64, chat=True).encode(placed(prompt="What?", answer="It."))
+    assert counted(sample) == " It.</s>"  # the space before it is part of its first token
+    first = [{"role": "assistant", "content": "It."}, {"role": "user", "content": "What?"}]
+    assert counted(ChatEncoder(telling, 64).encode(placed(messages=first))) == " It.</s>"
+
+
+def test_the_end_that_a_tokenizer_adds_itself_counts_once():
+    ending = tokenizer()
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", ending.eos_token_id)]
+    )
+    sample = AnswerEncoder(ending, 64).encode(placed(prompt="What?", answer=" It."))
+    assert counted(sample) == " It.</s>"
 
 
 def test_a_tokenizer_without_a_template_is_refused():
@@ -133,6 +169,19 @@ def test_labels_are_names_or_numbers(label, number):
     sample = classes().encode(placed(text="What is 2?", label=label))
     assert sample["labels"] == number
     assert sample["input_ids"] == TOKENIZER("What is 2?")["input_ids"]
+
+
+def test_names_that_are_numbers_leave_no_room_for_numbers_of_outputs():
+    encoder = classes(label_ids={"1": 0, "2": 1})
+    assert encoder.encode(placed(text="x", label="1"))["labels"] == 0
+    for label in (1, 0, "0"):
+        with pytest.raises(SourceError, match="line 3: label"):
+            encoder.encode(placed(text="x", label=label))
+
+
+def test_a_text_without_tokens_is_refused():
+    with pytest.raises(SourceError, match="line 3: nothing is left of column 'text'"):
+        classes().encode(placed(text="", label="good"))
 
 
 @pytest.mark.parametrize("label", ["ugly", 2, "-1", 1.0, True, ["good"]])
@@ -177,6 +226,8 @@ def test_words_without_labels_are_refused():
     encoder = TagEncoder(TOKENIZER, 64, {"O": 0}, 1)
     with pytest.raises(SourceError, match="lists of the same length"):
         encoder.encode(placed(words=["What", "is"], tags=["O"]))
+    with pytest.raises(SourceError, match="the first of texts"):
+        encoder.encode(placed(words=["What", None], tags=["O", "O"]))
 
 
 # Batches

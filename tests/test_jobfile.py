@@ -81,8 +81,10 @@ def test_options_may_say_all():
 def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
     told = job_of(tmp_path, MINIMAL, jobs=2).as_told()
     assert told["task"] == "causal-lm"
-    assert told["max_tokens"] == 2048
-    assert not {"out", "jobs", "scheduler"} & told.keys()
+    assert told["max_length"] == 512
+    outside = {"out", "jobs", "scheduler", "device", "max_tokens"}
+    of_other_tasks = {"beta", "timesteps", "labels"}
+    assert not (outside | of_other_tasks) & told.keys()
 
 
 @pytest.mark.parametrize(
@@ -94,8 +96,30 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         ),
         (MINIMAL + "columns:\n  promt: x\n", r"line 7: 'columns.promt' is unknown; .*prompt"),
         (MINIMAL + "columns:\n  prompt: 3\n", r"line 7: 'columns.prompt' must be string; got 3"),
-        (MINIMAL + "columns: x\n", r"line 6: 'columns' must be .*; got 'x'"),
-        (MINIMAL.replace("causal-lm", "causal"), "line 1: 'task' must be 'causal-lm', 'preference', 'seq"),
+        (MINIMAL + "columns: x\n", r"line 6: 'columns' must be fields and values; got 'x'"),
+        (MINIMAL + "columns: {show: x}\n", "line 6: 'columns.show' must be a list; got 'x'"),
+        (MINIMAL + "top_k: yes\n", "line 6: 'top_k' must be a number, not a truth value; got True"),
+        (MINIMAL + "damping: yes\n", "line 6: 'damping' must be .*a number, not a truth value"),
+        (MINIMAL + "damping: .inf\n", "line 6: 'damping' must be .*finite"),
+        (MINIMAL + "chat: 1\n", "line 6: 'chat' must be boolean; got 1"),
+        (MINIMAL + "memory: lots\n", "line 6: 'memory' must be .*an amount such as"),
+        (MINIMAL + "parameters: []\n", "line 6: 'parameters' must be"),
+        (
+            MINIMAL.replace("influences.zarr", "memory://x"),
+            "line 5: 'out' must be a place that las",
+        ),
+        (MINIMAL + "? [a, b]\n: 1\n", "line 6: a field's name must be text"),
+        (MINIMAL + "dtype: \x01\n", "not YAML"),
+        (MINIMAL + "seed: 2024-13-01\n", "not YAML: month must be in"),
+        (MINIMAL + "columns: &c {show: *c}\n", "not YAML"),
+        (
+            MINIMAL.replace("causal-lm", "sequence-classification") + "labels: [a, a]\n",
+            "line 6: 'labels' must differ",
+        ),
+        (
+            MINIMAL.replace("causal-lm", "causal"),
+            "line 1: 'task' must be 'causal-lm', 'preference', 'seq",
+        ),
         (MINIMAL + "damping: -1\n", r"line 6: 'damping' must be 'auto' or greater than 0"),
         (MINIMAL + "damping: {a: 1, b: 0}\n", "line 6: 'damping' must be"),
         (MINIMAL + "max_length: 0\n", "line 6: 'max_length' must be greater than 0; got 0"),
@@ -107,7 +131,7 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (MINIMAL + "task: causal-lm\n", "line 6: 'task' stands twice"),
         (MINIMAL + "columns: {id: a, id: b}\n", "line 6: 'id' stands twice"),
         (MINIMAL + "columns: [\n", "line 7: not YAML"),
-        (MINIMAL + "chat: !!python/name:os.system\n", "line 6: could not determine"),
+        (MINIMAL + "chat: !!python/name:os.system\n", "line 6: not YAML: could not determine"),
         ("- task\n", "expected fields such as"),
         ("", "expected fields such as"),
         # What does not go together.

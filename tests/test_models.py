@@ -81,6 +81,24 @@ def test_a_model_that_was_tuned_whole(tuned):
         select_parameters(model, "heads")
 
 
+def test_biases_that_an_adapter_trained(tuned, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tuned.classifier)
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], bias="lora_only")
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    files = ModelFiles("sequence-classification", str(tuned.classifier), str(tmp_path / "adapter"))
+    assert files.adapter_heads()[-1] == "biases (lora_only)"
+    loaded = files.load()
+    left_out = select_parameters(loaded).left_out
+    assert "bert.encoder.layer.0.attention.self.query.bias" in left_out
+    everything = select_parameters(loaded, "all")
+    assert not any("original_module" in name for name in everything.names)
+
+
+def test_cuda_that_is_not_there_is_refused(causal):
+    with pytest.raises(ModelError, match="no CUDA device"):
+        InfluenceBuilder(causal, CausalLM(), device="cuda")()
+
+
 def test_only_the_active_adapter_takes_part(tuned):
     model = AutoModelForCausalLM.from_pretrained(tuned.causal)
     config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
@@ -108,10 +126,14 @@ def test_attention(causal):
     assert replace(causal, attention="eager").load().config._attn_implementation == "eager"
 
 
-def test_names_of_labels(tuned):
-    files = ModelFiles("sequence-classification", str(tuned.classifier), labels=("no", "yes"))
-    assert files.config().label2id == {"no": 0, "yes": 1}
-    assert files.load().config.id2label == {0: "no", 1: "yes"}
+def test_names_of_labels(tuned, classes):
+    named = replace(classes, labels=("no", "yes"))
+    assert named.config().label2id == {"no": 0, "yes": 1}
+    assert named.load().config.id2label == {0: "no", 1: "yes"}
+    own = ModelFiles("sequence-classification", str(tuned.classifier), labels=("bad", "good"))
+    assert own.config().label2id == {"bad": 0, "good": 1}
+    with pytest.raises(ModelError, match="calls its outputs bad, good, in this order"):
+        replace(own, labels=("good", "bad")).load()
 
 
 def test_the_padding_of_a_classifier_without_one_is_the_tokenizers(tuned, tmp_path):
@@ -126,7 +148,8 @@ def test_the_padding_of_a_classifier_without_one_is_the_tokenizers(tuned, tmp_pa
     assert untuned.padding() == 0
     config.write_text(config.read_text().replace('"pad_token_id": null', '"pad_token_id": 7'))
     assert untuned.padding() == 7
-    assert replace(untuned, task="causal-lm").padding() == 0
+    config.write_text(config.read_text().replace('"pad_token_id": 7', '"pad_token_id": -1'))
+    assert untuned.padding() == 0
 
 
 # Refusals

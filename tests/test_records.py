@@ -1,5 +1,6 @@
 """Samples from files: every kind gives the same records, and errors name the line."""
 
+import csv
 import json
 
 import datasets
@@ -107,10 +108,26 @@ def test_missing_columns_are_named_with_those_that_are_there(tmp_path):
     assert column(first, "text") == "x"
     with pytest.raises(SourceError, match=r"line 1: no column 'label'; there are text, n"):
         column(first, "label")
-    with pytest.raises(SourceError, match="line 2: no column 'text'"):
+    with pytest.raises(SourceError, match="line 2: column 'text' is empty"):
         column(second, "text")
-    with pytest.raises(SourceError, match="'n' must be text, got a int"):
+    with pytest.raises(SourceError, match="'n' must be text, got int"):
         text_column(first, "n")
+
+
+def test_folders_with_a_format_give_plain_values(tmp_path):
+    data = datasets.Dataset.from_list([{"words": ["a"], "tags": [1]}])
+    data.with_format("numpy", columns=["tags"]).save_to_disk(tmp_path / "formatted")
+    assert read_records(tmp_path / "formatted")[0][1] == {"words": ["a"], "tags": [1]}
+
+
+def test_long_cells_and_half_characters(tmp_path):
+    (tmp_path / "a.csv").write_text(f"text\n{'x' * 200_000}\n")
+    limit = csv.field_size_limit()
+    assert len(read_records(tmp_path / "a.csv")[0][1]["text"]) == 200_000
+    assert csv.field_size_limit() == limit
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud800"}\n')
+    with pytest.raises(SourceError, match="line 1: column 'text' is not text"):
+        text_column(read_records(tmp_path / "a.jsonl")[0], "text")
 
 
 def test_numbers_and_lists_keep_their_types(tmp_path):

@@ -6,6 +6,7 @@ from datasets import Dataset
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
     DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
@@ -129,6 +130,48 @@ def test_the_trainer_is_not_changed(trainer):
     influence.fit(train).training_influences(next(iter(test)))
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
     assert not trainer.model.training
+
+
+def test_loaders_that_the_trainer_keeps_are_not_mistaken(causal, tmp_path):
+    trainer = trained(
+        causal,
+        answers(5),
+        DataCollatorForSeq2Seq(TOKENIZER),
+        tmp_path,
+        evaluation=answers(2),
+        dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+    )
+    kept = len(trainer.accelerator._dataloaders)
+    made = influence_from_trainer(trainer)
+    assert (len(made.test.dataset), len(made.train.dataset)) == (2, 5)
+    assert len(trainer.accelerator._dataloaders) == kept
+
+
+def test_collators_that_join_samples_are_refused(causal, tmp_path):
+    trainer = trained(causal, answers(4), DataCollatorForSeq2Seq(TOKENIZER), tmp_path)
+    trainer.data_collator = DataCollatorWithFlattening()
+    influence, test, train = influence_from_trainer(trainer, test=answers(2))
+    with pytest.raises(SourceError, match="1 samples where 2 were drawn"):
+        run_influences(influence, test, train, tmp_path / "run.zarr", progress=False)
+
+
+def test_mixed_precision_that_stays_is_told(causal, tmp_path):
+    collator, data = DataCollatorForSeq2Seq(TOKENIZER), answers(4)
+    trainer = trained(causal, data, collator, tmp_path, evaluation=data, bf16=True)
+    with pytest.warns(UserWarning, match="mixed precision is still at work"):
+        influence_from_trainer(trainer)
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    influence, _, train = influence_from_trainer(trainer)
+    rows = torch.cat([influence.loss_gradients(batch) for batch in train])
+    exact = rows_of(influence, train, list(influence.blocks.shapes))
+    assert ((rows - exact).norm(dim=1) <= 1e-5 * exact.norm(dim=1)).all()
+
+
+def test_losses_set_on_the_trainer_need_an_objective(trainer):
+    trainer.compute_loss = lambda *arguments, **settings: 0.0
+    with pytest.raises(ObjectiveError, match="not the model's own"):
+        influence_from_trainer(trainer)
 
 
 def test_models_in_training_mode_are_refused(trainer):

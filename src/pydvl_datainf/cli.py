@@ -1,5 +1,6 @@
 """The command line: arguments to calls; the only module that prints or exits."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -161,6 +162,16 @@ def run(
     Exit codes: 0 the run is complete; 1 it failed, and what it has is kept; 2 the job or its data
     is not valid, and nothing was begun; 130 it was stopped by Ctrl-C, and what it has is kept.
     """  # noqa: D301 - click reads the backspaces
+    try:
+        _run_job(job, options, overwrite=overwrite, dry_run=dry_run, progress=progress)
+    except KeyboardInterrupt:
+        click.echo("Stopped. What there is of the result is kept: the same command goes on.")
+        sys.exit(130)
+
+
+def _run_job(
+    job: Path | None, options: dict[str, Any], *, overwrite: bool, dry_run: bool, progress: bool
+) -> None:
     with _errors_as_messages():
         check_extra()
     # These need the extra [hf], which is known to be installed only here.
@@ -173,18 +184,16 @@ def run(
         folder = Path() if job is None else job.parent
         what = read_job(job, anchored(options))
         place = Store(path_in(folder, what.out))
+        place.is_vacant()  # or holds a run; anything else is refused
         prepared = prepare(what, folder, progress)
     with _errors_as_messages():
         if dry_run:
             _show(estimate_tables(prepared, place))
             return
-        try:
-            result = prepared.run(place.location, overwrite=overwrite, progress=progress)
-        except KeyboardInterrupt:
-            click.echo(f"Stopped. What there is in {place} is kept: the same command goes on.")
-            sys.exit(130)
+        result = prepared.run(place.location, overwrite=overwrite, progress=progress)
         _show(info_tables(result, Store(place.location, read_only=True)))
-    click.echo(f"Written to {place}. Ask it: pydvl-datainf top {place} --test ID")
+    name = shlex.quote(str(place))
+    click.echo(f"Written to {place}. Ask it: pydvl-datainf top {name} --test ID")
 
 
 @main.command()
@@ -257,8 +266,9 @@ class _Invalid(click.ClickException):
 def _errors_as_messages(kind: type[click.ClickException] = click.ClickException) -> Iterator[None]:
     try:
         yield
-    except (DataInfError, OSError, ModuleNotFoundError) as error:
-        raise kind(str(error)) from error
+    except (DataInfError, OSError, ImportError) as error:
+        message = str(error).replace("overwrite=True", "--overwrite")
+        raise kind(message) from error
 
 
 def _run(settings: DemoSettings, out: Path, overwrite: bool, progress: bool) -> None:

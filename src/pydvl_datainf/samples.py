@@ -49,12 +49,30 @@ class LoadedSamples:
         return len(self.indices)
 
     def read(self, i: int) -> Any:
-        """Reads batch i, in this process."""
+        """Reads batch i, in this process.
+
+        Args:
+            i: which batch.
+
+        Returns:
+            The batch.
+
+        Raises:
+            SourceError: if it has not as many samples as were drawn for it.
+        """
         chosen = self.indices[i]
         if not isinstance(chosen, list):
             return self.collate(self.dataset[chosen])
         at_once = getattr(self.dataset, "__getitems__", None)
-        return self.collate(at_once(chosen) if at_once else [self.dataset[j] for j in chosen])
+        made = self.collate(at_once(chosen) if at_once else [self.dataset[j] for j in chosen])
+        batch = check_batch(made)
+        if batch_length(batch) != len(chosen):
+            raise SourceError(
+                f"Batch {i} has {batch_length(batch)} samples where {len(chosen)} were drawn, so "
+                "results could not be told apart. Use a collate_fn that neither joins nor drops "
+                "samples."
+            )
+        return batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -485,7 +485,9 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         a, b = stored.get(key), now.get(key)
         if a == b:
             continue
-        if isinstance(a, dict) and isinstance(b, dict):
+        if isinstance(a, dict) and isinstance(b, dict) and key == "run metadata":
+            lines += [f"{key}: {line}" for line in differences(a, b)]
+        elif isinstance(a, dict) and isinstance(b, dict):
             names = [name for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)]
             some = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
             lines.append(f"{key}: {len(names)} differ ({some})")

@@ -96,12 +96,15 @@ class ChatEncoder:
     def _messages(self, placed: Placed) -> Sequence[Mapping[str, Any]]:
         messages: Any = column(placed, self.messages)
         good = isinstance(messages, list) and all(
-            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and isinstance(m.get("content"), str)
+            for m in messages
         )
         if not good or not any(m["role"] == "assistant" for m in messages):
             raise SourceError(
                 f"{placed[0]}: column '{self.messages}' must be a list of messages with role and "
-                "content, at least one of them from the assistant."
+                "content, both texts, at least one of them from the assistant."
             )
         return [dict(m) for m in messages]
 
@@ -221,25 +224,33 @@ def chat_sample(
         raise SourceError("The tokenizer has no chat template; write prompts out as plain text.")
 
     def written(count: int, prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages[:count], tokenize=False, add_generation_prompt=prompt
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    messages[:count], tokenize=False, add_generation_prompt=prompt
+                )
             )
-        )
+        except Exception as error:  # templates are programs, and raise anything
+            raise SourceError(
+                f"{placed[0]}: the chat template does not take this conversation: {error}"
+            ) from error
 
     text = written(len(messages), prompt=False)
     spans = []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, after = written(i, prompt=True), written(i + 1, prompt=False)
+        before = written(i, prompt=True) if i else ""
+        after = written(i + 1, prompt=False)
         if not (text.startswith(after) and after.startswith(before)):
             raise SourceError(
                 f"{placed[0]}: the chat template writes turn {i} differently once it is followed "
                 "by others, so answers cannot be told from prompts. Write the texts out in a "
                 "prompt and an answer column."
             )
-        spans.append((len(before), len(after)))
+        # Some templates tell who speaks though they were asked for a prompt.
+        said = text.find(message["content"].strip(), len(before), len(after))
+        spans.append((max(said, len(before)), len(after)))
     return _sample(tokenizer, text, spans, max_length, placed, special=False)
 
 
@@ -265,6 +276,8 @@ def _sample(
         token if any(stop > s and start < e and stop > start for s, e in spans) else IGNORED
         for token, (start, stop) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
+    if special and ids and not end and ids[-1] == tokenizer.eos_token_id:
+        labels[-1] = ids[-1]  # the tokenizer's own end
     ids, labels = [*ids, *end][:max_length], [*labels, *end][:max_length]
     check_some_count(labels[1:], max_length, placed)  # nothing predicts the first token
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from pydvl_datainf.errors import ModelError
 from pydvl_datainf.huggingface.models import Task
 from pydvl_datainf.huggingface.selection import Parameters, select_parameters
 from pydvl_datainf.influence import Damping, DataInfInfluence
@@ -71,6 +72,8 @@ class InfluenceBuilder:
     def _device(self) -> torch.device:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ModelError('device="cuda", but torch sees no CUDA device. Say "cpu" or "auto".')
         return torch.device(self.device)
 
 

@@ -45,11 +45,16 @@ class ClassEncoder:
 
         Returns:
             What the tokenizer gives, and the label's number.
+
+        Raises:
+            SourceError: if the text has no tokens.
         """
         texts = [text_column(placed, self.text)]
         if self.text_pair is not None:
             texts.append(text_column(placed, self.text_pair))
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        if not encoded["input_ids"]:
+            raise SourceError(f"{placed[0]}: nothing is left of column '{self.text}' as tokens.")
         return {**encoded, "labels": self._label(placed)}
 
     def _label(self, placed: Placed) -> int | float | list[float]:
@@ -108,10 +113,11 @@ class TagEncoder:
             SourceError: if words and labels are no lists of the same length.
         """
         words, tags = column(placed, self.words), column(placed, self.tags)
-        if not (isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags)):
+        are_lists = isinstance(words, list) and isinstance(tags, list) and len(words) == len(tags)
+        if not are_lists or not all(isinstance(word, str) for word in words):
             raise SourceError(
                 f"{placed[0]}: columns '{self.words}' and '{self.tags}' must be lists of the same "
-                "length."
+                "length, the first of texts."
             )
         ids = [label_id(tag, self.label_ids, self.n_labels, placed) for tag in tags]
         encoded = self.tokenizer(
@@ -145,11 +151,13 @@ def label_id(value: Any, ids: Mapping[str, int], n: int, placed: Placed) -> int:
     Raises:
         SourceError: if the label is unknown or no output of the model.
     """
-    if str(value) in ids:
+    # Names that are numbers, but not their own, leave no room for numbers of outputs.
+    mixed = any(name.isdecimal() and int(name) != i for name, i in ids.items())
+    if str(value) in ids and (isinstance(value, str) or not mixed):
         return ids[str(value)]
     named = f", or one of {', '.join(ids)}" if ids else ""
     try:
-        number = int(value)
+        number = -1 if mixed else int(value)
     except (TypeError, ValueError):
         number = -1
     if isinstance(value, bool | float) or not 0 <= number < n:

@@ -1,5 +1,6 @@
 """Loading a model folder and a peft adapter."""
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,13 @@ class ModelFiles:
                 self.model, trust_remote_code=self.trust_remote_code
             )
         if self.labels is not None:
+            own = [config.id2label[i] for i in sorted(config.id2label)]
+            named = any(label != f"LABEL_{i}" for i, label in enumerate(own))
+            if named and tuple(own) != self.labels:
+                raise ModelError(
+                    f"{self.model} calls its outputs {', '.join(own)}, in this order, and labels "
+                    f"are {', '.join(self.labels)}. Leave labels out."
+                )
             config.id2label = dict(enumerate(self.labels))
             config.label2id = {label: i for i, label in enumerate(self.labels)}
         return config
@@ -97,7 +105,11 @@ class ModelFiles:
         _existing(self.adapter)
         with loading(f"the configuration of {self.adapter}"):
             config = imported("peft").PeftConfig.from_pretrained(self.adapter)
-        return tuple(getattr(config, "modules_to_save", None) or ())
+        biases = getattr(config, "bias", "none")
+        return (
+            *(getattr(config, "modules_to_save", None) or ()),
+            *(() if biases == "none" else (f"biases ({biases})",)),
+        )
 
     def load(self) -> nn.Module:
         """Loads model and adapter.
@@ -141,12 +153,11 @@ class ModelFiles:
         Returns:
             Its number.
         """
-        told = getattr(self.config(), "pad_token_id", None)
-        if self.task == "sequence-classification" and told is not None:
-            return int(told)
-        tokenizer = self.tokenizer()
-        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        return int(next(token for token in known if token is not None))
+        config, tokenizer = self.config(), self.tokenizer()
+        told = getattr(config, "pad_token_id", None)
+        count = getattr(config, "vocab_size", None) or math.inf
+        known = (told, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        return int(next(token for token in known if token is not None and 0 <= token < count))
 
     def _set_padding(self, model: Any) -> None:
         if self.task == "sequence-classification" and model.config.pad_token_id is None:
@@ -174,7 +185,8 @@ class ModelFiles:
                 raise ModelError(
                     f"The adapter {self.adapter} was trained on a model of other sizes than "
                     f"{self.model}. If its head has another number of outputs, give the labels "
-                    f"by name. {error}"
+                    "by name; if tokens were added, name a model that was saved with them. "
+                    f"{error}"
                 ) from error
 
 

@@ -74,7 +74,7 @@ def _json_lines(path: Path) -> Iterator[Placed]:
             place = Place(path, "line", number)
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise SourceError(f"{place}: not JSON: {error}.") from error
             if not isinstance(record, dict):
                 raise SourceError(
@@ -87,6 +87,7 @@ def _json_lines(path: Path) -> Iterator[Placed]:
 def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
     def read(path: Path) -> Iterator[Placed]:
         with path.open(encoding="utf-8-sig", newline="") as file:
+            longest = csv.field_size_limit(2**31 - 1)  # for all readers; put back below
             reader = csv.DictReader(file, delimiter=separator, strict=True)
             try:
                 names = list(reader.fieldnames or ())
@@ -104,6 +105,8 @@ def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
                     yield place, record
             except csv.Error as error:
                 raise SourceError(f"{path}, line {reader.reader.line_num}: {error}.") from error
+            finally:
+                csv.field_size_limit(longest)
 
     return read
 
@@ -126,7 +129,8 @@ def _datasets_folder(path: Path) -> Iterator[Placed]:
     if isinstance(loaded, datasets.DatasetDict):
         some = ", ".join(str(path / split) for split in loaded)
         raise SourceError(f"{path} holds several splits. Name one of them: {some}.")
-    yield from ((Place(path, "row", i), row) for i, row in enumerate(loaded))
+    plain = loaded.with_format(None)
+    yield from ((Place(path, "row", i), row) for i, row in enumerate(plain))
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[Placed]]] = {
@@ -152,8 +156,10 @@ def column(placed: Placed, name: str) -> Any:
         SourceError: if there is none; names what there is.
     """
     place, record = placed
-    if record.get(name) is None:
+    if name not in record:
         raise SourceError(f"{place}: no column '{name}'; there are {', '.join(record)}.")
+    if record[name] is None:
+        raise SourceError(f"{place}: column '{name}' is empty.")
     return record[name]
 
 
@@ -172,7 +178,9 @@ def text_column(placed: Placed, name: str) -> str:
     """
     value = column(placed, name)
     if not isinstance(value, str):
-        raise SourceError(
-            f"{placed[0]}: column '{name}' must be text, got a {type(value).__name__}."
-        )
+        raise SourceError(f"{placed[0]}: column '{name}' must be text, got {type(value).__name__}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{placed[0]}: column '{name}' is not text: {error}.") from error
     return value

@@ -10,6 +10,9 @@ from torch import nn
 from pydvl_datainf.errors import BlockError
 from pydvl_datainf.huggingface.models import HEADS
 
+REPLACED = ".original_module."
+"""In the names of parameters that take no part since an adapter brought others."""
+
 Parameters: TypeAlias = Literal["adapters", "adapters+heads", "all"] | Sequence[str]
 
 
@@ -33,9 +36,9 @@ def select_parameters(model: nn.Module, which: Parameters = "adapters") -> Selec
 
     Args:
         model: tuned.
-        which: "adapters" (the matrices of the active peft adapter), "adapters+heads" (and the
-            modules that it trained whole, `modules_to_save`), "all", or patterns of parameter
-            names such as "*.layers.11.*".
+        which: "adapters" (the matrices of the active peft adapter), "adapters+heads" (and what was
+            trained with it: whole modules, `modules_to_save`, and biases), "all", or patterns of
+            parameter names such as "*.layers.11.*".
 
     Returns:
         What was chosen, and which trained modules were left out.
@@ -43,11 +46,24 @@ def select_parameters(model: nn.Module, which: Parameters = "adapters") -> Selec
     Raises:
         BlockError: if the model has no adapter, or a pattern fits no parameter.
     """
-    every = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-    chosen = _chosen(model, list(every), which)
-    for name, parameter in every.items():
-        parameter.requires_grad_(name in chosen)
-    heads = {_module(name): name in chosen for name in every if HEADS in name}
+    every = {
+        name: p
+        for name, p in model.named_parameters()
+        if p.is_floating_point() and REPLACED not in name
+    }
+    matrices = _adapters(model)
+    trained = [
+        name
+        for name, p in every.items()
+        if (p.requires_grad or HEADS in name) and not f"{name}.".startswith(matrices)
+    ]
+    heads_of = {name: _module(name) for name in trained} if matrices else {}
+    chosen = _chosen(list(every), which, matrices, list(heads_of))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name in chosen:
+        every[name].requires_grad_(True)
+    heads = {module: name in chosen for name, module in heads_of.items()}
     return Selection(
         names=tuple(chosen),
         heads=tuple(module for module, is_in in heads.items() if is_in),
@@ -55,19 +71,20 @@ def select_parameters(model: nn.Module, which: Parameters = "adapters") -> Selec
     )
 
 
-def _chosen(model: nn.Module, names: Sequence[str], which: Parameters) -> list[str]:
+def _chosen(
+    names: Sequence[str], which: Parameters, matrices: tuple[str, ...], heads: Sequence[str]
+) -> list[str]:
     if which == "all":
         return list(names)
     if which in ("adapters", "adapters+heads"):
-        matrices = _adapters(model)
         wanted = [name for name in names if f"{name}.".startswith(matrices)]
         if not wanted:
             raise BlockError(
                 f'parameters="{which}" needs a peft adapter, which the model does not have. Name '
                 'the adapter, or choose parameters="all" or patterns such as "classifier.*".'
             )
-        heads = [name for name in names if HEADS in name and which == "adapters+heads"]
-        return [name for name in names if name in {*wanted, *heads}]
+        also = heads if which == "adapters+heads" else ()
+        return [name for name in names if name in {*wanted, *also}]
     if isinstance(which, str):
         raise BlockError(
             f'parameters must be "adapters", "adapters+heads", "all" or a list of patterns, got '
@@ -94,4 +111,6 @@ def _adapters(model: nn.Module) -> tuple[str, ...]:
 
 
 def _module(name: str) -> str:
-    return name.partition(HEADS)[0].removeprefix("base_model.model.")
+    """The module that was trained whole, or the bias."""
+    whole = name.partition(HEADS)[0] if HEADS in name else name
+    return whole.removeprefix("base_model.model.").replace(".base_layer.", ".")

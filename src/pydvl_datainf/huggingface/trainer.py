@@ -1,6 +1,7 @@
 """The way in from existing training code: a transformers `Trainer` that has finished."""
 
 from typing import Any, NamedTuple
+from warnings import warn
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -51,6 +52,8 @@ def influence_from_trainer(
         trainer.model.eval()
         run = run_influences(*influence_from_trainer(trainer), "influences.zarr")
 
+    A trainer that trained in mixed precision leaves it in its model, which is told by a warning.
+
     Args:
         trainer: its model must be in evaluation mode; it is not changed.
         objective: gives one loss for each sample; None = that of the model's class, where the
@@ -70,9 +73,16 @@ def influence_from_trainer(
     model: nn.Module = trainer.model
     if model.training:
         raise ModelError("The trainer's model is in training mode. Call trainer.model.eval().")
+    if hasattr(model, "_original_forward"):
+        warn(
+            "The trainer's mixed precision is still at work in the model, so gradients are as "
+            "coarse as its half precision. For more call "
+            "trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False) first.",
+            stacklevel=2,
+        )
     objective = objective or _objective_of(trainer)
     held_out = trainer.eval_dataset if test is None else test
-    if isinstance(held_out, dict) and not hasattr(held_out, "num_rows"):
+    if isinstance(held_out, dict):
         raise SourceError(
             f"The trainer has several evaluation datasets ({', '.join(held_out)}). Pass one of "
             "them as test."
@@ -85,7 +95,8 @@ def influence_from_trainer(
 
 
 def _objective_of(trainer: Any) -> Objective:
-    theirs = type(trainer).compute_loss is not imported("transformers").Trainer.compute_loss
+    function = getattr(trainer.compute_loss, "__func__", None)
+    theirs = function is not imported("transformers").Trainer.compute_loss
     smoothed = getattr(trainer.args, "label_smoothing_factor", 0.0) != 0
     if theirs or smoothed or getattr(trainer, "compute_loss_func", None) is not None:
         raise ObjectiveError(
@@ -114,6 +125,9 @@ def _loader(trainer: Any, data: Any, batch_size: int | None, what: str) -> DataL
             f"{type(trainer.data_collator).__name__} masks tokens at random, so a sample has no "
             "loss of its own. Mask the data once, and use a collator that only pads."
         )
-    loader = trainer.get_eval_dataloader(data)
+    prepared = trainer.accelerator._dataloaders  # which grows with each loader that it hands out
+    count = len(prepared)
+    loader = trainer.get_test_dataloader(data)
+    del prepared[count:]
     size = batch_size or trainer.args.per_device_eval_batch_size
     return DataLoader(loader.dataset, size, collate_fn=loader.collate_fn)

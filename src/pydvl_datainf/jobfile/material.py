@@ -7,10 +7,14 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pydvl_datainf.errors import JobError, SourceError
 from pydvl_datainf.huggingface.builder import Files
 from pydvl_datainf.huggingface.records import Placed, column
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import Objective
+
+RESERVED = ("tokens", "id")
+"""Columns that a result has anyway."""
 
 
 class JobSamples(Protocol):
@@ -86,11 +90,39 @@ def columns_of(
 
     Returns:
         For each column its values, and the ids, or None where no column holds them.
+
+    Raises:
+        JobError: if a column that is to be shown has a name that is taken or cannot be stored.
+        SourceError: if a value cannot be stored, or an id is there twice; names the line.
     """
-    rows = [
-        {**shown(placed), **{name: column(placed, name) for name in job.columns.show}}
-        for placed in records
-    ]
-    ids = job.columns.id
-    named = None if ids is None else [column(placed, ids) for placed in records]
-    return {name: [row[name] for row in rows] for name in rows[0]}, named
+    own = [shown(placed) for placed in records]
+    for name in job.columns.show:
+        if name in own[0] or name in RESERVED or not name.isidentifier():
+            raise JobError(
+                f"'columns.show' names '{name}', which the result already has or cannot have as a "
+                "name. Call the column something else, in letters, digits and underscores."
+            )
+    columns = {name: [row[name] for row in own] for name in own[0]}
+    columns |= {name: _stored(name, records) for name in job.columns.show}
+    if job.columns.id is None:
+        return columns, None
+    ids = _stored(job.columns.id, records, kinds=(str, int))
+    seen: set[Any] = set()
+    for value, (place, _) in zip(ids, records, strict=True):
+        if value in seen:
+            raise SourceError(f"{place}: the id {value!r} is there twice.")
+        seen.add(value)
+    return columns, ids
+
+
+def _stored(
+    name: str, records: Sequence[Placed], kinds: tuple[type, ...] = (str, int, float, bool)
+) -> list[Any]:
+    """Values of a column, all of one kind that a result can hold."""
+    values = [column(placed, name) for placed in records]
+    for value, (place, _) in zip(values, records, strict=True):
+        if type(value) not in kinds or (type(value) is str) != (type(values[0]) is str):
+            raise SourceError(
+                f"{place}: column '{name}' holds {value!r}; it must be all texts or all numbers."
+            )
+    return values

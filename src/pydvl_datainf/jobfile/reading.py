@@ -60,9 +60,8 @@ def _tree(path: Path) -> yaml.Node:
         raise JobError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise JobError(f"{path} is not text in UTF-8: {error}.") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise JobError(f"{path}, line {line}: not YAML: {error.problem}.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _not_yaml(path, error) from error
     if not isinstance(tree, yaml.MappingNode):
         raise JobError(f"{path}: expected fields such as 'task: causal-lm', one a line.")
     return tree
@@ -74,10 +73,15 @@ def _fields(tree: yaml.Node, path: Path | None) -> dict[str, Any]:
         for node in _mappings(tree):
             _check_unique(node, path)
         fields: dict[str, Any] = loader.construct_document(tree)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise JobError(f"{path}, line {line}: {error.problem}.") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise _not_yaml(path, error) from error
     return fields
+
+
+def _not_yaml(path: Path | None, error: Exception) -> JobError:
+    mark = getattr(error, "problem_mark", None)
+    line = "" if mark is None else f", line {mark.line + 1}"
+    return JobError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.")
 
 
 def _mappings(node: yaml.Node) -> Iterator[yaml.MappingNode]:
@@ -94,6 +98,8 @@ def _mappings(node: yaml.Node) -> Iterator[yaml.MappingNode]:
 def _check_unique(node: yaml.MappingNode, path: Path | None) -> None:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise JobError(f"{path}, line {key.start_mark.line + 1}: a field's name must be text.")
         if key.value in seen:
             raise JobError(f"{path}, line {key.start_mark.line + 1}: '{key.value}' stands twice.")
         seen.add(key.value)
@@ -147,7 +153,9 @@ def _field_of(loc: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _allowed(found: Mapping[str, Any]) -> str:
     message: str = found["msg"]
-    return message.removeprefix("Input should be ").removeprefix("a valid ")
+    words = {"tuple_type": "a list", "model_type": "fields and values", "dict_type": "fields"}
+    short = words.get(found["type"], message.removeprefix("Value error, "))
+    return short.removeprefix("Input should be ").removeprefix("a valid ")
 
 
 def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -167,6 +175,10 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("columns",), f"{' and '.join(sorted(kinds))} exclude each other; name one."
     if job.task == "causal-lm" and job.chat and kinds & {"text", "messages"}:
         yield ("chat",), "'chat' is for prompt and answer; messages are in the template anyway."
+    if job.labels is not None and len(set(job.labels)) < len(job.labels):
+        yield ("labels",), "'labels' must differ from each other."
+    if job.out.startswith("memory:"):
+        yield ("out",), "'out' must be a place that lasts; memory is gone when the command ends."
     if job.task == "preference" and job.adapter is None:
         yield (), "'adapter' is required: without it the model is the reference of a preference."
     if job.top_k is not None and job.by_block:

@@ -1,13 +1,35 @@
 """What a job may say: fields, their types and their defaults."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from dask.utils import parse_bytes
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+
+
+def _no_truth(value: Any) -> Any:
+    """YAML reads yes, no, on and off as truth values, which Python takes for numbers."""
+    if isinstance(value, bool):
+        raise ValueError("a number, not a truth value")
+    return value
+
+
+def _amount(value: str) -> str:
+    try:
+        parse_bytes(value)
+    except ValueError:
+        raise ValueError('an amount such as "2GiB"') from None
+    return value
+
 
 Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(gt=0), BeforeValidator(_no_truth)]
+Position = Annotated[int, Field(ge=0), BeforeValidator(_no_truth)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth)]
+Amount = Annotated[str, AfterValidator(_amount)]
+Truth = StrictBool
 
-OUTSIDE = frozenset({"out", "scheduler", "jobs"})
-"""Fields that say where a run is done and kept, and do not change its result."""
+OUTSIDE = frozenset({"out", "scheduler", "jobs", "device", "max_tokens"})
+"""Fields that say where and how a run is done, and change its result by rounding at most."""
 
 COLUMNS = {
     "causal-lm": ("prompt", "answer", "text", "messages"),
@@ -132,28 +154,32 @@ class Job(_Part):
     out: Text
     columns: Columns = Columns()
     labels: tuple[Text, ...] | None = None
-    chat: bool = False
-    max_length: PositiveInt = 512
-    parameters: Literal["adapters", "adapters+heads", "all"] | tuple[Text, ...] = "adapters"
-    beta: PositiveFloat = 0.1
-    timesteps: PositiveInt | tuple[NonNegativeInt, ...] = 8
+    chat: Truth = False
+    max_length: Count = 512
+    parameters: (
+        Literal["adapters", "adapters+heads", "all"]
+        | Annotated[tuple[Text, ...], Field(min_length=1)]
+    ) = "adapters"
+    beta: Positive = 0.1
+    timesteps: Count | Annotated[tuple[Position, ...], Field(min_length=1)] = 8
     reduction: Literal["mean", "sum"] = "mean"
-    damping: Literal["auto"] | PositiveFloat | dict[str, PositiveFloat] = "auto"
+    damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
     rows: Literal["auto", "memory", "zarr", "recompute"] = "auto"
-    memory: PositiveInt | Text = "2GiB"
-    batch_size: PositiveInt = 64
-    max_tokens: PositiveInt = 2048
-    top_k: PositiveInt | None = None
-    by_block: bool = False
-    self_influence: bool = False
+    memory: Count | Amount = "2GiB"
+    batch_size: Count = 64
+    max_tokens: Count = 2048
+    top_k: Count | None = None
+    by_block: Truth = False
+    self_influence: Truth = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     attention: Text | None = None
-    trust_remote_code: bool = False
+    trust_remote_code: Truth = False
     scheduler: Text | None = None
-    jobs: PositiveInt | None = None
+    jobs: Count | None = None
 
     def as_told(self) -> dict[str, object]:
-        """The job as it is kept in the result: all that its numbers depend on, as JSON holds it."""
-        return self.model_dump(mode="json", exclude=set(OUTSIDE), exclude_none=True)
+        """The job as it is kept in the result, as JSON holds it."""
+        others = {name for name, tasks in FIELDS.items() if self.task not in tasks}
+        return self.model_dump(mode="json", exclude={*OUTSIDE, *others}, exclude_none=True)

@@ -19,6 +19,7 @@ from pydvl_datainf.huggingface import (
     TranslationEncoder,
     read_records,
 )
+from pydvl_datainf.huggingface.records import Placed
 from pydvl_datainf.jobfile.material import Material, Side, columns_of
 from pydvl_datainf.jobfile.places import model_in, path_in
 from pydvl_datainf.jobfile.schema import Job
@@ -60,11 +61,23 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
         records = read_records(Path(path_in(folder, name)))
         bar = tqdm(records, f"tokenising {what} data", leave=False, disable=not progress)
         samples = TokenSamples([encoder.encode(placed) for placed in bar], padding)
+        _check_lengths(samples, records, config)
         columns, ids = columns_of(job, records, encoder.shown)
         return Side(samples, columns | {"tokens": samples.lengths}, ids)
 
     test, train = side(job.test, "test"), side(job.train, "training")
     return Material(files, objective_of(job), test, train, heads, unit="tokens")
+
+
+def _check_lengths(samples: TokenSamples, records: list[Placed], config: Any) -> None:
+    """Checks that the model has a position for each token."""
+    most = getattr(config, "max_position_embeddings", None)
+    for sample, (place, _) in zip(samples.samples, records, strict=True):
+        longest = max(len(ids) for name, ids in sample.items() if name.endswith("input_ids"))
+        if most is not None and longest > most:
+            raise SourceError(
+                f"{place}: {longest} tokens, and the model has {most} positions. Lower max_length."
+            )
 
 
 def objective_of(job: Job) -> Objective:
