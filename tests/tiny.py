@@ -1,9 +1,11 @@
-"""Tiny random transformers models, their batches, and their losses written down plainly."""
+"""Tiny random models, their batches, and their losses written down plainly."""
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -29,6 +31,8 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+
+import dense
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 ENCODER = {**SIZES, "vocab_size": 40, "intermediate_size": 24, "max_position_embeddings": 16}
@@ -84,8 +88,20 @@ def qwen2(**kwargs):
 
 def t5(**kwargs):
     sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2}
-    config = T5Config(**sizes, num_heads=2, relative_attention_num_buckets=8, **kwargs)
+    sizes |= {"num_heads": 2, "relative_attention_num_buckets": 8}
+    config = T5Config(**sizes, decoder_start_token_id=0, **kwargs)
     return T5ForConditionalGeneration(config)
+
+
+def bart(**kwargs):
+    """Whose decoder starts with another token than padding."""
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {"layers": 2, "attention_heads": 2, "ffn_dim": 24}.items()
+    }
+    config = BartConfig(vocab_size=40, d_model=16, max_position_embeddings=16, **sizes, **kwargs)
+    return BartForConditionalGeneration(config)
 
 
 def vit(**kwargs):
@@ -102,13 +118,58 @@ def resnet(**kwargs):
     return model
 
 
+BLOCKS = {"layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
+
+
+def unet():
+    """Of images of 3 channels in 5 classes."""
+    from diffusers import UNet2DModel  # here, since most tests need none of it
+
+    return UNet2DModel(
+        sample_size=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        num_class_embeds=5,
+        **BLOCKS,
+    )
+
+
+def conditional_unet():
+    """Of latents of 4 channels and texts."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=6,
+        **BLOCKS,
+    )
+
+
+def dit():
+    """Of latents of 4 channels in 5 classes; it predicts a variance in 4 further channels."""
+    from diffusers import DiTTransformer2DModel
+
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2, "patch_size": 2}
+    return DiTTransformer2DModel(
+        sample_size=4, in_channels=4, out_channels=8, num_embeds_ada_norm=5, **sizes
+    )
+
+
 def with_adapters(model, config):
     """Adapters whose trainable parameters were moved from their start, where some hide others."""
-    adapted = get_peft_model(model, config)
-    for parameter in adapted.parameters():
+    return moved(get_peft_model(model, config))
+
+
+def moved(model):
+    """The model with its trainable parameters moved from their start."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
-    return adapted
+    return model
 
 
 def lora(model, targets, **kwargs):
@@ -231,6 +292,24 @@ def translation_loss(model, batch):
 
 
 # Comparison
+
+
+def influences(model, loss, test, train):
+    """Scores (m, n) by the oracle, where each trainable parameter is a block."""
+    names = names_of(model)
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    test, train = (
+        dict(zip(names, dense.gradients(model, loss, side, names).split(sizes, 1), strict=True))
+        for side in (test, train)
+    )
+    damping = {name: dense.automatic_damping(rows) for name, rows in train.items()}
+    return dense.influences(test, train, train, damping)
+
+
+def assert_scores_close(scores, exact, bound=1e-9):
+    """Compares entries; the bound is relative to the root mean square of each test sample."""
+    scale = exact.square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(torch.as_tensor(scores) / scale, exact / scale, rtol=0, atol=bound)
 
 
 def assert_rows_close(rows, exact, bound=1e-9):

@@ -1,6 +1,7 @@
 """The losses of diffusion models."""
 
 import operator
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -171,8 +172,8 @@ def _noise(seeds: Sequence[int], t: int, like: Tensor) -> Tensor:
     shape = like.shape[1:]
     draws = []
     for seed in seeds:
-        # PyTorch's generator sees only 32 bits of what it is given: larger seeds are mixed first.
-        mixed = seed + 0x9E3779B1 * (seed >> 32)
-        generator.manual_seed((mixed * 1_000_003 + t) % 2**32)
+        # PyTorch's generator sees only the lower 32 bits of what it is given.
+        low = seed if 0 <= seed < 2**32 else zlib.crc32(str(seed).encode())
+        generator.manual_seed((low * 1_000_003 + t) % 2**32)
         draws.append(torch.randn(shape, generator=generator))
     return torch.stack(draws).to(like.device, like.dtype)

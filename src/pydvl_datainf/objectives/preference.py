@@ -110,15 +110,20 @@ def reference_log_probabilities(model: Any, batches: Iterable[Batch]) -> dict[st
         the batches.
 
     Raises:
-        ObjectiveError: if dropout is active.
+        ObjectiveError: if dropout is active, if there are no pairs, or if tensors are missing or of
+            another shape.
     """
     _check_no_dropout(model)
+    if isinstance(batches, Mapping):
+        raise ObjectiveError("Expected a list of batches, got one batch. Put it into a list.")
     device = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {side: [] for side in SIDES}
     with torch.no_grad(), _without_adapters(model):
         for batch in batches:
             for side in SIDES:
                 parts[side].append(log_probabilities(model, batch_to(batch, device), side).cpu())
+    if not parts["chosen"]:
+        raise ObjectiveError("There are no pairs. An iterator of batches can be read only once.")
     return {f"ref_{side}_logps": torch.cat(values) for side, values in parts.items()}
 
 
