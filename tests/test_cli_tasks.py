@@ -269,24 +269,29 @@ def denoising(tmp_path):
     }
 
 
-def image_batch(count):
+def seeds_of(clean, noise):
+    return [0 if noise == "common" else images.seed_of(image) for image in clean]
+
+
+def image_batch(count, noise):
     clean = [images.scaled(picture) for picture in pictures(count)]
-    seeds = [images.seed_of(image) for image in clean]
+    seeds = seeds_of(clean, noise)
     labels = [i % 3 for i in range(count)]
     made = images.ImageSamples.from_images(clean, seeds, {"class_labels": labels})
     (batch,) = made.to_loader(count)
     return batch
 
 
-def test_images_of_a_folder(denoising, tmp_path):
+@pytest.mark.parametrize("noise", ["common", "own"])
+def test_images_of_a_folder(denoising, tmp_path, noise):
     shown = done(tmp_path, denoising, "--dry-run")
     assert "Training samples 7" in shown
     assert "images a second" in shown
-    done(tmp_path, denoising)
+    done(tmp_path, denoising | {"noise": noise})
     stored = InfluenceRun(tmp_path / "out.zarr")
     model = DiffusionFiles(str(tmp_path / "pipeline"), str(tmp_path / "adapter")).load()
     objective = Denoising.from_scheduler(SCHEDULE, 3)
-    assert_right(stored, model, objective, image_batch(3), image_batch(7))
+    assert_right(stored, model, objective, image_batch(3, noise), image_batch(7, noise))
     assert stored.metadata("train")["image"][2] == "images/2.png"
     assert all("lora_" in block for block in stored.damping)
 
@@ -395,7 +400,7 @@ def test_latent_images_with_prompts(drawing, tmp_path):
         latents = vae.encode(clean).latent_dist.mode() * vae.config.scaling_factor
         texts = [PROMPTS[i % 3] for i in range(count)]
         ids = words(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        seeds = torch.tensor([images.seed_of(image) for image in clean])
+        seeds = torch.tensor(seeds_of(clean, "common"))
         return {"images": latents, "seed": seeds, "encoder_hidden_states": encoder(ids)[0]}
 
     first, second = batch(2), batch(6)

@@ -85,7 +85,8 @@ class Conditions:
 
     def samples(self, records: Sequence[Placed], images: Sequence[Tensor]) -> ImageSamples:
         """The samples of one side."""
-        seeds = [seed_of(image) for image in images]  # latents' last bits differ between machines
+        # Of the images: the last bits of latents differ between machines.
+        seeds = [0 if self.job.noise == "common" else seed_of(image) for image in images]
         if self.vae is not None and images[0].shape[0] == self.vae.config.in_channels:
             images = latents_of(self.vae, images)
         self._check(images, records)

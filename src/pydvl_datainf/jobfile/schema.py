@@ -49,6 +49,7 @@ FIELDS = {
     "reduction": ("causal-lm", "seq2seq-lm", "token-classification"),
     "beta": ("preference",),
     "timesteps": ("denoising",),
+    "noise": ("denoising",),
     "max_length": TEXTS,
     "max_tokens": TEXTS,
     "attention": TEXTS,
@@ -120,6 +121,7 @@ class Job(_Part):
             with them, all, or those that fit one of some patterns.
         beta: of the preference loss.
         timesteps: of diffusion whose losses are averaged: which, or how many.
+        noise: whether all images get the same noise, or each its own.
         reduction: of the losses of a sample's tokens.
         damping: λ of all blocks, of some by name, or chosen automatically.
         blocks: what is a block.
@@ -162,6 +164,7 @@ class Job(_Part):
     ) = "adapters"
     beta: Positive = 0.1
     timesteps: Count | Annotated[tuple[Position, ...], Field(min_length=1)] = 8
+    noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"

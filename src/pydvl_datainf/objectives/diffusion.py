@@ -29,8 +29,9 @@ class Denoising:
     "Progressive Distillation", ICLR 2022.
 
     Noise is drawn from the seed of each sample and the timestep, so a sample has the same loss in
-    every batch, process and pass. The model runs once for each timestep, and activations of all are
-    held until the gradients are there. A batch is a mapping with the images, (B, C, H, W), `seed`,
+    every batch, process and pass. One seed for all samples compares them under the same noise. The
+    model runs once for each timestep, and activations of all are held until the gradients are
+    there. A batch is a mapping with the images, (B, C, H, W), `seed`,
     integers (B,), and conditions by the names under which the model takes them: `class_labels`,
     `encoder_hidden_states` and the like.
 
@@ -133,7 +134,7 @@ class Denoising:
             got = sorted(batch) if isinstance(batch, Mapping) else "an (x, y) pair"
             raise ObjectiveError(
                 f"Denoising needs a mapping with the keys '{self.images}' and 'seed', got {got}. "
-                "A seed is an integer of a sample's own, such as its position."
+                "A seed is an integer for each sample; it may be the same for all."
             )
         x, seeds = batch[self.images], batch["seed"]
         if not x.is_floating_point() or x.ndim < 3:
