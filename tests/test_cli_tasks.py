@@ -153,6 +153,8 @@ def test_what_the_reference_says_is_computed_once(preference, tmp_path, monkeypa
     monkeypatch.setattr(reference, "reference_log_probabilities", never)
     done(tmp_path, preference)
     assert InfluenceRun(tmp_path / "out.zarr").attrs == before
+    result = run(tmp_path, preference, "--overwrite")  # perhaps of another model
+    assert str(result.exception) == "computed again"
 
 
 def test_preferences_that_are_conversations(preference, tmp_path):

@@ -86,7 +86,10 @@ class Prepared:
         """
         whole = self
         if self.job.task == "preference":
-            material = with_reference(self.material, self.builder, store, self.job.batch_size)
+            begun = None if overwrite else store
+            material = with_reference(
+                self.material, self.builder, begun, self.job.batch_size, progress
+            )
             whole = Prepared(self.job, material, self.builder)
         return run_influences(
             self.builder,

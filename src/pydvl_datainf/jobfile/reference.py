@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from pydvl_datainf.errors import DataInfError
 from pydvl_datainf.huggingface import InfluenceBuilder, TokenSamples
@@ -16,18 +17,22 @@ KEYS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 def with_reference(
-    material: Material, builder: InfluenceBuilder, store: str, batch_size: int
+    material: Material,
+    builder: InfluenceBuilder,
+    store: str | None,
+    batch_size: int,
+    progress: bool,
 ) -> Material:
     """Puts the log-probabilities of the model without its adapter into the samples.
 
-    Those that a run in the store was begun with are used again: what they were computed of is what
-    that run is compared with.
+    Those of a run that is to go on are used again: it is compared with all that they follow from.
 
     Args:
         material: pairs.
         builder: makes the tuned model.
-        store: where the result goes.
+        store: where a run may have been begun; None = a new one is made.
         batch_size: pairs in a batch.
+        progress: show bars on stderr.
 
     Returns:
         The material, with log-probabilities in the samples and in the columns.
@@ -36,27 +41,26 @@ def with_reference(
     known = {name: _stored(store, name, len(side.samples)) for name, side in sides.items()}
     if not all(known.values()):
         model = builder().model
-        known = {
-            name: {
-                key: values.numpy()
-                for key, values in reference_log_probabilities(
-                    model, side.samples.to_loader(batch_size)
-                ).items()
-            }
-            for name, side in sides.items()
-        }
+        known = {}
+        for name, side in sides.items():
+            batches = side.samples.to_loader(batch_size)
+            bar = tqdm(batches, f"reference, {name} data", leave=False, disable=not progress)
+            found = reference_log_probabilities(model, bar)
+            known[name] = {key: values.numpy() for key, values in found.items()}
     test, train = (_referenced(sides[name], known[name]) for name in ("test", "train"))
     return replace(material, test=test, train=train)
 
 
-def _stored(store: str, side: Any, count: int) -> dict[str, Any]:
+def _stored(store: str | None, side: Any, count: int) -> dict[str, Any]:
     """Log-probabilities of a run that is there, or nothing."""
+    if store is None:
+        return {}
     try:
         columns = InfluenceRun(store).metadata(side)
     except (DataInfError, ValueError, OSError):
         return {}
     found = {key: np.asarray(columns[key]) for key in KEYS if key in columns}
-    return found if all(len(values) == count for values in found.values()) else {}
+    return found if [len(values) for values in found.values()] == [count] * len(KEYS) else {}
 
 
 def _referenced(side: Side, known: Mapping[str, Any]) -> Side:
