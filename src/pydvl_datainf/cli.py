@@ -123,10 +123,16 @@ def _checked_k(run: InfluenceRun, k: int | None) -> int:
 
 @main.command()
 @click.argument("job", type=click.Path(path_type=Path, dir_okay=False), required=False)
-@click.option("--task", help="causal-lm, sequence-classification or token-classification.")
+@click.option(
+    "--task",
+    help="causal-lm, preference, seq2seq-lm, sequence-classification, token-classification or "
+    "denoising.",
+)
 @click.option("--model", help="Folder of the model, or its name on the hub.")
 @click.option("--adapter", help="Folder of a peft adapter, or its name on the hub.")
-@click.option("--train", help="Training data: .jsonl, .csv, .tsv, .parquet, or a datasets folder.")
+@click.option(
+    "--train", help="Training data: .jsonl, .csv, .tsv, .parquet, .npz, or a folder of datasets."
+)
 @click.option("--test", help="Test data.")
 @click.option("--out", help="Where the result goes: a folder or a URL.")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
@@ -148,10 +154,10 @@ def run(
     the model is loaded and a few gradients are timed; nothing is written.
 
     \b
-    task: causal-lm            # or sequence-classification, token-classification
+    task: causal-lm            # or another, see --task
     model: models/base         # a folder, or a name on the hub
     adapter: adapters/tuned    # leave out if the model itself is tuned
-    train: train.jsonl         # also .csv, .tsv, .parquet, or a datasets folder
+    train: train.jsonl         # also .csv, .tsv, .parquet, or a folder of datasets
     test: test.jsonl
     columns: {prompt: question, answer: answer}
     out: influences.zarr

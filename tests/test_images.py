@@ -1,0 +1,113 @@
+"""Images from files and arrays, as a diffusion model takes them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pydvl_datainf import SourceError
+from pydvl_datainf.huggingface import DiffusionFiles, ImageReader, ImageSamples, read_arrays
+from pydvl_datainf.huggingface.images import scaled, seed_of
+from pydvl_datainf.huggingface.records import Place
+
+RNG = np.random.default_rng(0)
+
+
+def placed(name):
+    return Place("train.csv", "line", 2), {"image": name}
+
+
+def test_bytes_become_numbers_from_minus_one_to_one():
+    image = np.array([[0, 255], [51, 204]], dtype=np.uint8)
+    assert scaled(image).tolist() == [[[-1.0, 1.0], [pytest.approx(-0.6), pytest.approx(0.6)]]]
+    colours = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    assert scaled(colours).shape == (3, 4, 6)
+    assert scaled(colours)[2, 1, 5] == pytest.approx(colours[1, 5, 2] / 127.5 - 1)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_images_of_the_right_size_are_read_as_they_are(tmp_path, channels, mode):
+    pixels = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
+    read = ImageReader(tmp_path, channels, (4, 6)).read(placed("a.png"))
+    exact = scaled(np.asarray(Image.fromarray(pixels).convert(mode)))
+    assert read.shape == (channels, 4, 6)
+    assert torch.equal(read, exact)
+
+
+def test_other_sizes_are_scaled_and_cut_in_the_middle(tmp_path):
+    wide = np.zeros((8, 24), dtype=np.uint8)
+    wide[:, 8:16] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    read = ImageReader(tmp_path, 1, (4, 4)).read(placed("wide.png"))
+    assert read.shape == (1, 4, 4)
+    assert read.min() > 0.5  # the middle third, with something of its borders
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    for name in ("a.png", "nowhere.png"):
+        with pytest.raises(SourceError, match=rf"train.csv, line 2: the image {name} cannot be"):
+            ImageReader(tmp_path, 1, (4, 4)).read(placed(name))
+
+
+def test_arrays_of_bytes_and_of_numbers(tmp_path):
+    pixels = RNG.integers(0, 256, (3, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "bytes.npz", images=pixels, label=np.arange(3), name=np.array(["a"] * 3))
+    records, images = read_arrays(tmp_path / "bytes.npz")
+    assert [record for _, record in records] == [{"label": i, "name": "a"} for i in range(3)]
+    assert torch.equal(images[1], scaled(pixels[1]))
+    latents = RNG.normal(size=(3, 4, 2, 2))
+    np.savez(tmp_path / "latents.npz", images=latents)
+    _, images = read_arrays(tmp_path / "latents.npz")
+    assert images[2].dtype == torch.float32
+    np.testing.assert_allclose(images[2], latents[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": np.zeros((2, 4, 4))}, "needs an array 'images'"),
+        ({"images": np.zeros((2, 4))}, "needs an array 'images'"),
+        ({"images": np.zeros((2, 4, 4), dtype=np.int64)}, "of bytes or of floating"),
+        ({"images": np.zeros((2, 4, 4)), "label": np.zeros(3)}, "label must have one entry"),
+        ({"images": np.zeros((0, 4, 4))}, "images must have one entry"),
+    ],
+)
+def test_arrays_of_other_shapes_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(SourceError, match=message):
+        read_arrays(tmp_path / "a.npz")
+
+
+def test_files_that_are_no_arrays_are_refused(tmp_path):
+    (tmp_path / "a.npz").write_text("no arrays")
+    for name in ("a.npz", "nowhere.npz"):
+        with pytest.raises(SourceError, match="cannot be read as"):
+            read_arrays(tmp_path / name)
+
+
+def test_the_same_image_has_the_same_seed():
+    images = torch.rand(2, 1, 4, 4)
+    assert seed_of(images[0]) == seed_of(images[0].clone())
+    assert seed_of(images[0]) != seed_of(images[1])
+    assert 0 <= seed_of(images[0]) < 2**32
+
+
+def test_samples_keep_their_order_and_conditions():
+    images = list(torch.rand(5, 1, 4, 4))
+    samples = ImageSamples.from_images(images, range(5), {"class_labels": [4, 3, 2, 1, 0]})
+    batches = list(samples.to_loader(2))
+    assert [len(batch["seed"]) for batch in batches] == [2, 2, 1]
+    assert torch.cat([batch["seed"] for batch in batches]).tolist() == [0, 1, 2, 3, 4]
+    assert torch.cat([batch["class_labels"] for batch in batches]).tolist() == [4, 3, 2, 1, 0]
+    assert torch.equal(torch.cat([batch["images"] for batch in batches]), torch.stack(images))
+
+
+def test_a_pipeline_tells_its_parts(tmp_path):
+    index = '{"unet": ["diffusers", "UNet2DModel"], "vae": [null, null], "_class_name": "X"}'
+    (tmp_path / "model_index.json").write_text(index)
+    files = DiffusionFiles(str(tmp_path))
+    assert files.denoiser == "unet"
+    assert files.part("vae") is None
+    assert files.part("text_encoder") is None
