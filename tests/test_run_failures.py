@@ -427,7 +427,7 @@ def with_label(length, seed):
         ({"query_groups": np.arange(M)}, "query groups"),
         ({"ids": {"train": np.arange(1, N + 1)}}, "ids and metadata"),
         ({"metadata": {"test": {"label": ["a"] * M}}}, "ids and metadata"),
-        ({"metadata": {"run": {"epoch": 3}}}, r"run metadata: 1 differ \('epoch'\)"),
+        ({"metadata": {"run": {"epoch": 3}}}, r"run metadata: epoch: None in the store, 3 now"),
         ({"rows": "zarr"}, "rows: 'recompute' in the store, 'zarr' now"),
         ({"tile": (3, 7)}, "train_tile: 6 in the store, 7 now"),
     ],
