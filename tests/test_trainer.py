@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
+    BartForSequenceClassification,
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
@@ -13,13 +14,16 @@ from transformers import (
 )
 
 import dense
+import tiny
 from pydvl_datainf import (
     CausalLM,
     InfluenceRun,
     ModelError,
     ObjectiveError,
+    Seq2SeqLM,
     SequenceClassification,
     SourceError,
+    TokenClassification,
     influence_from_trainer,
     run_influences,
 )
@@ -196,6 +200,27 @@ def test_losses_of_ones_own_need_an_objective(causal, tmp_path, kind, settings):
     with pytest.raises(ObjectiveError, match="not the model's own"):
         influence_from_trainer(trainer)
     assert influence_from_trainer(trainer, CausalLM("sum")).influence.objective.reduction == "sum"
+
+
+@pytest.mark.parametrize(
+    ("build", "objective"),
+    [
+        (tiny.t5, Seq2SeqLM),
+        (tiny.bart, Seq2SeqLM),
+        (tiny.gpt2, CausalLM),
+        (tiny.vit, SequenceClassification),
+        (tiny.bert_tokens, TokenClassification),
+    ],
+)
+def test_the_objective_follows_from_the_class_of_the_model(trainer, build, objective):
+    trainer.model = build().eval()
+    assert type(influence_from_trainer(trainer).influence.objective) is objective
+
+
+def test_encoder_decoders_that_classify_are_not_translators(trainer):
+    trainer.model = BartForSequenceClassification(tiny.bart().config).eval()
+    made = influence_from_trainer(trainer)
+    assert type(made.influence.objective) is SequenceClassification
 
 
 def test_models_of_unknown_tasks_need_an_objective(trainer):

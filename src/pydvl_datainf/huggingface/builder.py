@@ -1,6 +1,5 @@
 """A tuned model on disk as an influence model, built in whichever process needs it."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,17 +7,9 @@ import torch
 from torch import nn
 
 from pydvl_datainf.errors import ModelError
-from pydvl_datainf.huggingface.models import Task
 from pydvl_datainf.huggingface.selection import Parameters, select_parameters
 from pydvl_datainf.influence import Damping, DataInfInfluence
-from pydvl_datainf.objectives import (
-    CausalLM,
-    Objective,
-    Preference,
-    Seq2SeqLM,
-    SequenceClassification,
-    TokenClassification,
-)
+from pydvl_datainf.objectives import Objective
 
 
 class Files(Protocol):
@@ -75,13 +66,3 @@ class InfluenceBuilder:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ModelError('device="cuda", but torch sees no CUDA device. Say "cpu" or "auto".')
         return torch.device(self.device)
-
-
-OBJECTIVES: Mapping[Task, Callable[[], Objective]] = {
-    "causal-lm": CausalLM,
-    "preference": Preference,
-    "seq2seq-lm": Seq2SeqLM,
-    "sequence-classification": SequenceClassification,
-    "token-classification": TokenClassification,
-}
-"""The objective of each task of a transformers model."""

@@ -1,5 +1,6 @@
 """The way in from existing training code: a transformers `Trainer` that has finished."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from warnings import warn
 
@@ -7,21 +8,24 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import ModelError, ObjectiveError, SourceError
-from pydvl_datainf.huggingface.builder import OBJECTIVES
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.huggingface.models import Task
 from pydvl_datainf.influence import DataInfInfluence
-from pydvl_datainf.objectives import Objective
+from pydvl_datainf.objectives import (
+    CausalLM,
+    Objective,
+    Seq2SeqLM,
+    SequenceClassification,
+    TokenClassification,
+)
 
-ENDINGS: dict[str, Task] = {
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-    "ForConditionalGeneration": "seq2seq-lm",
-    "ForSequenceClassification": "sequence-classification",
-    "ForImageClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
+OBJECTIVES: Mapping[str, Callable[[], Objective]] = {
+    "ForCausalLM": CausalLM,
+    "LMHeadModel": CausalLM,
+    "ForSequenceClassification": SequenceClassification,
+    "ForImageClassification": SequenceClassification,
+    "ForTokenClassification": TokenClassification,
 }
-"""How the names of transformers classes tell their task."""
+"""How the names of transformers classes end, and the objective that follows from it."""
 
 
 class TrainerInfluence(NamedTuple):
@@ -107,13 +111,15 @@ def _objective_of(trainer: Any) -> Objective:
     model = trainer.model
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = type(inner).__name__
-    tasks = [task for ending, task in ENDINGS.items() if name.endswith(ending)]
-    if not tasks:
+    if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
+        return Seq2SeqLM()
+    fitting = [made for ending, made in OBJECTIVES.items() if name.endswith(ending)]
+    if not fitting:
         raise ObjectiveError(
             f"The task of a {name} is not known. Pass an objective: a class with "
             "losses(model, batch)."
         )
-    return OBJECTIVES[tasks[0]]()
+    return fitting[0]()
 
 
 def _loader(trainer: Any, data: Any, batch_size: int | None, what: str) -> DataLoader[Any]:
