@@ -157,6 +157,17 @@ def test_what_the_reference_says_is_computed_once(preference, tmp_path, monkeypa
     assert str(result.exception) == "computed again"
 
 
+def test_what_the_reference_said_of_other_data_is_not_used(preference, tmp_path):
+    done(tmp_path, preference)
+    write_lines(tmp_path / "train.jsonl", pairs(9))
+    result = run(tmp_path, preference)
+    assert result.exit_code == 1
+    assert "holds another run" in result.stderr
+    done(tmp_path, preference, "--overwrite")
+    columns = InfluenceRun(tmp_path / "out.zarr").metadata("train")
+    assert len(columns["ref_chosen_logps"]) == 9
+
+
 def test_preferences_that_are_conversations(preference, tmp_path):
     def turns(pair, kind):
         said = {"role": "user", "content": pair["prompt"]}
@@ -394,7 +405,7 @@ def test_latent_images_with_prompts(drawing, tmp_path):
     job, denoiser, vae, encoder, words = drawing
     done(tmp_path, job)
     stored = InfluenceRun(tmp_path / "out.zarr")
-    assert stored.metadata("test")["caption"].tolist() == list(PROMPTS[:2])
+    assert stored.metadata("test")["prompt"].tolist() == list(PROMPTS[:2])
 
     @torch.no_grad()
     def batch(count):

@@ -109,16 +109,16 @@ class Conditions:
 
 
 def _side(job: Job, path: Path, conditions: Conditions) -> Side:
-    names = [job.columns.label, job.columns.prompt]
+    names = {"label": job.columns.label, "prompt": job.columns.prompt}
     if path.suffix == ".npz":
         records, images = read_arrays(path)
     else:
         records, reader = read_records(path), conditions.reader(path.parent)
         images = [reader.read(placed) for placed in records]
-        names.insert(0, reader.column)
+        names["image"] = reader.column
 
     def told(placed: Placed) -> Mapping[str, Any]:
-        return {name: column(placed, name) for name in names if name is not None}
+        return {what: column(placed, name) for what, name in names.items() if name is not None}
 
     columns, ids = columns_of(job, records, told)
     return Side(conditions.samples(records, images), columns, ids)
