@@ -169,16 +169,19 @@ def test_a_dry_run_tells_and_writes_nothing(folder):
         "256, in 8 blocks",
         "Rows kept in memory",
         "Tiles of scores 1 x 3, of 4 test by 8 training samples",
-        "Gradients 24, of",
+        "Gradients 28, of",
         "tokens a second",
     ):
         assert told in shown
     assert re.search(r"Together about [\d.]+ s in one process", shown)
 
 
-@pytest.mark.parametrize(("rows", "gradients"), [("zarr", 24), ("recompute", 64)])
-def test_a_dry_run_foretells_the_gradients(folder, rows, gradients):
-    changed(folder, rows=rows)
+@pytest.mark.parametrize(("rows", "gradients"), [("zarr", 20 + 4), ("recompute", 3 * 20 + 4)])
+@pytest.mark.parametrize("exact_sample", [0, 256])
+def test_a_dry_run_foretells_the_gradients(folder, rows, gradients, exact_sample):
+    changed(folder, rows=rows, exact_sample=exact_sample)
+    compared = 4 + (20 if rows == "recompute" else 0)  # fewer than are asked for
+    gradients += compared if exact_sample else 0
     assert f"Gradients {gradients}, of" in done(
         "run", folder / "job.yaml", "--dry-run", "--no-progress"
     )

@@ -22,8 +22,9 @@ from pydvl_datainf.errors import (
 with warnings.catch_warnings():
     # Importing pyDVL 0.10 announces deprecations of its own.
     warnings.simplefilter("ignore", FutureWarning)
+    from pydvl_datainf.approximation import ApproximationError, approximation_error
     from pydvl_datainf.huggingface import influence_from_trainer
-    from pydvl_datainf.influence import DataInfInfluence
+    from pydvl_datainf.influence import DataInfInfluence, ExactInfluence, HessianFreeInfluence
     from pydvl_datainf.run import InfluenceRun, run_influences
 from pydvl_datainf.objectives import (
     CausalLM,
@@ -37,6 +38,7 @@ from pydvl_datainf.objectives import (
 )
 
 __all__ = [
+    "ApproximationError",
     "BatchError",
     "BlockError",
     "CausalLM",
@@ -45,6 +47,8 @@ __all__ = [
     "DataInfError",
     "DataInfInfluence",
     "Denoising",
+    "ExactInfluence",
+    "HessianFreeInfluence",
     "InfluenceRun",
     "JobError",
     "ModelError",
@@ -60,6 +64,7 @@ __all__ = [
     "StoreExistsError",
     "TokenClassification",
     "__version__",
+    "approximation_error",
     "influence_from_trainer",
     "reference_log_probabilities",
     "run_influences",

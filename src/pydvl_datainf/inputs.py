@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.fingerprint import fingerprint
-from pydvl_datainf.influence import DataInfInfluence
+from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
+from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.objectives import Objective, OutputLoss
 from pydvl_datainf.samples import Samples
 
-Built: TypeAlias = DataInfInfluence | Callable[[], DataInfInfluence]
+Built: TypeAlias = BlockwiseInfluence | Callable[[], BlockwiseInfluence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Description:
         batch_size: the largest number of samples in one gradient computation, if it has one.
         objective: in words.
         model: a checksum of each parameter and buffer.
+        inverse: of the blocks.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -44,12 +46,13 @@ class Description:
     batch_size: int | None
     objective: str
     model: Mapping[str, int]
+    inverse: Inverse
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What makes two influence models the same, as JSON holds it."""
         return {
-            "method": "DataInf",
+            "method": self.inverse.name,
             "objective": self.objective,
             "dtype": self.dtype,
             "model": dict(self.model),
@@ -76,11 +79,11 @@ class Inputs:
         self.train = train
         self._given = influence
         self._saved: bytes | None = None
-        self._built: DataInfInfluence | None = None
+        self._built: BlockwiseInfluence | None = None
         self._n_samples: int | None = None
 
     @property
-    def influence(self) -> DataInfInfluence:
+    def influence(self) -> BlockwiseInfluence:
         """The model, built or unpacked on first use, in a copy that holds no rows.
 
         Raises:
@@ -88,9 +91,9 @@ class Inputs:
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
-            if not isinstance(made, DataInfInfluence):
+            if not isinstance(made, BlockwiseInfluence):
                 made = made()
-            if not isinstance(made, DataInfInfluence):
+            if not isinstance(made, BlockwiseInfluence):
                 raise ModelError(
                     f"The influence builder returned a {type(made).__name__}. Pass a "
                     "DataInfInfluence, or a function without arguments that returns one."
@@ -113,10 +116,11 @@ class Inputs:
             batch_size=influence.batch_size,
             objective=_in_words(influence.objective),
             model=fingerprint(influence.model),
+            inverse=influence.inverse,
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        if isinstance(self._given, DataInfInfluence):
+        if isinstance(self._given, BlockwiseInfluence):
             # A CUDA model is unpacked on the device of the process that receives it. The bytes are
             # kept: a worker passes them on while its own copy of the model is at work.
             self._saved = self._saved or _saved(self.influence)
@@ -124,7 +128,7 @@ class Inputs:
         return vars(self) | {"_built": None, "_given": given}
 
 
-def _saved(influence: DataInfInfluence) -> bytes:
+def _saved(influence: BlockwiseInfluence) -> bytes:
     buffer = io.BytesIO()
     torch.save(influence, buffer, pickle_module=cloudpickle)
     return buffer.getvalue()

@@ -15,6 +15,7 @@ from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.half import decoded, encoded
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.damping import squared_norms
+from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.plan import Piece, Plan, Tiling, pieces
 from pydvl_datainf.samples import Samples, Survey, read_again
 from pydvl_datainf.store import WORK, Store
@@ -33,6 +34,7 @@ class Job:
         rows_location: of the store that holds the training rows, where they are in one.
         widths: d_l of each block, in their order along a flat row.
         dtype: of rows and scores, by NumPy's name.
+        inverse: of the blocks.
         test: what the first look at the test data found.
         train: the same of the training data; None where its rows are in a store.
         model: the checksums of the model that the run was described with.
@@ -46,6 +48,7 @@ class Job:
     rows_location: Any
     widths: Mapping[str, int]
     dtype: str
+    inverse: Inverse
     test: Survey
     train: Survey | None = None
     model: Mapping[str, int] | None = None
@@ -220,6 +223,31 @@ class Job:
         if halves:  # rows last: where they are, their scales are
             self.store.write("row_scales", wanted, torch.cat(scales).numpy())
             self.store.write("rows", wanted, torch.cat(halves).numpy())
+
+    def block_rows(self, inputs: Inputs | None, block: str) -> Tensor:
+        """The rows of one block of all training samples.
+
+        Args:
+            inputs: the model and the data; None = the rows are in a store.
+            block: which.
+
+        Returns:
+            Gradients as rows, (n, d_l).
+        """
+        tiles = range(len(self.plan.train))
+        if self.plan.rows == "zarr":
+            device = device_of(inputs)
+            return torch.cat([self._stored_block(device, tile, block) for tile in tiles])
+        return torch.cat([rows[block] for tile in tiles for _, rows in self.rows(inputs, tile)])
+
+    def _stored_block(self, device: torch.device, tile: int, block: str) -> Tensor:
+        wanted, names = self.plan.train[tile], list(self.widths)
+        b = names.index(block)
+        start = sum(self.widths[name] for name in names[:b])
+        columns = slice(start, start + self.widths[block])
+        halves = torch.from_numpy(self.rows_store.read("rows", (wanted, columns)))
+        scales = torch.from_numpy(self.rows_store.read("row_scales", wanted))[:, b]
+        return decoded(halves.to(device), scales.to(device))
 
     def _stored_rows(self, device: torch.device, tile: int) -> Iterator[tuple[slice, BlockVectors]]:
         wanted = self.plan.train[tile]

@@ -17,8 +17,9 @@ from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
 from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inputs import Built, Description, Inputs
+from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.job import Job
-from pydvl_datainf.plan import Plan, Task, fits_at_once, make_plan
+from pydvl_datainf.plan import Plan, Task, check_solvable, fits_at_once, make_plan
 from pydvl_datainf.samples import Samples, Survey, as_samples
 from pydvl_datainf.stages import Stages
 from pydvl_datainf.store import WORK, Array, Store, differences, is_shared
@@ -40,6 +41,7 @@ class Wishes:
         ids: of the samples of both sides.
         metadata: of both sides, and under "run" of the run itself.
         self_influence: whether self-influences are computed too.
+        exact_sample: training samples over which the inverse is compared with the exact one.
         overwrite: whether another run in the store is replaced.
 
     Raises:
@@ -55,6 +57,7 @@ class Wishes:
     ids: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
     self_influence: bool = False
+    exact_sample: int = 0
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +65,10 @@ class Wishes:
             raise PlanError(f"rows must be one of {ROWS}, got {self.rows!r}.")
         if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
             raise PlanError(f"top_k must be a positive number or None, got {self.top_k!r}.")
+        if type(self.exact_sample) is not int or self.exact_sample < 0:
+            raise PlanError(
+                f"exact_sample must be a number of samples or 0, got {self.exact_sample!r}."
+            )
         if self.top_k is not None and self.by_block:
             raise PlanError("top_k keeps total scores only; leave out top_k or by_block.")
         if self.tile is not None and len(self.tile) != 2:
@@ -236,6 +243,7 @@ def launch(
             rows_location=training.rows_in or store.location,
             widths=model.widths,
             dtype=model.dtype,
+            inverse=model.inverse,
             test=tests,
             train=None if isinstance(training, Parent) else training.survey,
             model=model.model,
@@ -243,7 +251,7 @@ def launch(
             by_block=wishes.by_block,
             top_k=None if wishes.top_k is None else min(wishes.top_k, plan.n),
         )
-        _enter(store, stored, fingerprint, plan, training.rows_in)
+        _enter(store, stored, fingerprint, plan, training.rows_in, model.inverse)
         _lay_out(store, job, columns)
         training.copy_norms(store)
         _perform(store, job, executor, shared, model, wishes)
@@ -320,25 +328,43 @@ def planned(
         top_k=wishes.top_k,
     )
     tile, rows = wishes.tile or (None, None), wishes.rows
+    together = model.inverse.rows == "together"
+    if together:
+        check_solvable(task, wishes.bytes)
     if isinstance(training, Parent):
         tile, rows = (tile[0], training.plan.train_tile), "zarr"
     elif rows == "auto" and stored:
         rows = stored["plan"]["rows"]
     elif rows == "auto":
-        rows = _rows_that_fit(task, wishes.bytes, executor, store)
-    elif rows == "memory" and not executor.keeps_state:
-        raise PlanError(
-            'rows="memory" needs processes that live as long as the run, which those of joblib do '
-            'not. Use rows="zarr" or "recompute".'
-        )
+        rows = _rows_that_fit(task, wishes.bytes, executor, store, together)
+    else:
+        _check_rows(rows, executor, together)
     size = model.batch_size
     return make_plan(task, memory=wishes.bytes, rows=rows, batch_size=size, tile=tile)
 
 
-def _rows_that_fit(task: Task, memory: int, executor: Executor, store: Store) -> str:
+def _check_rows(rows: str, executor: Executor, together: bool) -> None:
+    if rows == "memory" and not executor.keeps_state:
+        raise PlanError(
+            'rows="memory" needs processes that live as long as the run, which those of joblib do '
+            'not. Use rows="zarr" or "recompute".'
+        )
+    if rows == "recompute" and together:
+        raise PlanError(
+            "The exact inverse needs the gradients of all samples together, so they cannot be "
+            'computed again piece by piece. Use rows="zarr" or "memory".'
+        )
+
+
+def _rows_that_fit(
+    task: Task, memory: int, executor: Executor, store: Store, together: bool
+) -> str:
     """In memory if all queries fit beside them, on disk if half of its free space is enough."""
-    if executor.keeps_state and fits_at_once(task, memory):
+    alone = executor.shares_memory or not together  # other processes would compute all rows anew
+    if executor.keeps_state and alone and fits_at_once(task, memory):
         return "memory"
+    if together:
+        return "zarr"
     if store.path is None:
         return "recompute"
     existing = next(folder for folder in store.path.resolve().parents if folder.exists())
@@ -355,11 +381,12 @@ def _enter(
     fingerprint: Mapping[str, Any],
     plan: Plan,
     rows_in: Any,
+    inverse: Inverse,
 ) -> None:
     """Makes the group, or checks that the one that is there holds the same run."""
     mine = {"fingerprint": dict(fingerprint), "plan": plan.as_attributes(), "rows_in": rows_in}
     if stored is None:
-        store.create(_about() | mine | {"complete": False, "gradients": 0, "seconds": {}})
+        store.create(_about(inverse) | mine | {"complete": False, "gradients": 0, "seconds": {}})
         return
     other = [
         line for part in ("fingerprint", "plan") for line in differences(stored[part], mine[part])
@@ -372,11 +399,11 @@ def _enter(
     store.sweep()
 
 
-def _about() -> dict[str, Any]:
+def _about(inverse: Inverse) -> dict[str, Any]:
     packages = ("torch", "numpy", "zarr", "pydvl")
     return {
         "title": "Influences of training samples (train) on test samples (test)",
-        "method": "DataInf: mean over training samples of (g gᵀ + λ I)⁻¹, block by block",
+        "method": f"{inverse.name}: {inverse.formula}",
         "sign": "positive: more weight on the training sample lowers the test sample's loss",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"pydvl-datainf": __version__, **{p: version(p) for p in packages}},
@@ -435,7 +462,7 @@ def _perform(
         seconds=dict(before["seconds"]),
         gradients=before["gradients"],
     )
-    stages.run(self_influence=wishes.self_influence)
+    stages.run(self_influence=wishes.self_influence, exact_sample=wishes.exact_sample)
     store.delete(WORK)
     if stages.is_new or not before["complete"]:
         store.finish()

@@ -20,6 +20,8 @@ MOST_SPANS = 64
 MOST_QUERIES = 512  # in a tile
 MOST_TRAIN = 4096  # in a tile
 CHUNK_BYTES = 2**24  # of one chunk of vectors
+MOST_SAMPLED_TILES = 8  # from which samples are taken: each may have to be read whole
+MOST_SAMPLED_QUERIES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,21 @@ class Plan:
         tiles = self.groups[q]
         return slice(self.test[tiles.start].start, self.test[tiles.stop - 1].stop)
 
+    def sampled(self, samples: int) -> list[tuple[int, int]]:
+        """Training tiles, evenly spaced, with how many of the first samples of each to take.
+
+        Args:
+            samples: how many to take together, about.
+
+        Returns:
+            Pairs of tile and number.
+        """
+        tiles, wanted = len(self.train), min(samples, self.n)
+        count = min(tiles, max(min(MOST_SAMPLED_TILES, wanted), ceil(wanted / self.train_tile)))
+        each = ceil(wanted / count) if wanted < self.n else self.train_tile
+        chosen = (i * tiles // count for i in range(count))
+        return [(j, min(each, self.train[j].stop - self.train[j].start)) for j in chosen]
+
     def as_attributes(self) -> dict[str, Any]:
         """The plan as numbers that JSON can hold."""
         return asdict(self)
@@ -204,6 +221,44 @@ def make_plan(
         self_tiles=max(1, memory // (2 * train_tile * task.row)),
         rows=rows,
     )
+
+
+def check_solvable(task: Task, memory: int) -> None:
+    """Checks that the exact inverse of the largest block can be had.
+
+    Args:
+        task: the size of what is asked.
+        memory: bytes.
+
+    Raises:
+        PlanError: if the rows of a block and its factors do not fit.
+    """
+    needed = max(_block_bytes(task, d) for d in task.widths)
+    if needed > memory:
+        raise PlanError(
+            f"{memory:,} bytes of memory are too few: the exact inverse needs the rows of a block "
+            f"together, which takes memory={needed:,} for {task.n:,} training samples. Use more, "
+            "smaller blocks, fewer samples, or DataInfInfluence, which needs no such thing."
+        )
+
+
+def _block_bytes(task: Task, d: int) -> int:
+    """Rows of a block in both precisions, a matrix and its factor, and vectors of all queries."""
+    return task.n * d * (task.itemsize + 8) + 16 * min(task.n, d) ** 2 + 16 * task.m * d
+
+
+def sampled_queries(m: int) -> list[slice]:
+    """Some test samples, in evenly spaced stretches.
+
+    Args:
+        m: how many there are.
+
+    Returns:
+        From which sample to which, for each stretch.
+    """
+    stretches = Tiling(m, ceil(m / min(m, 4)))
+    each = MOST_SAMPLED_QUERIES // len(stretches)
+    return [slice(s.start, min(s.stop, s.start + each)) for s in stretches]
 
 
 def fits_at_once(task: Task, memory: int) -> bool:

@@ -8,16 +8,18 @@ import numpy as np
 import zarr
 from distributed import Client
 
+from pydvl_datainf.approximation import ApproximationError
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.evaluation import relative_influence
 from pydvl_datainf.executors import executor_for
 from pydvl_datainf.inputs import Built
+from pydvl_datainf.inverse.methods import INVERSES
 from pydvl_datainf.job import Job
 from pydvl_datainf.launch import Parent, Wishes, launch
 from pydvl_datainf.plan import Plan
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store
-from pydvl_datainf.work import ENDS, self_influences
+from pydvl_datainf.work import APPROXIMATION, ENDS, all_self_influences
 
 ARRAYS = (
     "block",
@@ -216,6 +218,25 @@ class InfluenceRun:
         """
         return relative_influence(self.mean_influence(), self.self_influence())
 
+    @property
+    def approximation_error(self) -> ApproximationError | None:
+        """How far the inverse is from the exact one; None where the run did not compare them."""
+        if not (APPROXIMATION in self._store and self._store.sound(APPROXIMATION)):
+            return None
+        told: dict[str, Any] = self._store.array(APPROXIMATION).attrs.asdict()
+        errors, cosines = self._store.read(APPROXIMATION)
+        return ApproximationError(
+            blocks=tuple(self._store.read("block").tolist()),
+            errors=errors,
+            cosines=cosines,
+            widths=self._store.read("width"),
+            damping=self._store.read("damping"),
+            n=told["n"],
+            m=told["m"],
+            score_error=told["score_error"],
+            rank_correlation=told["rank_correlation"],
+        )
+
     def to_xarray(self) -> Any:
         """The arrays as an `xarray.Dataset`, read lazily.
 
@@ -325,9 +346,10 @@ class InfluenceRun:
         names, widths = self._store.read("block").tolist(), self._store.read("width").tolist()
         dtype = str(self._store.array("factors").dtype)
         place = self._store.location
-        job = Job(plan, place, place, dict(zip(names, widths, strict=True)), dtype, Survey((), ()))
-        groups = range(len(plan.self_groups))
-        values = np.concatenate([self_influences(group, job, None) for group in groups])
+        inverse = INVERSES[self.attrs["fingerprint"]["method"]]
+        by_name, none = dict(zip(names, widths, strict=True)), Survey((), ())
+        job = Job(plan, place, place, by_name, dtype, inverse, none)
+        values = all_self_influences(job)
         with suppress(StoreError), job.store.locked():
             name, tile = "self_influence", plan.train_tile
             job.store.require(name, values.shape, (tile,), dtype, ("train",))
@@ -353,6 +375,7 @@ def run_influences(
     ids: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     self_influence: bool = False,
+    exact_sample: int = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> InfluenceRun:
@@ -387,6 +410,9 @@ def run_influences(
             that JSON holds; each may be left out.
         self_influence: compute self-influences too. Where rows are recomputed, this computes the
             rows of all samples once for every half of `memory` that they fill.
+        exact_sample: over about so many training samples, and up to 32 test samples, compare the
+            inverse with the exact one, for `InfluenceRun.approximation_error`; 256 tells enough.
+            0 = do not.
         overwrite: replace another run in the store.
         progress: show a bar for each stage.
 
@@ -412,6 +438,7 @@ def run_influences(
         ids=ids,
         metadata=metadata,
         self_influence=self_influence,
+        exact_sample=exact_sample,
         overwrite=overwrite,
     )
     place = Store(store)

@@ -40,11 +40,12 @@ class Stages:
     gradients: int = 0
     is_new: bool = field(default=False, init=False)
 
-    def run(self, *, self_influence: bool) -> None:
+    def run(self, *, self_influence: bool, exact_sample: int) -> None:
         """Does what is missing.
 
         Args:
             self_influence: whether self-influences are wanted.
+            exact_sample: training samples over which the inverse is compared with the exact one.
         """
         self._sound = {name: self.store.sound(name) for name in self._names()}
         if self.job.train is not None:
@@ -56,6 +57,8 @@ class Stages:
         self._norms()
         if self_influence:
             self._self_influence()
+        if exact_sample and self.job.inverse.is_approximate:
+            self._approximation_error(exact_sample)
 
     # Stages
 
@@ -85,30 +88,42 @@ class Stages:
         self.store.write("damping", ..., np.array([damping[b] for b in self.job.widths]))
 
     def _factors(self, q: int) -> None:
-        """The factors of a group of queries, from their vectors and corrections."""
-        plan, name = self.job.plan, f"{work.CORRECTIONS}/{q}"
+        """The factors of a group of queries, from their vectors and the training rows."""
         done = self._tiles("factors", complete=True)
-        missing = [i for i in _range(plan.groups[q]) if i not in done]
+        missing = [i for i in _range(self.job.plan.groups[q]) if i not in done]
         if missing:
-            self._require_vectors(name, q)
-            spans = self._complete(name, axis=0)
             self._vectors(q)
-            wanted = [(q, span) for span in self._missing(plan.spans, spans)]
-            self._map("corrections", work.write_correction, wanted, home=lambda item: item[1])
+            if self.job.inverse.rows == "summed":
+                self._corrections(q)
+            elif self.job.inverse.rows == "together":
+                self._solutions(q)
             self._map("factors", work.write_factors, [(q, i) for i in missing])
-        self.store.delete(name)
+        for name in (work.CORRECTIONS, work.SOLUTIONS):
+            self.store.delete(f"{name}/{q}")
 
-    def _require_vectors(self, corrections: str, q: int) -> None:
-        """Makes the arrays of the queries' vectors and of their corrections."""
-        plan, queries = self.job.plan, self.job.plan.group(q)
-        chunk = (1, plan.test_tile, plan.columns)
-        parts = 1 if self.job.codes is None else len(self.job.parts)
-        self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, self.job.dtype, None)
+    def _corrections(self, q: int) -> None:
+        plan, queries, name = self.job.plan, self.job.plan.group(q), f"{work.CORRECTIONS}/{q}"
         shape = (len(plan.spans), queries.stop - queries.start, plan.n_parameters)
-        self.store.require(corrections, shape, chunk, self.job.dtype, None)
+        self.store.require(name, shape, (1, plan.test_tile, plan.columns), self.job.dtype, None)
+        missing = self._missing(plan.spans, self._complete(name, axis=0))
+        wanted = [(q, span) for span in missing]
+        self._map("corrections", work.write_correction, wanted, home=lambda item: item[1])
+
+    def _solutions(self, q: int) -> None:
+        """One piece of work for each block: it needs the rows of all training samples together."""
+        plan, queries, wanted = self.job.plan, self.job.plan.group(q), []
+        for b, d in enumerate(self.job.widths.values()):
+            name, shape = f"{work.SOLUTIONS}/{q}/{b}", (queries.stop - queries.start, d)
+            self.store.require(name, shape, (plan.test_tile, d), self.job.dtype, None)
+            if self.store.sound(name) != self.store.expected(name):
+                wanted.append((q, b))
+        self._map("solutions", work.write_solution, wanted)
 
     def _vectors(self, q: int) -> None:
-        grouped = self.job.codes is not None
+        plan, grouped = self.job.plan, self.job.codes is not None
+        chunk = (1, plan.test_tile, plan.columns)
+        parts = len(self.job.parts) if grouped else 1
+        self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, self.job.dtype, None)
         wanted = range(len(self.job.parts)) if grouped else _range(self.job.plan.groups[q])
         done = self._complete(VECTORS, axis=0 if grouped else 1)
         self._map("test gradients", work.write_vectors, [i for i in wanted if i not in done])
@@ -160,9 +175,29 @@ class Stages:
         plan, name = self.job.plan, "self_influence"
         self.store.require(name, (plan.n,), (plan.train_tile,), self.job.dtype, ("train",))
         done = {c[0] for c in self.store.sound(name)}
+        if self.job.inverse.rows == "together":
+            if self._missing(plan.train, done):
+                self._self_parts()
+            return
         groups = enumerate(plan.self_groups)
         wanted = [g for g, tiles in groups if not done.issuperset(_range(tiles))]
         self._map("self-influences", work.write_self_influence, wanted)
+
+    def _self_parts(self) -> None:
+        name, shape = work.SELF_PARTS, (len(self.job.widths), self.job.plan.n)
+        self.store.require(name, shape, (1, shape[1]), self.job.dtype, None)
+        done = {c[0] for c in self.store.sound(name)}
+        wanted = [b for b in range(shape[0]) if b not in done]
+        self._map("self-influences", work.write_self_part, wanted)
+        self._map("self-influences", work.write_self_sum, [None])
+
+    def _approximation_error(self, samples: int) -> None:
+        name, blocks = work.APPROXIMATION, len(self.job.widths)
+        shape, names = (2, blocks), ("measure", "block")
+        self.store.require(name, shape, shape, "float64", names)
+        is_same = self.store.array(name).attrs.get("asked") == samples
+        if not (is_same and self.store.sound(name)):
+            self._map("approximation error", work.write_approximation_error, [samples])
 
     # Small print
 

@@ -5,6 +5,7 @@ does which of them, what is done stays done, and no message is larger than a few
 returns how many gradients it computed.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,17 +14,23 @@ from torch import Tensor
 
 from pydvl_datainf.errors import DampingError
 from pydvl_datainf.inputs import Description, Inputs
+from pydvl_datainf.inverse.comparison import compared_with_exact
 from pydvl_datainf.inverse.damping import check_finite
-from pydvl_datainf.inverse.sherman_morrison import correction, inverse_forms, transformed
+from pydvl_datainf.inverse.sherman_morrison import correction, transformed
+from pydvl_datainf.inverse.woodbury import quadratic_form, solved
 from pydvl_datainf.job import VECTORS, Job
+from pydvl_datainf.plan import sampled_queries
 from pydvl_datainf.samples import surveyed
 from pydvl_datainf.store import WORK, Array
-from pydvl_datainf.vectors import BlockVectors, concatenated, products, total
+from pydvl_datainf.vectors import BlockVectors, concatenated, length, products, total
 
 CORRECTIONS = f"{WORK}/corrections"
+SOLUTIONS = f"{WORK}/solutions"
+SELF_PARTS = f"{WORK}/self_parts"
 CANDIDATES = f"{WORK}/candidates"
 CANDIDATE_SCORES = f"{WORK}/candidate_scores"
 SUMS = f"{WORK}/sums"
+APPROXIMATION = "approximation"
 ENDS = ("helpful", "harmful")
 
 
@@ -87,18 +94,41 @@ def write_correction(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
 
 
 def write_factors(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
-    """The inverse times the vectors of a tile of queries: corrections are added in their order."""
+    """The inverse times the vectors of a tile of queries."""
     q, i = item
     queries, first = job.plan.test[i], job.plan.group(q).start
-    flat = job.vectors(inputs, queries)
     local = slice(queries.start - first, queries.stop - first)
-    summed = job.read_matrix(f"{CORRECTIONS}/{q}", local, inputs)
-    pairs = zip(job.blocks(flat).items(), job.blocks(summed).values(), strict=True)
-    for (block, V), c in pairs:
-        V[:] = transformed(V, c, job.plan.n, job.damping[block])
+    if job.inverse.rows == "together":
+        names = (f"{SOLUTIONS}/{q}/{b}" for b in range(len(job.widths)))
+        flat = torch.from_numpy(np.concatenate([job.store.read(name, local) for name in names], 1))
+    else:
+        flat = job.vectors(inputs, queries)
+        _transform(flat, q, local, job, inputs)
     check_finite(job.blocks(flat))
     job.store.write("factors", queries, flat.cpu().numpy())
     return 0
+
+
+def _transform(flat: Tensor, q: int, local: slice, job: Job, inputs: Inputs) -> None:
+    """Puts in place of vectors what the inverse makes of them; corrections add in their order."""
+    vectors, n = job.blocks(flat), job.plan.n
+    if job.inverse.rows == "unused":
+        for block, factors in job.inverse.times(vectors, (), n, job.damping).items():
+            vectors[block][:] = factors
+        return
+    summed = job.blocks(job.read_matrix(f"{CORRECTIONS}/{q}", local, inputs))
+    for block, V in vectors.items():
+        V[:] = transformed(V, summed[block], n, job.damping[block])
+
+
+def write_solution(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
+    """The exact inverse of one block times the vectors of a group of queries."""
+    q, b = item
+    before, block = job.gradients, list(job.widths)[b]
+    V = job.blocks(job.held(VECTORS, q, inputs))[block]
+    factors = solved(job.block_rows(inputs, block), V, job.damping[block])
+    job.store.write(f"{SOLUTIONS}/{q}/{b}", ..., factors.cpu().numpy())
+    return job.gradients - before
 
 
 # From factors to scores
@@ -192,8 +222,73 @@ def self_influences(group: int, job: Job, inputs: Inputs | None) -> Array:
     plan = job.plan
     tiles = plan.self_groups[group]
     own = [rows for j in range(tiles.start, tiles.stop) for _, rows in job.rows(inputs, j)]
-    forms = inverse_forms(concatenated(own), _all_rows(job, inputs), plan.n, job.damping)
+    forms = job.inverse.forms(concatenated(own), _all_rows(job, inputs), plan.n, job.damping)
     return total(forms).cpu().numpy()
+
+
+def write_self_part(b: int, job: Job, inputs: Inputs) -> int:
+    """The part of one block in all self-influences, under the exact inverse."""
+    before = job.gradients
+    job.store.write(SELF_PARTS, b, self_part(b, job, inputs))
+    return job.gradients - before
+
+
+def self_part(b: int, job: Job, inputs: Inputs | None) -> Array:
+    """g_kᵀ (exact inverse) g_k in one block for all training samples k."""
+    block = list(job.widths)[b]
+    G = job.block_rows(inputs, block)
+    return quadratic_form(G, G, job.damping[block]).cpu().numpy()
+
+
+def all_self_influences(job: Job) -> Array:
+    """Σ_l g_kᵀ (inverse_l) g_k for all training samples k, from rows in a store."""
+    if job.inverse.rows == "together":
+        parts = [self_part(b, job, None) for b in range(len(job.widths))]
+        return np.asarray(np.sum(parts, axis=0))
+    groups = range(len(job.plan.self_groups))
+    return np.concatenate([self_influences(group, job, None) for group in groups])
+
+
+def write_self_sum(_: None, job: Job, inputs: Inputs) -> int:
+    """Self-influences as sums of the parts of the blocks."""
+    job.store.write("self_influence", ..., job.store.read(SELF_PARTS).sum(0))
+    return 0
+
+
+# How far the inverse is from the exact one
+
+
+def write_approximation_error(samples: int, job: Job, inputs: Inputs) -> int:
+    """The error of the inverse on some samples, block by block, and that of their influences."""
+    before = job.gradients
+    rows = concatenated([_first(job.rows(inputs, j), k) for j, k in job.plan.sampled(samples)])
+    places = sampled_queries(job.test.n)
+    vectors = concatenated(
+        [v for place in places for _, v in job.computed(inputs, inputs.test, job.test, place)]
+    )
+    found = compared_with_exact(job.inverse, vectors, rows, job.damping)
+    told = {
+        "n": length(rows),
+        "m": length(vectors),
+        "score_error": found.score_error,
+        "rank_correlation": found.rank_correlation,
+        "asked": samples,
+    }
+    job.store.array(APPROXIMATION).attrs.update(told)
+    values = [list(found.errors.values()), list(found.cosines.values())]
+    job.store.write(APPROXIMATION, ..., np.array(values))  # last: marks it as done
+    return job.gradients - before
+
+
+def _first(pieces: Iterator[tuple[slice, BlockVectors]], count: int) -> BlockVectors:
+    """The first rows of a tile."""
+    found = []
+    for place, rows in pieces:
+        wanted = max(0, min(place.stop, count) - place.start)
+        found.append(OrderedDict((block, G[:wanted]) for block, G in rows.items()))
+        if place.stop >= count:
+            break
+    return concatenated(found)
 
 
 def _all_rows(job: Job, inputs: Inputs | None) -> Iterator[BlockVectors]:

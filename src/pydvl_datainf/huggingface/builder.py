@@ -1,15 +1,32 @@
 """A tuned model on disk as an influence model, built in whichever process needs it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import nn
 
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.huggingface.selection import Parameters, select_parameters
-from pydvl_datainf.influence import Damping, DataInfInfluence
+from pydvl_datainf.influence import (
+    BlockwiseInfluence,
+    Damping,
+    DataInfInfluence,
+    ExactInfluence,
+    HessianFreeInfluence,
+)
 from pydvl_datainf.objectives import Objective
+
+Method: TypeAlias = Literal["datainf", "exact", "hessian-free", "scaled-hessian-free"]
+
+METHODS: Mapping[Method, Any] = {
+    "datainf": DataInfInfluence,
+    "exact": ExactInfluence,
+    "hessian-free": HessianFreeInfluence,
+    "scaled-hessian-free": partial(HessianFreeInfluence, scaled=True),
+}
 
 
 class Files(Protocol):
@@ -22,7 +39,7 @@ class Files(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InfluenceBuilder:
-    """Loads a tuned model and makes a `DataInfInfluence` of it; takes the model's place in a run.
+    """Loads a tuned model and makes an influence model of it; takes its place in a run.
 
     Args:
         files: where the model is.
@@ -33,6 +50,7 @@ class InfluenceBuilder:
         block_structure: "module" or the value of a pyDVL `BlockMode`.
         batch_size: samples in one gradient computation.
         max_tokens: tokens in one gradient computation.
+        method: what takes the place of each block's inverse.
     """
 
     files: Files
@@ -43,14 +61,15 @@ class InfluenceBuilder:
     block_structure: str = "module"
     batch_size: int | None = None
     max_tokens: int | None = None
+    method: Method = "datainf"
 
-    def __call__(self) -> DataInfInfluence:
+    def __call__(self) -> BlockwiseInfluence:
         """Builds the influence model, not fitted."""
         model = self.files.load()
         select_parameters(model, self.parameters)
         if not getattr(model, "is_quantized", False):  # those are where they can be
             model.to(self._device)
-        return DataInfInfluence(
+        influence: BlockwiseInfluence = METHODS[self.method](
             model,
             self.objective,
             self.regularization,
@@ -58,6 +77,7 @@ class InfluenceBuilder:
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
         )
+        return influence
 
     @property
     def _device(self) -> torch.device:

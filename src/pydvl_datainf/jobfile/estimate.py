@@ -10,11 +10,11 @@ from dask.utils import format_bytes
 from rich.table import Table
 
 from pydvl_datainf.executors import executor_for
-from pydvl_datainf.influence import DataInfInfluence
+from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inputs import Description, Inputs
 from pydvl_datainf.jobfile.preparation import Prepared
 from pydvl_datainf.launch import Fresh, Wishes, planned
-from pydvl_datainf.plan import Plan
+from pydvl_datainf.plan import Plan, sampled_queries
 from pydvl_datainf.samples import Survey, as_samples
 from pydvl_datainf.store import Store
 from pydvl_datainf.tables import facts_table
@@ -78,19 +78,60 @@ def plan_of(prepared: Prepared, model: Description, store: Store) -> Plan:
         executor.close()
 
 
-def gradients(plan: Plan, is_damped: bool) -> tuple[int, int]:
-    """Gradients that a run computes.
+def gradients(plan: Plan, model: Description) -> tuple[int, int]:
+    """Gradients that a run computes for its scores.
 
     Args:
         plan: how it is cut.
-        is_damped: whether λ is given for all blocks.
+        model: what is known of it.
 
     Returns:
         How often those of the training samples, and how often those of the test samples.
     """
     if plan.rows != "recompute":
         return 1, 1
-    return 2 * len(plan.groups) + (0 if is_damped else 1), 1
+    norms = 0 if len(model.fixed_damping) == len(model.widths) else 1
+    passes = 1 if model.inverse.rows == "unused" else 2
+    return passes * len(plan.groups) + norms, 1
+
+
+def compared(plan: Plan, model: Description, m: int, samples: int) -> int:
+    """Gradients that are computed again to compare the inverse with the exact one.
+
+    Args:
+        plan: how the run is cut.
+        model: what is known of it.
+        m: test samples.
+        samples: training samples over which they are compared; 0 = they are not.
+
+    Returns:
+        Their number.
+    """
+    if not (samples and model.inverse.is_approximate):
+        return 0
+    train = sum(k for _, k in plan.sampled(samples)) if plan.rows == "recompute" else 0
+    return int(train + sum(part.stop - part.start for part in sampled_queries(m)))
+
+
+def operations(plan: Plan, model: Description) -> float:
+    """Floating point operations of the inverse and the scores.
+
+    Args:
+        plan: how the run is cut.
+        model: what is known of it.
+
+    Returns:
+        Their number, two for each multiplication and addition.
+    """
+    scores = 2 * plan.n * plan.m * plan.n_parameters
+    if model.inverse.rows == "unused":
+        return scores
+    if model.inverse.rows == "summed":
+        return 3 * scores
+    sides = [(d, min(plan.n, d)) for d in model.widths.values()]
+    factors = sum(2 * plan.n * d * k + k**3 / 3 for d, k in sides)
+    solving = sum(2 * plan.m * k * (k + 2 * d) for d, k in sides)
+    return scores + len(plan.groups) * factors + solving
 
 
 def _survey(prepared: Prepared, side: str) -> Survey:
@@ -115,7 +156,7 @@ def _data(prepared: Prepared) -> dict[str, str]:
     return facts
 
 
-def _model(prepared: Prepared, influence: DataInfInfluence) -> dict[str, str]:
+def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
     every = list(influence.model.parameters())
     held = sum(p.numel() * p.element_size() for p in every)
     heads = prepared.material.heads
@@ -152,17 +193,18 @@ def _plan(prepared: Prepared, plan: Plan) -> dict[str, str]:
 
 
 def _time(
-    prepared: Prepared, plan: Plan, model: Description, influence: DataInfInfluence
+    prepared: Prepared, plan: Plan, model: Description, influence: BlockwiseInfluence
 ) -> dict[str, str]:
     rates = measured_rates(prepared, plan, influence)
-    train, test = gradients(plan, len(model.fixed_damping) == len(model.widths))
+    train, test = gradients(plan, model)
     unit = prepared.material.unit
-    count = train * sum(prepared.material.train.samples.lengths)
-    count += test * sum(prepared.material.test.samples.lengths)
-    products = 6 * plan.n * plan.m * plan.n_parameters
-    seconds = count / rates.units, products / rates.flops
+    lengths = prepared.material.train.samples.lengths
+    again = compared(plan, model, len(prepared.material.test.samples), prepared.job.exact_sample)
+    count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
+    count += again * sum(lengths) // len(lengths)
+    seconds = count / rates.units, operations(plan, model) / rates.flops
     return {
-        "Gradients": f"{train * plan.n + test * plan.m:,}, of {count:,} {unit}",
+        "Gradients": f"{train * plan.n + test * plan.m + again:,}, of {count:,} {unit}",
         "Measured": f"{rates.units:,.0f} {unit} a second",
         "For gradients": duration(seconds[0]),
         "For the inverse and the scores": duration(seconds[1]),
@@ -170,7 +212,7 @@ def _time(
     }
 
 
-def measured_rates(prepared: Prepared, plan: Plan, influence: DataInfInfluence) -> Rates:
+def measured_rates(prepared: Prepared, plan: Plan, influence: BlockwiseInfluence) -> Rates:
     """Times the gradients of a few training samples, short and long, and a product.
 
     Args:

@@ -62,6 +62,7 @@ class Prepared:
             "top_k": self.job.top_k,
             "by_block": self.job.by_block,
             "self_influence": self.job.self_influence,
+            "exact_sample": self.job.exact_sample,
             "ids": ids or None,
             "metadata": {
                 **{name: side.columns for name, side in self.sides.items()},
@@ -126,5 +127,6 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
         block_structure=job.blocks,
         batch_size=job.batch_size if on_images else None,
         max_tokens=None if on_images else job.max_tokens,
+        method=job.method,
     )
     return Prepared(job, material, builder)

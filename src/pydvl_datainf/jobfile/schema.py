@@ -28,8 +28,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_n
 Amount = Annotated[str, AfterValidator(_amount)]
 Truth = StrictBool
 
-OUTSIDE = frozenset({"out", "scheduler", "jobs", "device", "max_tokens"})
-"""Fields that say where and how a run is done, and change its result by rounding at most."""
+OUTSIDE = frozenset({"out", "scheduler", "jobs", "device", "max_tokens", "exact_sample"})
+"""Fields that say where and how a run is done, and change its scores by rounding at most."""
 
 COLUMNS = {
     "causal-lm": ("prompt", "answer", "text", "messages"),
@@ -123,6 +123,7 @@ class Job(_Part):
         timesteps: of diffusion whose losses are averaged: which, or how many.
         noise: whether all images get the same noise, or each its own.
         reduction: of the losses of a sample's tokens.
+        method: what takes the place of each block's inverse.
         damping: λ of all blocks, of some by name, or chosen automatically.
         blocks: what is a block.
         rows: where gradients of training samples are kept.
@@ -133,6 +134,8 @@ class Job(_Part):
         top_k: how many scores are kept at either end for each test sample; all otherwise.
         by_block: whether scores of each block are kept.
         self_influence: whether self-influences are computed.
+        exact_sample: training samples over which the inverse is compared with the exact one; 0 =
+            it is not.
         device: where gradients are computed.
         dtype: of the weights.
         attention: its implementation in transformers.
@@ -166,6 +169,7 @@ class Job(_Part):
     timesteps: Count | Annotated[tuple[Position, ...], Field(min_length=1)] = 8
     noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
+    method: Literal["datainf", "exact", "hessian-free", "scaled-hessian-free"] = "datainf"
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
     rows: Literal["auto", "memory", "zarr", "recompute"] = "auto"
@@ -175,6 +179,7 @@ class Job(_Part):
     top_k: Count | None = None
     by_block: Truth = False
     self_influence: Truth = False
+    exact_sample: Position = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     attention: Text | None = None

@@ -1,13 +1,13 @@
-"""The pyDVL face: DataInf as a `TorchInfluenceFunctionModel`."""
+"""The pyDVL face: a `TorchInfluenceFunctionModel` with an inverse for each block."""
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Self, TypeAlias, cast, overload
 
 import torch
 from pydvl.influence.torch.influence_function_model import TorchInfluenceFunctionModel
-from pydvl.influence.types import InfluenceMode, UnsupportedInfluenceModeException
+from pydvl.influence.types import InfluenceMode
 from pydvl.utils.exceptions import NotFittedException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -20,6 +20,12 @@ from pydvl_datainf.gradients import Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
+from pydvl_datainf.influence.checks import (
+    as_batches,
+    check_mode,
+    check_order,
+    check_own_buffers,
+)
 from pydvl_datainf.inverse.damping import (
     Regularization,
     SquaredNorms,
@@ -27,7 +33,7 @@ from pydvl_datainf.inverse.damping import (
     check_finite,
     check_representable,
 )
-from pydvl_datainf.inverse.sherman_morrison import inverse_forms, inverse_times
+from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.objectives import Objective, as_objective
 from pydvl_datainf.sources import (
     Reader,
@@ -45,51 +51,15 @@ Damping: TypeAlias = float | Mapping[str, float] | Literal["auto"]
 _GROUP_BYTES = 2**29  # rows that self_influences holds at once, beside those that are kept
 
 
-class DataInfInfluence(TorchInfluenceFunctionModel):
-    r"""Influence functions with DataInf's inverse of the Gauss-Newton matrix.
+class BlockwiseInfluence(TorchInfluenceFunctionModel):
+    """Influence functions with an inverse for each block of parameters, fed by rows of gradients.
 
-    The influence of training sample k on test sample t is, with one term per block of parameters,
-
-        Σ_l  v_t[l]ᵀ  (1/n) Σ_i (g_i[l] g_i[l]ᵀ + λ_l I)⁻¹  g_k[l]
-
-    where g_i and v_t are gradients of single samples' losses and n is the number of samples that
-    `fit` saw. Positive = helpful: more weight on k lowers the loss of t. The unit is that of
-    loss² · parameter⁻² / λ; scores are comparable within one fitted model.
-    Source: Kwon, Wu, Wu, Zou, "DataInf", ICLR 2024, with pyDVL's sign (theirs is the opposite).
-
-    Batches are (x, y) pairs of tensors, or mappings of tensors that carry their labels. A mapping
-    is passed as x with y=None: `influences(test_batch, None, train_batch, None)`.
-
-    Args:
-        model: in evaluation mode; only parameters that require gradients take part. It is never
-            changed.
-        loss: `loss(outputs, y)` as in pyDVL, seen by each sample as a batch of one, or an
-            `Objective` such as `SequenceClassification()`.
-        regularization: λ > 0 for all blocks, a mapping of block name to λ (blocks left out are
-            chosen automatically), or "auto": 0.1 times the block's mean squared gradient entry.
-        block_structure: "module" (a block for each module that directly owns trainable
-            parameters), a pyDVL `BlockMode` or its value, or a mapping of block name to parameter
-            names, which may leave parameters out.
-        gradients: "auto" (one batched pass; one pass per sample for what that cannot explain),
-            "capture" (the latter is an error) or "functional" (`torch.func`).
-        rows: what happens to the training gradients after `fit`: "memory" keeps them, "recompute"
-            computes them again whenever they are needed, "auto" keeps them while they take less
-            than a quarter of the memory that is free.
-        batch_size: the largest number of samples in one gradient computation; None = as given.
-        max_tokens: the largest number of tokens, padding included, in one gradient computation:
-            the samples of each batch are taken by length and without common padding at the right,
-            and their rows put back in order. For mappings with an `attention_mask`; None = batches
-            are computed as they are. Large batches (of the loader) serve it best.
-        progress: whether passes over the training data show a progress bar.
-
-    Raises:
-        BlockError: if the block structure does not fit the model.
-        DampingError: if the regularization is not positive or names no block.
-        ModelError: if the model is of a kind whose layers cannot be seen.
-        ObjectiveError: if the loss is neither a callable nor an objective.
-        SourceError: if there is no such choice of `rows`.
-        BatchError: if batch_size or max_tokens is not a positive integer.
+    The common part of `DataInfInfluence`, `ExactInfluence` and `HessianFreeInfluence`, which tell
+    the inverse. Arguments are those of `DataInfInfluence`.
     """
+
+    inverse: Inverse
+    """What takes the place of the inverse of each block."""
 
     def __init__(
         self,
@@ -146,7 +116,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
             damping = self._choose_damping(self._regularization, norms)
             fixed_order = has_fixed_order(data)
         content = fingerprint(self.model)
-        _check_own_buffers(before, content)
+        check_own_buffers(before, content)
         self._source, self._norms, self._damping = source, norms, damping
         self._content, self._fixed_order = content, fixed_order
         return self
@@ -301,7 +271,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
             BatchError: if y comes without x.
         """
         self._fitted_source()
-        mode = _check_mode(mode)
+        mode = check_mode(mode)
         test = self._batch(x_test, y_test)
         if x is None and y is not None:
             raise BatchError(
@@ -399,7 +369,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
             BlockError: if there are no factors, or they are not those of a block.
         """
         self._fitted_source()
-        mode = _check_mode(mode)
+        mode = check_mode(mode)
         self.blocks.check_vectors(z_test_factors)
         batch = self._batch(x, y)
         self.check_unchanged()
@@ -436,6 +406,21 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         return self._rows(self._batch(x, y))
 
     # Influences of the fitted data, from its rows
+
+    def training_gradients_by_block(self) -> "Iterator[OrderedDict[str, Tensor]]":
+        """The gradients of the fitted samples, chunk by chunk: as kept, or computed again.
+
+        Yields:
+            For each block gradients as rows, shape (b, d_l), in the order of the training loader.
+        """  # noqa: DOC201 - the bare return ends the generator
+        chunks = self._fitted_source().chunks()
+        self.check_unchanged()
+        while True:
+            with preserved_rng(self.model_device):  # not while the caller is at work
+                rows = next(chunks, None)
+            if rows is None:
+                return
+            yield rows
 
     @overload
     def training_influences(
@@ -504,10 +489,10 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
         source = self._fitted_source() if data is not None else self._ordered_source()
         self.check_unchanged()
         with preserved_rng(self.model_device):
-            _check_order(data is None or has_fixed_order(data))
-            chunks = source.chunks() if data is None else self._reader(_as_batches(data)).rows()
+            check_order(data is None or has_fixed_order(data))
+            chunks = source.chunks() if data is None else self._reader(as_batches(data)).rows()
             parts = [
-                inverse_forms(group, source.chunks(), source.n, self._damping)
+                self.inverse.forms(group, source.chunks(), source.n, self._damping)
                 for group in grouped(chunks, _GROUP_BYTES)
             ]
         if not parts:
@@ -520,7 +505,7 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
     def _transformed(self, vectors: BlockVectors) -> BlockVectors:
         source = self._fitted_source()
         with preserved_rng(self.model_device):
-            factors = inverse_times(vectors, source.chunks(), source.n, self._damping)
+            factors = self.inverse.times(vectors, source.chunks(), source.n, self._damping)
         check_finite(factors)
         return factors
 
@@ -600,36 +585,5 @@ class DataInfInfluence(TorchInfluenceFunctionModel):
 
     def _ordered_source(self) -> RowSource:
         source = self._fitted_source()
-        _check_order(self._fixed_order)
+        check_order(self._fixed_order)
         return source
-
-
-def _check_mode(mode: InfluenceMode | str) -> InfluenceMode:
-    try:
-        return InfluenceMode(mode)
-    except ValueError:
-        raise UnsupportedInfluenceModeException(mode) from None
-
-
-def _check_own_buffers(before: Mapping[str, int], after: Mapping[str, int]) -> None:
-    """Raises if the forward pass itself changed what the model contains; new caches are fine."""
-    changed = [name for name in differences(before, after) if name in before]
-    if changed:
-        raise ModelError(
-            f"The model's own forward pass changes {', '.join(changed[:5])}, so its gradients "
-            "differ from call to call. Switch that off, for instance with model.eval()."
-        )
-
-
-def _check_order(is_fixed: bool) -> None:
-    if not is_fixed:
-        raise SourceError(
-            "The loader yields the samples in random order, so results per sample could not be "
-            "told apart. Use a DataLoader with shuffle=False (fit alone accepts any order)."
-        )
-
-
-def _as_batches(data: Any) -> Any:
-    """A single batch as data of one batch; loaders as they are."""
-    is_pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
-    return [data] if isinstance(data, Mapping) or is_pair else data

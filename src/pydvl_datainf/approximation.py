@@ -1,0 +1,127 @@
+"""How far DataInf is from the exact inverse, measured on a sample of the data at hand."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pydvl_datainf.errors import DampingError, SourceError
+from pydvl_datainf.influence import BlockwiseInfluence, Inputs
+from pydvl_datainf.inverse.comparison import compared_with_exact
+from pydvl_datainf.vectors import BlockVectors, concatenated, length
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ApproximationError:
+    """Relative errors of a block-wise inverse against the exact one, over the same n samples.
+
+    Args:
+        blocks: names of the blocks.
+        errors: ‖A − E‖/‖E‖ of each block, in Frobenius norm, where A and E hold as rows what the
+            approximate and the exact inverse make of the gradients of m test samples, (L,).
+        cosines: ⟨A, E⟩/(‖A‖‖E‖) of each block: what is left when only the size differs is 1, (L,).
+        widths: d_l, parameters of each block, (L,).
+        damping: λ_l of each block, (L,).
+        n: training samples over which both inverses were taken.
+        m: test samples.
+        score_error: the error of the influences of the n training samples on the m test samples,
+            summed over blocks, as that of a block.
+        rank_correlation: Spearman's, between the approximate and the exact influences on a test
+            sample, averaged over test samples; None where it is not defined, as for n = 1.
+    """
+
+    blocks: tuple[str, ...]
+    errors: Floats
+    cosines: Floats
+    widths: npt.NDArray[np.int64]
+    damping: Floats
+    n: int
+    m: int
+    score_error: float
+    rank_correlation: float | None
+
+
+def approximation_error(
+    influence: BlockwiseInfluence,
+    x_test: Inputs,
+    y_test: Tensor | None = None,
+    *,
+    samples: int | None = 512,
+) -> ApproximationError:
+    """Compares the inverse of a fitted influence model with the exact one on a part of its data.
+
+    Both are taken over the same training samples, evenly spaced among the fitted ones, with the λ
+    that was fitted. The error depends on n, since DataInf is exact for n = 1: `samples` and d_l
+    belong to the number. It takes n d_l min(n, d_l) multiplications a block.
+
+    Args:
+        influence: fitted.
+        x_test: test inputs (m, ...), or a mapping that carries its labels.
+        y_test: test targets (m, ...); None with a mapping.
+        samples: training samples to compare over, at most; None = all.
+
+    Returns:
+        The errors, with n, d_l and λ_l beside them.
+
+    Raises:
+        DampingError: if the inverse is not damped, so that it approximates nothing.
+        SourceError: if `samples` is not positive.
+
+    Example:
+        >>> from pydvl_datainf import DataInfInfluence
+        >>> model = torch.nn.Linear(3, 1).double()
+        >>> x, y = torch.randn(1, 3).double(), torch.randn(1, 1).double()
+        >>> influence = DataInfInfluence(model, torch.nn.functional.mse_loss).fit([(x, y)])
+        >>> bool(approximation_error(influence, x, y).score_error < 1e-9)  # exact for n = 1
+        True
+    """
+    if samples is not None and samples < 1:
+        raise SourceError(f"samples must be a positive number or None, got {samples!r}.")
+    if not influence.inverse.is_damped:
+        raise DampingError(
+            "Plain products of gradients have no damping, so they approximate no damped inverse. "
+            "Compare HessianFreeInfluence(scaled=True)."
+        )
+    vectors = influence.loss_gradients_by_block(x_test, y_test)
+    n = influence.n_samples or 0
+    chosen = evenly_spaced(n, n if samples is None else samples)
+    rows = _rows_at(chosen, influence.training_gradients_by_block())
+    found = compared_with_exact(influence.inverse, vectors, rows, influence.damping)
+    widths = influence.blocks.widths
+    return ApproximationError(
+        blocks=tuple(found.errors),
+        errors=np.array(list(found.errors.values())),
+        cosines=np.array(list(found.cosines.values())),
+        widths=np.array([widths[block] for block in found.errors]),
+        damping=np.array([influence.damping[block] for block in found.errors]),
+        n=len(chosen),
+        m=length(vectors),
+        score_error=found.score_error,
+        rank_correlation=found.rank_correlation,
+    )
+
+
+def evenly_spaced(n: int, samples: int) -> npt.NDArray[np.int64]:
+    """Positions of at most `samples` of n samples, evenly spaced, each once."""
+    return np.arange(min(samples, n)) * n // max(1, min(samples, n))
+
+
+def _rows_at(positions: npt.NDArray[np.int64], chunks: Iterable[BlockVectors]) -> BlockVectors:
+    found, done = [], 0
+    for rows in chunks:
+        stop = done + length(rows)
+        here = torch.from_numpy(positions[(positions >= done) & (positions < stop)] - done)
+        if len(here):
+            found.append(_taken(rows, here))
+        done = stop
+    return concatenated(found)
+
+
+def _taken(rows: Mapping[str, Tensor], here: Tensor) -> BlockVectors:
+    return OrderedDict((block, G[here.to(G.device)]) for block, G in rows.items())

@@ -1,0 +1,53 @@
+"""DataInf."""
+
+from pydvl_datainf.influence.blockwise import BlockwiseInfluence
+from pydvl_datainf.inverse.methods import DATAINF
+
+
+class DataInfInfluence(BlockwiseInfluence):
+    r"""Influence functions with DataInf's inverse of the Gauss-Newton matrix.
+
+    The influence of training sample k on test sample t is, with one term per block of parameters,
+
+        Σ_l  v_t[l]ᵀ  (1/n) Σ_i (g_i[l] g_i[l]ᵀ + λ_l I)⁻¹  g_k[l]
+
+    where g_i and v_t are gradients of single samples' losses and n is the number of samples that
+    `fit` saw. Positive = helpful: more weight on k lowers the loss of t. The unit is that of
+    loss² · parameter⁻² / λ; scores are comparable within one fitted model.
+    Source: Kwon, Wu, Wu, Zou, "DataInf", ICLR 2024, with pyDVL's sign (theirs is the opposite).
+
+    Batches are (x, y) pairs of tensors, or mappings of tensors that carry their labels. A mapping
+    is passed as x with y=None: `influences(test_batch, None, train_batch, None)`.
+
+    Args:
+        model: in evaluation mode; only parameters that require gradients take part. It is never
+            changed.
+        loss: `loss(outputs, y)` as in pyDVL, seen by each sample as a batch of one, or an
+            `Objective` such as `SequenceClassification()`.
+        regularization: λ > 0 for all blocks, a mapping of block name to λ (blocks left out are
+            chosen automatically), or "auto": 0.1 times the block's mean squared gradient entry.
+        block_structure: "module" (a block for each module that directly owns trainable
+            parameters), a pyDVL `BlockMode` or its value, or a mapping of block name to parameter
+            names, which may leave parameters out.
+        gradients: "auto" (one batched pass; one pass per sample for what that cannot explain),
+            "capture" (the latter is an error) or "functional" (`torch.func`).
+        rows: what happens to the training gradients after `fit`: "memory" keeps them, "recompute"
+            computes them again whenever they are needed, "auto" keeps them while they take less
+            than a quarter of the memory that is free.
+        batch_size: the largest number of samples in one gradient computation; None = as given.
+        max_tokens: the largest number of tokens, padding included, in one gradient computation:
+            the samples of each batch are taken by length and without common padding at the right,
+            and their rows put back in order. For mappings with an `attention_mask`; None = batches
+            are computed as they are. Large batches (of the loader) serve it best.
+        progress: whether passes over the training data show a progress bar.
+
+    Raises:
+        BlockError: if the block structure does not fit the model.
+        DampingError: if the regularization is not positive or names no block.
+        ModelError: if the model is of a kind whose layers cannot be seen.
+        ObjectiveError: if the loss is neither a callable nor an objective.
+        SourceError: if there is no such choice of `rows`.
+        BatchError: if batch_size or max_tokens is not a positive integer.
+    """
+
+    inverse = DATAINF

@@ -1,0 +1,75 @@
+"""The exact reference."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pydvl_datainf.blocks import BlockStructure
+from pydvl_datainf.errors import SourceError
+from pydvl_datainf.gradients import Gradients
+from pydvl_datainf.influence.blockwise import BlockwiseInfluence, Damping
+from pydvl_datainf.inverse.methods import EXACT
+from pydvl_datainf.objectives import Objective
+from pydvl_datainf.sources import RowsKept
+
+
+class ExactInfluence(BlockwiseInfluence):
+    r"""Influence functions with the exact inverse of each block's damped Gauss-Newton matrix.
+
+    The influence of training sample k on test sample t is, with one term per block of parameters,
+
+        Σ_l  v_t[l]ᵀ  ((1/n) Σ_i g_i[l] g_i[l]ᵀ + λ_l I)⁻¹  g_k[l]
+
+    which is what DataInf approximates. A block of d_l parameters is solved in float64 by a Cholesky
+    factor of d_l x d_l or n x n numbers, whichever is smaller, so that it is affordable for LoRA
+    of any rank and some thousands of samples. Each call solves anew: ask many test samples at once.
+
+    Args:
+        model: as in `DataInfInfluence`.
+        loss: as in `DataInfInfluence`.
+        regularization: as in `DataInfInfluence`.
+        block_structure: as in `DataInfInfluence`.
+        gradients: as in `DataInfInfluence`.
+        rows: "memory" or "auto", which mean the same here: a block needs the gradients of all
+            samples together. Where they do not fit, use `run_influences` with rows="zarr".
+        batch_size: as in `DataInfInfluence`.
+        max_tokens: as in `DataInfInfluence`.
+        progress: as in `DataInfInfluence`.
+
+    Raises:
+        SourceError: if rows are to be computed again.
+    """
+
+    inverse = EXACT
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Objective | Callable[[Any, Tensor], Tensor],
+        regularization: Damping = "auto",
+        block_structure: BlockStructure = "module",
+        *,
+        gradients: Gradients = "auto",
+        rows: RowsKept = "auto",
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
+        progress: bool = False,
+    ):
+        if rows == "recompute":
+            raise SourceError(
+                "The exact inverse needs the gradients of all samples together, so they cannot be "
+                'computed again piece by piece. Use rows="memory", or run_influences with '
+                'rows="zarr".'
+            )
+        super().__init__(
+            model,
+            loss,
+            regularization,
+            block_structure,
+            gradients=gradients,
+            rows="memory" if rows == "auto" else rows,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            progress=progress,
+        )

@@ -1,0 +1,95 @@
+"""The simplest reference: products of gradients."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from pydvl_datainf.blocks import BlockStructure
+from pydvl_datainf.errors import DampingError
+from pydvl_datainf.gradients import Gradients
+from pydvl_datainf.influence.blockwise import BlockwiseInfluence, Damping
+from pydvl_datainf.inverse.methods import HESSIAN_FREE, SCALED_HESSIAN_FREE
+from pydvl_datainf.objectives import Objective
+from pydvl_datainf.sources import RowsKept
+
+
+class HessianFreeInfluence(BlockwiseInfluence):
+    r"""Influences without curvature: products of gradients, as they are or scaled per block.
+
+    The influence of training sample k on test sample t is Σ_l v_t[l]ᵀ g_k[l], or, with scaled=True,
+
+        Σ_l  v_t[l]ᵀ g_k[l] / λ_l
+
+    which needs no training gradients but those of sample k. Where `DataInfInfluence` does better
+    than plain products, compare with scaled ones first: often the 1/λ_l explain it.
+    Source: Pruthi et al., "TracIn", NeurIPS 2020 (at one checkpoint); "Hessian-free" in Kwon, Wu,
+    Wu, Zou, "DataInf", ICLR 2024.
+
+    Args:
+        model: as in `DataInfInfluence`.
+        loss: as in `DataInfInfluence`.
+        regularization: as in `DataInfInfluence` with scaled=True; nothing else than "auto" without.
+        block_structure: as in `DataInfInfluence`.
+        gradients: as in `DataInfInfluence`.
+        rows: as in `DataInfInfluence`.
+        batch_size: as in `DataInfInfluence`.
+        max_tokens: as in `DataInfInfluence`.
+        progress: as in `DataInfInfluence`.
+        scaled: whether the products of block l are divided by λ_l. Otherwise every λ_l is one.
+
+    Raises:
+        DampingError: if a regularization is given without scaled=True.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Objective | Callable[[Any, Tensor], Tensor],
+        regularization: Damping = "auto",
+        block_structure: BlockStructure = "module",
+        *,
+        gradients: Gradients = "auto",
+        rows: RowsKept = "auto",
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
+        progress: bool = False,
+        scaled: bool = False,
+    ):
+        self.inverse = SCALED_HESSIAN_FREE if scaled else HESSIAN_FREE
+        super().__init__(
+            model,
+            loss,
+            self._checked(regularization),
+            block_structure,
+            gradients=gradients,
+            rows=rows,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
+
+    def with_regularization(self, regularization: Damping) -> Self:
+        """Changes the damping, where there is one.
+
+        Args:
+            regularization: as in the constructor.
+
+        Returns:
+            The instance itself. It is unchanged if anything is raised.
+
+        Raises:
+            DampingError: as in the constructor.
+        """
+        return super().with_regularization(self._checked(regularization))
+
+    def _checked(self, regularization: Damping) -> Damping:
+        """The damping that the block-wise algebra is to use."""
+        if self.inverse.is_damped:
+            return regularization
+        if isinstance(regularization, str) and regularization == "auto":
+            return 1.0
+        raise DampingError(
+            "Plain products of gradients have no damping, so a regularization would not be used. "
+            "Leave it out, or divide by it with scaled=True."
+        )

@@ -1,0 +1,84 @@
+"""How far an approximate inverse is from the exact one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from pydvl_datainf.inverse import woodbury
+from pydvl_datainf.inverse.methods import Inverse
+from pydvl_datainf.vectors import BlockVectors, length, products, total
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What an inverse makes of some vectors, beside what the exact one makes of them.
+
+    Args:
+        errors: ‖A − E‖/‖E‖ for each block, in Frobenius norm.
+        cosines: ⟨A, E⟩/(‖A‖‖E‖) for each block: 1 where A is E up to a factor.
+        score_error: ‖S − T‖/‖T‖ for the influences of both.
+        rank_correlation: Spearman's, of a test sample's influences in S and T, averaged over test
+            samples; None where it is not defined, as for n = 1.
+    """
+
+    errors: Mapping[str, float]
+    cosines: Mapping[str, float]
+    score_error: float
+    rank_correlation: float | None
+
+
+def compared_with_exact(
+    inverse: Inverse, vectors: BlockVectors, rows: BlockVectors, damping: Mapping[str, float]
+) -> Comparison:
+    """Sets an inverse beside the exact one, both taken over the same n rows G.
+
+    With the transforms of the vectors as rows of A (approximate) and E (exact), their influences
+    are S = A Gᵀ and T = E Gᵀ, summed over blocks.
+
+    Args:
+        inverse: the approximate one.
+        vectors: for each block vectors as rows, (m, d_l).
+        rows: for each block gradients of n training samples as rows, (n, d_l).
+        damping: λ of each block.
+
+    Returns:
+        Errors, which are 0, and cosines, which are 1, where both transforms are zero.
+    """
+    n = length(rows)
+    approximate = inverse.times(vectors, [rows], n, damping)
+    exact = woodbury.inverse_times(vectors, [rows], n, damping)
+    S, T = total(products(approximate, rows)), total(products(exact, rows))
+    return Comparison(
+        errors={block: _error(approximate[block], E) for block, E in exact.items()},
+        cosines={block: _cosine(approximate[block], E) for block, E in exact.items()},
+        score_error=_error(S, T),
+        rank_correlation=_rank_correlation(S, T),
+    )
+
+
+def _error(A: Tensor, E: Tensor) -> float:
+    error, size = _norm(A.double() - E.double()), _norm(E)
+    return error / size if size else 0.0
+
+
+def _cosine(A: Tensor, E: Tensor) -> float:
+    sizes = _norm(A) * _norm(E)
+    return min(1.0, (A.double() * E.double()).sum().item() / sizes) if sizes else 1.0  # rounding
+
+
+def _norm(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
+
+
+def _rank_correlation(S: Tensor, T: Tensor) -> float | None:
+    ranks = [rankdata(scores.cpu().numpy(), axis=1) for scores in (S, T)]
+    a, b = (r - r.mean(1, keepdims=True) for r in ranks)
+    sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    defined = sizes > 0
+    if not defined.any():
+        return None
+    return min(1.0, float(((a * b).sum(1)[defined] / sizes[defined]).mean()))  # but for rounding
