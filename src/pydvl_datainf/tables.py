@@ -39,7 +39,8 @@ def info_tables(run: InfluenceRun, store: Store, blocks: bool = False) -> Iterat
     names = sorted(store.names())
     damping = run.damping if store.present("damping") else {}
     told = {name: _told(value) for name, value in run.metadata("run").items()}
-    yield facts_table("The run", _size(run, damping) | _kept(run, names) | _origin(run))
+    facts = _size(run, damping) | _trust(run) | _kept(run, names) | _origin(run)
+    yield facts_table("The run", facts)
     if told:
         yield facts_table("What was told of it", told)
     yield facts_table("How far it is", _state(run))
@@ -146,7 +147,22 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         "Damping λ, smallest to largest": (
             f"{min(values):.2e} to {max(values):.2e}" if values else "not chosen yet"
         ),
+        "Method": told["method"],
         "Objective": told["objective"],
+    }
+
+
+def _trust(run: InfluenceRun) -> dict[str, str]:
+    found = run.approximation_error
+    if found is None:
+        return {}
+    cosines = f"{found.cosines.min():.2f} to {found.cosines.max():.2f}"
+    ranks = "not defined" if found.rank_correlation is None else f"{found.rank_correlation:.2f}"
+    return {
+        "Compared with the exact inverse": f"over {found.n:,} training, {found.m:,} test samples",
+        "Cosine to it, of the blocks": cosines,
+        "Rank correlation of influences": ranks,
+        "Relative error of influences": f"{found.score_error:.2g}",
     }
 
 

@@ -1,32 +1,15 @@
 """A tuned model on disk as an influence model, built in whichever process needs it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.huggingface.selection import Parameters, select_parameters
-from pydvl_datainf.influence import (
-    BlockwiseInfluence,
-    Damping,
-    DataInfInfluence,
-    ExactInfluence,
-    HessianFreeInfluence,
-)
+from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Damping, Method
 from pydvl_datainf.objectives import Objective
-
-Method: TypeAlias = Literal["datainf", "exact", "hessian-free", "scaled-hessian-free"]
-
-METHODS: Mapping[Method, Any] = {
-    "datainf": DataInfInfluence,
-    "exact": ExactInfluence,
-    "hessian-free": HessianFreeInfluence,
-    "scaled-hessian-free": partial(HessianFreeInfluence, scaled=True),
-}
 
 
 class Files(Protocol):
@@ -69,7 +52,7 @@ class InfluenceBuilder:
         select_parameters(model, self.parameters)
         if not getattr(model, "is_quantized", False):  # those are where they can be
             model.to(self._device)
-        influence: BlockwiseInfluence = METHODS[self.method](
+        return METHODS[self.method](
             model,
             self.objective,
             self.regularization,
@@ -77,7 +60,6 @@ class InfluenceBuilder:
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
         )
-        return influence
 
     @property
     def _device(self) -> torch.device:

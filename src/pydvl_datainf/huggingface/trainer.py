@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import ModelError, ObjectiveError, SourceError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.influence import DataInfInfluence
+from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Method
 from pydvl_datainf.objectives import (
     CausalLM,
     Objective,
@@ -37,7 +37,7 @@ class TrainerInfluence(NamedTuple):
         train: batches of the training data, in its order.
     """
 
-    influence: DataInfInfluence
+    influence: BlockwiseInfluence
     test: DataLoader[Any]
     train: DataLoader[Any]
 
@@ -48,6 +48,7 @@ def influence_from_trainer(
     *,
     test: Any = None,
     batch_size: int | None = None,
+    method: Method = "datainf",
     **settings: Any,
 ) -> TrainerInfluence:
     """Takes model, data and collator from a transformers `Trainer`.
@@ -64,6 +65,8 @@ def influence_from_trainer(
             trainer's loss is the model's own.
         test: test data in place of the trainer's evaluation data.
         batch_size: samples in a batch; None = as the trainer evaluates.
+        method: what takes the place of each block's inverse: DataInf, the exact one, or nothing
+            (products of gradients, plain or scaled by 1/λ).
         **settings: further arguments of `DataInfInfluence`.
 
     Returns:
@@ -92,7 +95,7 @@ def influence_from_trainer(
             "them as test."
         )
     return TrainerInfluence(
-        DataInfInfluence(model, objective, **settings),
+        METHODS[method](model, objective, **settings),
         _loader(trainer, held_out, batch_size, "evaluation data; pass test"),
         _loader(trainer, trainer.train_dataset, batch_size, "training data"),
     )

@@ -13,11 +13,13 @@ from pydvl_datainf.executors import executor_for
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inputs import Description, Inputs
 from pydvl_datainf.jobfile.preparation import Prepared
-from pydvl_datainf.launch import Fresh, Wishes, planned
 from pydvl_datainf.plan import Plan, sampled_queries
+from pydvl_datainf.planning import planned
 from pydvl_datainf.samples import Survey, as_samples
 from pydvl_datainf.store import Store
 from pydvl_datainf.tables import facts_table
+from pydvl_datainf.training import Fresh
+from pydvl_datainf.wishes import Wishes
 
 PROBES = 4
 """Batches whose gradients are timed, after one for which nothing is prepared yet."""

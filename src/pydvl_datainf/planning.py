@@ -1,0 +1,99 @@
+"""How a run is cut, and where its rows are kept: what is asked, against what there is room for."""
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pydvl_datainf.errors import PlanError
+from pydvl_datainf.executors import Executor
+from pydvl_datainf.inputs import Description
+from pydvl_datainf.plan import Plan, Task, check_solvable, fits_at_once, make_plan
+from pydvl_datainf.samples import Survey
+from pydvl_datainf.store import Store
+from pydvl_datainf.training import Fresh, Parent
+from pydvl_datainf.wishes import Wishes
+
+
+def planned(
+    model: Description,
+    wishes: Wishes,
+    m: int,
+    tests: Survey,
+    training: Fresh | Parent,
+    executor: Executor,
+    store: Store,
+    stored: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Cuts a run.
+
+    Args:
+        model: what is known of it.
+        wishes: what is asked.
+        m: queries.
+        tests: what a first look at the test data found; its lengths suffice.
+        training: the training data; its lengths suffice.
+        executor: does the work.
+        store: where to.
+        stored: the attributes of the run that is to go on.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: if nothing fits.
+    """
+    task = Task(
+        n=training.n,
+        m=m,
+        m_samples=tests.n,
+        widths=tuple(model.widths.values()),
+        itemsize=np.dtype(model.dtype).itemsize,
+        longest=max(training.longest, *tests.lengths),
+        by_block=wishes.by_block,
+        top_k=wishes.top_k,
+    )
+    tile, rows = wishes.tile or (None, None), wishes.rows
+    together = model.inverse.rows == "together"
+    if together:
+        check_solvable(task, wishes.bytes)
+    if isinstance(training, Parent):
+        tile, rows = (tile[0], training.plan.train_tile), "zarr"
+    elif rows == "auto" and stored:
+        rows = stored["plan"]["rows"]
+    elif rows == "auto":
+        rows = _rows_that_fit(task, wishes.bytes, executor, store, together)
+    else:
+        _check_rows(rows, executor, together)
+    size = model.batch_size
+    return make_plan(task, memory=wishes.bytes, rows=rows, batch_size=size, tile=tile)
+
+
+def _check_rows(rows: str, executor: Executor, together: bool) -> None:
+    if rows == "memory" and not executor.keeps_state:
+        raise PlanError(
+            'rows="memory" needs processes that live as long as the run, which those of joblib do '
+            'not. Use rows="zarr" or "recompute".'
+        )
+    if rows == "recompute" and together:
+        raise PlanError(
+            "The exact inverse needs the gradients of all samples together, so they cannot be "
+            'computed again piece by piece. Use rows="zarr" or "memory".'
+        )
+
+
+def _rows_that_fit(
+    task: Task, memory: int, executor: Executor, store: Store, together: bool
+) -> str:
+    """In memory if all queries fit beside them, on disk if half of its free space is enough."""
+    alone = executor.shares_memory or not together  # other processes would compute all rows anew
+    if executor.keeps_state and alone and fits_at_once(task, memory):
+        return "memory"
+    if together:
+        return "zarr"
+    if store.path is None:
+        return "recompute"
+    existing = next(folder for folder in store.path.resolve().parents if folder.exists())
+    needed = 2 * task.n * sum(task.widths)
+    return "zarr" if needed <= shutil.disk_usage(existing).free // 2 else "recompute"

@@ -1,0 +1,119 @@
+"""The training data of a run: new to it, or the stored rows of another run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydvl_datainf.errors import ModelError, StoreError
+from pydvl_datainf.inputs import Description
+from pydvl_datainf.plan import Plan
+from pydvl_datainf.samples import Survey
+from pydvl_datainf.store import Array, Store, differences, listed
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Training data whose gradients are computed.
+
+    Args:
+        survey: what a first look at it found.
+    """
+
+    survey: Survey
+    rows_in: None = None
+
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        return self.survey.n
+
+    @property
+    def longest(self) -> int:
+        """Samples in the longest batch."""
+        return max(self.survey.lengths)
+
+    def fingerprint(self, model: Description) -> dict[str, Any]:
+        """What model and training data add to the fingerprint of a run."""
+        data = {"training samples": self.n, "training data": self.survey.fingerprint}
+        return model.fingerprint | data
+
+    def columns(self) -> dict[str, Array]:
+        """None but the caller's."""
+        return {}
+
+    def copy_norms(self, store: Store) -> None:
+        """There are none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A complete run whose training rows and damping serve another one.
+
+    Args:
+        store: of the run.
+
+    Raises:
+        StoreError: if it is not complete, or keeps no rows.
+    """
+
+    store: Store
+    attributes: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attributes", self.store.attributes)
+        if not self.attributes["complete"] or self.plan.rows != "zarr":
+            raise StoreError(
+                f"{self.store} is not complete, or keeps no training rows. A run that is to answer "
+                'further queries is made with rows="zarr".'
+            )
+
+    @property
+    def n(self) -> int:
+        """The number of training samples."""
+        return self.plan.n
+
+    @property
+    def longest(self) -> int:
+        """Samples that are worked on at once: as many as in the run, for the same bits."""
+        return self.plan.step
+
+    @property
+    def plan(self) -> Plan:
+        """Of the run."""
+        return Plan(**self.attributes["plan"])
+
+    @property
+    def rows_in(self) -> Any:
+        """Where the rows are: a run that was itself a query has none of its own."""
+        return self.attributes["rows_in"] or str(self.store)
+
+    def fingerprint(self, model: Description) -> dict[str, Any]:
+        """What both runs have in common.
+
+        Args:
+            model: computes the gradients of the queries.
+
+        Returns:
+            Entries of a fingerprint.
+
+        Raises:
+            ModelError: if the model is another one.
+        """
+        theirs = self.attributes["fingerprint"]
+        own = {key: value for key, value in model.fingerprint.items() if key != "damping"}
+        other = differences({key: theirs[key] for key in own}, own)
+        if other:
+            raise ModelError(f"{self.store} was computed with another model:{listed(other)}")
+        return own | {key: theirs[key] for key in ("damping", "training samples", "training data")}
+
+    def columns(self) -> dict[str, Array]:
+        """Ids and metadata of the training samples."""
+        names = self.store.names()
+        wanted = [name for name in names if name == "train" or name.startswith("train_")]
+        return {name: self.store.read(name) for name in wanted}
+
+    def copy_norms(self, store: Store) -> None:
+        """Copies damping and norms, tile by tile."""
+        store.write("damping", ..., self.store.read("damping"))
+        for tile in self.plan.train:
+            store.write("squared_norms", tile, self.store.read("squared_norms", tile))

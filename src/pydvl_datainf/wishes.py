@@ -1,0 +1,73 @@
+"""What a caller asks of a run, beside the model and the data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dask.utils import parse_bytes
+
+from pydvl_datainf.errors import PlanError
+
+ROWS = ("memory", "zarr", "recompute", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a caller asks of a run, beside the model and the data.
+
+    Args:
+        memory: bytes that our arrays may take in one process, or text such as "2GiB".
+        tile: (test, train) samples in a tile; None = chosen.
+        rows: where training rows are kept.
+        top_k: how many scores are kept at either end; None = all.
+        by_block: whether each block has scores of its own.
+        query_groups: a label for each test sample.
+        ids: of the samples of both sides.
+        metadata: of both sides, and under "run" of the run itself.
+        self_influence: whether self-influences are computed too.
+        exact_sample: training samples over which the inverse is compared with the exact one.
+        overwrite: whether another run in the store is replaced.
+
+    Raises:
+        PlanError: if anything is out of range, or does not go together.
+    """
+
+    memory: int | str = "2GiB"
+    tile: tuple[int | None, int | None] | None = None
+    rows: str = "auto"
+    top_k: int | None = None
+    by_block: bool = False
+    query_groups: Sequence[Any] | None = None
+    ids: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+    self_influence: bool = False
+    exact_sample: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rows not in ROWS:
+            raise PlanError(f"rows must be one of {ROWS}, got {self.rows!r}.")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise PlanError(f"top_k must be a positive number or None, got {self.top_k!r}.")
+        if type(self.exact_sample) is not int or self.exact_sample < 0:
+            raise PlanError(
+                f"exact_sample must be a number of samples or 0, got {self.exact_sample!r}."
+            )
+        if self.top_k is not None and self.by_block:
+            raise PlanError("top_k keeps total scores only; leave out top_k or by_block.")
+        if self.tile is not None and len(self.tile) != 2:
+            raise PlanError(f"tile must be (test, train) samples, got {self.tile!r}.")
+        self.bytes  # noqa: B018
+
+    @property
+    def bytes(self) -> int:
+        """The memory as a number."""
+        try:
+            number = int(parse_bytes(self.memory))
+        except (ValueError, TypeError, AttributeError):
+            raise PlanError(
+                f'memory must be bytes or text like "2GiB", got {self.memory!r}.'
+            ) from None
+        if number < 1:
+            raise PlanError(f"memory must be positive, got {self.memory!r}.")
+        return number

@@ -1,0 +1,15 @@
+"""Before there is a plan: what the model is, and what the data holds."""
+
+from pydvl_datainf.inputs import Description, Inputs
+from pydvl_datainf.samples import surveyed
+
+
+def describe(_: None, inputs: Inputs) -> Description:
+    """What the client must know of the model."""
+    return inputs.describe()
+
+
+def survey(item: tuple[str, int, int], inputs: Inputs) -> tuple[int, list[tuple[int, str]]]:
+    """The first of some batches of one side, and the lengths and checksums of them all."""
+    side, start, stop = item
+    return start, surveyed(getattr(inputs, side), start, stop)

@@ -1,0 +1,70 @@
+"""The influence of each training sample on itself."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pydvl_datainf.inputs import Inputs
+from pydvl_datainf.inverse.woodbury import quadratic_form
+from pydvl_datainf.job import Job
+from pydvl_datainf.store import WORK, Array
+from pydvl_datainf.vectors import BlockVectors, concatenated, total
+
+SELF_PARTS = f"{WORK}/self_parts"
+
+
+def write_self_influence(group: int, job: Job, inputs: Inputs) -> int:
+    """The self-influences of the training samples of some tiles."""
+    before = job.gradients
+    job.store.write("self_influence", self_group(job, group), self_influences(group, job, inputs))
+    return job.gradients - before
+
+
+def self_group(job: Job, group: int) -> slice:
+    """The training samples whose self-influences are computed together."""
+    tiles = job.plan.self_groups[group]
+    return slice(job.plan.train[tiles.start].start, job.plan.train[tiles.stop - 1].stop)
+
+
+def self_influences(group: int, job: Job, inputs: Inputs | None) -> Array:
+    """Σ_l g_kᵀ (inverse_l) g_k for the training samples k of a group."""
+    plan = job.plan
+    tiles = plan.self_groups[group]
+    own = [rows for j in range(tiles.start, tiles.stop) for _, rows in job.rows(inputs, j)]
+    forms = job.inverse.forms(concatenated(own), _all_rows(job, inputs), plan.n, job.damping)
+    return total(forms).cpu().numpy()
+
+
+def write_self_part(b: int, job: Job, inputs: Inputs) -> int:
+    """The part of one block in all self-influences, under the exact inverse."""
+    before = job.gradients
+    job.store.write(SELF_PARTS, b, self_part(b, job, inputs))
+    return job.gradients - before
+
+
+def self_part(b: int, job: Job, inputs: Inputs | None) -> Array:
+    """g_kᵀ (exact inverse) g_k in one block for all training samples k."""
+    block = list(job.widths)[b]
+    G = job.block_rows(inputs, block)
+    return quadratic_form(G, G, job.damping[block]).cpu().numpy()
+
+
+def all_self_influences(job: Job) -> Array:
+    """Σ_l g_kᵀ (inverse_l) g_k for all training samples k, from rows in a store."""
+    if job.inverse.rows == "together":
+        parts = [self_part(b, job, None) for b in range(len(job.widths))]
+        return np.asarray(np.sum(parts, axis=0))
+    groups = range(len(job.plan.self_groups))
+    return np.concatenate([self_influences(group, job, None) for group in groups])
+
+
+def write_self_sum(_: None, job: Job, inputs: Inputs) -> int:
+    """Self-influences as sums of the parts of the blocks."""
+    job.store.write("self_influence", ..., job.store.read(SELF_PARTS).sum(0))
+    return 0
+
+
+def _all_rows(job: Job, inputs: Inputs | None) -> Iterator[BlockVectors]:
+    for j in range(len(job.plan.train)):
+        for _, rows in job.rows(inputs, j):
+            yield rows
