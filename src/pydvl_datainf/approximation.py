@@ -81,7 +81,7 @@ def approximation_error(
         >>> bool(approximation_error(influence, x, y).score_error < 1e-9)  # exact for n = 1
         True
     """
-    if samples is not None and samples < 1:
+    if samples is not None and (type(samples) is not int or samples < 1):
         raise SourceError(f"samples must be a positive number or None, got {samples!r}.")
     if not influence.inverse.is_damped:
         raise DampingError(
