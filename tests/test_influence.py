@@ -640,3 +640,46 @@ def test_layers_that_cannot_be_differentiated_twice_are_named_with_a_remedy():
         influence.influences(*data, mode="perturbation")
     with sdpa_kernel(SDPBackend.MATH):
         assert influence.influences(*data, mode="perturbation").shape == (3, 3, 5, 4)
+
+
+@pytest.mark.parametrize("rows", ["memory", "recompute"])
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+def test_it_knows_what_it_was_fitted_on(split, rows):
+    problem = Problem(STRUCTURES["module"])
+    influence = DataInfInfluence(problem.model, problem.loss, rows=rows)
+    assert not influence.is_fitted_on(problem.batches(N))
+    influence.fit(problem.batches(split))
+    influence.training_influences(*problem.test)
+    assert influence.is_fitted_on(problem.batches(N))
+    assert influence.is_fitted_on(problem.batches([2, 9]))
+    x, y = problem.fitted
+    for other in ((x.flip(0), y.flip(0)), (x, 3 - y), (x[:-1], y[:-1]), (x.float(), y)):
+        assert not influence.is_fitted_on([other])
+    with torch.no_grad():
+        problem.model[0].bias += 1
+    assert not influence.is_fitted_on(problem.batches(N))
+
+
+def test_a_shuffled_order_is_never_the_same():
+    problem = Problem(STRUCTURES["module"])
+    loader = DataLoader(TensorDataset(*problem.fitted), batch_size=N, shuffle=True)
+    influence = DataInfInfluence(problem.model, problem.loss).fit(loader)
+    assert not influence.is_fitted_on(problem.batches(N))
+
+
+@pytest.mark.parametrize("rows", ["memory", "recompute"])
+def test_training_gradients_are_those_of_the_samples(rows):
+    problem = Problem(STRUCTURES["module"])
+    influence = DataInfInfluence(problem.model, problem.loss, rows=rows)
+    influence.fit(problem.batches(SPLITS["unequal last"]))
+    random_state = torch.get_rng_state()
+    chunks = influence.training_gradients_by_block()
+    first = next(chunks)
+    torch.rand(3)  # the caller's, which must not be taken back
+    moved = torch.get_rng_state()
+    rest = list(chunks)
+    assert torch.equal(torch.get_rng_state(), moved)
+    assert not torch.equal(moved, random_state)
+    for block, expected in problem.rows(problem.fitted).items():
+        found = torch.cat([chunk[block] for chunk in (first, *rest)])
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

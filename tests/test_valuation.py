@@ -263,6 +263,17 @@ def test_one_influence_model_serves_several_data_sets(scores):
     assert (shared.damping, shared.n_samples) == (before, N)
 
 
+def test_what_is_fitted_on_this_data_is_not_fitted_again(scores, monkeypatch):
+    def refuse(self, data):
+        raise AssertionError("fitted again")
+
+    influence = build().fit([tensors(TRAIN)])
+    monkeypatch.setattr(DataInfInfluence, "fit", refuse)
+    close(values_of(influence=influence).values, scores.mean(0))
+    with pytest.raises(AssertionError, match="fitted again"):  # the negative control
+        values_of(train=(TRAIN[0], 3 - TRAIN[1]), influence=influence)
+
+
 def test_stale_damping_would_be_seen(scores):
     """The negative control: with λ of other data, values differ."""
     stale = build().fit([tensors(samples(N, 7))]).unfitted()

@@ -1,4 +1,4 @@
-"""What a model contains, as checksums: to notice that it changed, however it was changed."""
+"""What a model or data contains, as checksums: to notice that it changed, however."""
 
 import zlib
 from collections.abc import Mapping
@@ -29,6 +29,19 @@ def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str
     """The names whose tensors changed, came or went."""
     names = dict.fromkeys((*before, *after))
     return [name for name in names if before.get(name) != after.get(name)]
+
+
+class DataChecksum:
+    """CRC-32s of the tensors of batches, one for each name, whatever the batches' lengths."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, torch.dtype, torch.Size], int] = {}
+
+    def add(self, named: Mapping[str, Tensor]) -> None:
+        """Adds the tensors of one batch, by name."""
+        for name, tensor in named.items():
+            key = name, tensor.dtype, tensor.shape[1:]
+            self.sums[key] = zlib.crc32(_bytes(tensor), self.sums.get(key, 0))
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import psutil
@@ -18,8 +18,16 @@ from torch.utils.data import (
 )
 from tqdm.auto import tqdm
 
-from pydvl_datainf.batches import Batch, batch_length, batch_to, check_batch, split_batch
+from pydvl_datainf.batches import (
+    Batch,
+    batch_length,
+    batch_named,
+    batch_to,
+    check_batch,
+    split_batch,
+)
 from pydvl_datainf.errors import SourceError
+from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine
 from pydvl_datainf.inverse.damping import SquaredNorms, squared_norms
 from pydvl_datainf.vectors import BlockVectors, length, n_bytes
@@ -57,6 +65,7 @@ class Reader:
         device: where batches are sent.
         batch_size: the largest number of samples in one gradient computation; None = as given.
         progress: whether to show a progress bar for each pass over the data.
+        seen: to which the batches of every pass are added, where it is there.
     """
 
     data: Iterable[Any]
@@ -64,6 +73,7 @@ class Reader:
     device: torch.device
     batch_size: int | None = None
     progress: bool = False
+    seen: DataChecksum | None = None
 
     def batches(self, what: str = "data") -> Iterator[Batch]:
         """Yields checked batches of at most `batch_size` samples, on the device."""
@@ -71,8 +81,11 @@ class Reader:
         bar = tqdm(
             iter(self.data), what, _length_of(self.data), leave=False, disable=not self.progress
         )
-        for batch in bar:
-            yield from split_batch(batch_to(check_batch(batch), self.device), self.batch_size)
+        for given in bar:
+            batch = check_batch(given)
+            if self.seen is not None:
+                self.seen.add(batch_named(batch))
+            yield from split_batch(batch_to(batch, self.device), self.batch_size)
 
     def rows(self) -> Iterator[BlockVectors]:
         """Yields the rows of each batch."""
@@ -207,7 +220,8 @@ def read_rows(
     if keep == "recompute":
         _check_repeatable(reader.data)
     if keep == "recompute" and not need_norms:
-        return RecomputedRows(reader, _check_some(_count(reader))), None
+        n = _check_some(_count(reader))
+        return RecomputedRows(replace(reader, seen=None), n), None
     budget = {"memory": float("inf"), "recompute": 0.0, "auto": _free_memory(reader.device)}[keep]
     tally = _Tally(budget if keep != "auto" else MEMORY_SHARE * budget)
     for rows in reader.rows():
@@ -215,7 +229,7 @@ def read_rows(
     n = _check_some(tally.n)
     if tally.kept is None:
         _check_repeatable(reader.data)
-        return RecomputedRows(reader, n), tally.norms
+        return RecomputedRows(replace(reader, seen=None), n), tally.norms
     return MemoryRows(tally.kept, n), tally.norms
 
 

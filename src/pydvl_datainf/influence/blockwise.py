@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast, overload
 
 import torch
@@ -12,10 +13,10 @@ from pydvl.utils.exceptions import NotFittedException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pydvl_datainf.batches import Batch, batch_to, check_batch, split_batch
+from pydvl_datainf.batches import Batch, batch_named, batch_to, check_batch, split_batch
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, ModelError, SourceError
-from pydvl_datainf.fingerprint import differences, fingerprint
+from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
 from pydvl_datainf.gradients import Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
@@ -112,14 +113,32 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         with preserved_rng(self.model_device):
             before = fingerprint(self.model)
             need = not self._regularization.is_complete(self.block_names)
-            source, norms = read_rows(self._reader(data), self.rows_kept, need_norms=need)
+            seen = DataChecksum()
+            reader = replace(self._reader(data), seen=seen)
+            source, norms = read_rows(reader, self.rows_kept, need_norms=need)
             damping = self._choose_damping(self._regularization, norms)
             fixed_order = has_fixed_order(data)
         content = fingerprint(self.model)
         check_own_buffers(before, content)
         self._source, self._norms, self._damping = source, norms, damping
-        self._content, self._fixed_order = content, fixed_order
+        self._content, self._fixed_order, self._data = content, fixed_order, seen
         return self
+
+    def is_fitted_on(self, data: Iterable[Any]) -> bool:
+        """Whether `fit` saw these samples, in this order, and the model is as it was then.
+
+        Args:
+            data: batches. Of (x, y) pairs the lengths of the batches do not matter.
+
+        Returns:
+            False before `fit`, and where the loader that was fitted has no fixed order.
+        """
+        if self._source is None or not self._fixed_order:
+            return False
+        seen = DataChecksum()
+        for batch in data:
+            seen.add(batch_named(check_batch(batch)))
+        return seen.sums == self._data.sums and not self._changed()
 
     def with_regularization(self, regularization: Damping) -> Self:
         """Changes the damping. A fitted instance stays fitted: rows are not computed again.
@@ -208,13 +227,16 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Raises:
             ModelError: if any differs.
         """
-        changed = differences(self._content, fingerprint(self.model))
+        changed = self._changed()
         if changed:
             some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
             raise ModelError(
                 f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
                 "no longer belong to the fitted ones. Call fit again."
             )
+
+    def _changed(self) -> list[str]:
+        return differences(self._content, fingerprint(self.model))
 
     # Influences of any data
 

@@ -52,8 +52,9 @@ class DataInfValuation(Valuation):
 
     Args:
         influence: a `DataInfInfluence` or one of its siblings, fitted or not. `fit` fits a copy of
-            it to the data, with λ chosen anew where they were not given, and leaves it as it is:
-            one model can be shared by valuations of any data.
+            it to the data, with λ chosen anew where they were not given, unless it is fitted on
+            exactly this data, and leaves it as it is: one model can be shared by valuations of any
+            data.
         test_data: a pyDVL `Dataset`, an (x, y) pair of arrays or tensors, or a DataLoader or list
             of such batches. Like the training data it is cast: floating numbers to the dtype of the
             model, integers and truth values to int64.
@@ -190,7 +191,7 @@ class DataInfValuation(Valuation):
     def _values_here(self, data: Dataset) -> Values:
         positions = positions_of(data, data.data_indices())
         train, tests = self._train_and_tests(data)
-        fitted = copy.copy(self.influence).fit(train)
+        fitted = self._fitted(train)
         bar = tqdm(tests, "test data", leave=False, disable=not self.progress)
         tiles = (fitted.training_influences(x, y).double().cpu().numpy() for x, y in bar)
         units = (unit_sums(tile, positions) for tile in tiles)
@@ -207,7 +208,7 @@ class DataInfValuation(Valuation):
         train, tests = self._train_and_tests(data)
         influence = self.influence
         if influence.is_fitted:  # its λ may be those of other data, and a run would keep them
-            influence = copy.copy(influence).fit(train).unfitted()
+            influence = self._fitted(train).unfitted()
         # Rows are computed again, not stored in half precision: values are the same everywhere.
         together = influence.inverse.rows == "together"
         return run_influences(
@@ -221,6 +222,11 @@ class DataInfValuation(Valuation):
             ids={"train": data.data_indices()},
             progress=self.progress,
         )
+
+    def _fitted(self, train: list[Pair]) -> BlockwiseInfluence:
+        if self.influence.is_fitted_on(train):
+            return self.influence
+        return copy.copy(self.influence).fit(train)
 
     def _train_and_tests(self, data: Dataset) -> tuple[list[Pair], Iterable[Pair]]:
         dtype = input_dtype(self.influence.model)
