@@ -68,7 +68,7 @@ types: install
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into site/.
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 notebooks: $(VENV)/.installed-notebooks  ## Run the notebooks; their cells check what they say.
 	$(PYTEST) --nbmake notebooks/*.ipynb

@@ -73,7 +73,7 @@ def approximation_error(
         DampingError: if the inverse is not damped, so that it approximates nothing.
         SourceError: if `samples` is not positive.
 
-    Example:
+    Examples:
         >>> from pydvl_datainf import DataInfInfluence
         >>> model = torch.nn.Linear(3, 1).double()
         >>> x, y = torch.randn(1, 3).double(), torch.randn(1, 1).double()

@@ -31,7 +31,7 @@ def mislabel_auc(suspicion: Floats, mislabelled: Mask) -> float:
     Raises:
         ValueError: if the shapes differ, or if all samples or none are mislabelled.
 
-    Example:
+    Examples:
         >>> mislabel_auc(np.array([0.1, 0.7, 0.4, 0.9]), np.array([False, True, False, True]))
         1.0
     """
@@ -67,7 +67,7 @@ def relative_influence(influence: Floats, self_influence: Floats) -> Floats:
     Raises:
         ValueError: if a self-influence is negative.
 
-    Example:
+    Examples:
         >>> relative_influence(np.array([6.0, -1.0, 0.0]), np.array([9.0, 0.25, 0.0]))
         array([ 2., -2.,  0.])
     """
@@ -100,7 +100,7 @@ def class_auc(influences: Floats, query_classes: Classes, training_classes: Clas
         ValueError: if the shapes do not fit, if an influence is not finite, or if a query has all
             or none of the training samples in its class.
 
-    Example:
+    Examples:
         >>> influences = np.array([[0.9, 0.1, 0.3, 0.2], [0.4, 0.5, 0.1, 0.2]])
         >>> class_auc(influences, np.array(["a", "b"]), np.array(["a", "a", "b", "b"]))
         array([0.5, 0. ])
@@ -131,7 +131,7 @@ def class_recall(influences: Floats, query_classes: Classes, training_classes: C
         ValueError: if the shapes do not fit, if an influence is not finite, or if a query has all
             or none of the training samples in its class.
 
-    Example:
+    Examples:
         >>> influences = np.array([[0.9, 0.1, 0.3, 0.2], [0.4, 0.5, 0.1, 0.2]])
         >>> class_recall(influences, np.array(["a", "b"]), np.array(["a", "a", "b", "b"]))
         array([0.5, 0. ])
@@ -174,7 +174,7 @@ def largest(values: Floats, k: int) -> Indices:
     Returns:
         Positions in `values`, (min(k, n),).
 
-    Example:
+    Examples:
         >>> largest(np.array([0.5, 2.0, -1.0, 2.0]), 3)
         array([1, 3, 0])
     """

@@ -21,7 +21,7 @@ def block_labels(names: Sequence[str]) -> list[str]:
     Returns:
         A label for each, all different if the names are.
 
-    Example:
+    Examples:
         >>> layer = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default"
         >>> block_labels([layer.format(0), layer.format(1)])
         ['layers.0.self_attn.q_proj · lora_A', 'layers.1.self_attn.q_proj · lora_A']

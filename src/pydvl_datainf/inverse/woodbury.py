@@ -35,7 +35,7 @@ def solved(G: Float[Tensor, "n d"], V: Float[Tensor, "m d"], λ: float) -> Float
         transformed: Tensor = torch.cholesky_solve(V64.mT, _parameter_factor(G64, λ)).mT
     else:
         weights = torch.cholesky_solve(G64 @ V64.mT, _sample_factor(G64, λ))
-        transformed = (V64 - weights.mT @ G64) / λ
+        transformed = torch.addmm(V64, weights.mT, G64, alpha=-1).div_(λ)  # without copies
     return transformed.to(V.dtype)
 
 
@@ -44,13 +44,14 @@ def quadratic_form(
 ) -> Float[Tensor, " m"]:
     """vᵀ (H + λ I)⁻¹ v for each row v of V, in the dtype of V."""
     n, d = G.shape
-    G64, V64 = G.double(), V.double()
+    G64 = G.double()
+    V64 = G64 if V is G else V.double()
     if d <= n:
         half = torch.linalg.solve_triangular(_parameter_factor(G64, λ), V64.mT, upper=False)
-        forms: Tensor = half.square().sum(0)
+        forms: Tensor = _squared_norms(half)
     else:
         half = torch.linalg.solve_triangular(_sample_factor(G64, λ), G64 @ V64.mT, upper=False)
-        forms = (V64.square().sum(1) - half.square().sum(0)) / λ
+        forms = (_squared_norms(V64.mT) - _squared_norms(half)) / λ
     return forms.to(V.dtype)
 
 
@@ -96,6 +97,11 @@ def inverse_forms(
         (block, quadratic_form(_together(kept, block, n), V, damping[block]))
         for block, V in vectors.items()
     )
+
+
+def _squared_norms(columns: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
+    norms: Tensor = torch.linalg.vector_norm(columns, dim=0)
+    return norms.square()
 
 
 def _together(chunks: list[BlockVectors], block: str, n: int) -> Tensor:

@@ -260,7 +260,7 @@ def duration(seconds: float) -> str:
     Returns:
         Text.
 
-    Example:
+    Examples:
         >>> duration(3.2), duration(312), duration(40000)
         ('3.2 s', '5.2 min', '11.1 h')
     """

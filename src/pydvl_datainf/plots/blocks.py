@@ -38,7 +38,7 @@ def shares_of_sum(scores: Floats) -> Floats:
         ValueError: if there is another number of axes, a score is not finite, or the sums are all
             zero.
 
-    Example:
+    Examples:
         >>> shares_of_sum(np.array([[[3.0, 1.0], [1.0, -1.0]]]))
         array([0.75, 0.25])
     """

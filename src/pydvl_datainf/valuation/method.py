@@ -76,7 +76,7 @@ class DataInfValuation(Valuation):
         PlanError: if there is no such aggregate, or a client without a store.
         BatchError: if batch_size is not a positive integer.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from pydvl.valuation import Dataset
         >>> from torch import nn

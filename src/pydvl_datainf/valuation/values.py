@@ -105,7 +105,7 @@ def unit_sums(scores: Floats, positions: Integers) -> Floats:
     Returns:
         The sums, (..., g).
 
-    Example:
+    Examples:
         >>> unit_sums(np.array([[1.0, 2.0, 4.0]]), np.array([1, 0, 1]))
         array([[2., 5.]])
     """
