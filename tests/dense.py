@@ -1,4 +1,4 @@
-"""The oracles: the formulas of DataInf in float64, written down plainly.
+"""The oracles: the formulas of the inverses in float64, written down plainly.
 
 Nothing here is imported from the package, and nothing is clever: one backward pass for each sample,
 dense matrices, `torch.linalg.solve`.
@@ -42,16 +42,31 @@ def datainf_matrix(rows, damping):
     return total / n
 
 
+def exact_matrix(rows, damping):
+    """((1/n) Σ_i g_i g_iᵀ + λ I)⁻¹ as a dense matrix."""
+    n, d = rows.shape
+    eye = torch.eye(d, dtype=rows.dtype)
+    total = torch.zeros(d, d, dtype=rows.dtype)
+    for g in rows:
+        total += torch.outer(g, g)
+    return torch.linalg.solve(total / n + damping * eye, eye)
+
+
+def scaled_identity(rows, damping):
+    """I/λ as a dense matrix."""
+    return torch.eye(rows.shape[1], dtype=rows.dtype) / damping
+
+
 def automatic_damping(rows):
     """0.1 times the mean over samples and parameters of the squared gradient entries."""
     return 0.1 * float((rows**2).mean())
 
 
-def influences(test_rows, fit_rows, train_rows, damping):
+def influences(test_rows, fit_rows, train_rows, damping, inverse=datainf_matrix):
     """Σ_l v_tᵀ (inverse_l) g_k, from dictionaries of block name to rows and of block name to λ."""
     total = 0
     for block, v in test_rows.items():
-        total = total + v @ datainf_matrix(fit_rows[block], damping[block]) @ train_rows[block].T
+        total = total + v @ inverse(fit_rows[block], damping[block]) @ train_rows[block].T
     return total
 
 

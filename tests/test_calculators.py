@@ -1,5 +1,8 @@
 """Through pyDVL's calculators: the same numbers as the direct call, in memory and in Zarr."""
 
+from functools import partial
+from itertools import combinations
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pydvl_datainf import DataInfInfluence
+from pydvl_datainf import DataInfInfluence, ExactInfluence, HessianFreeInfluence
 from zoo import Tied
 
 TRAIN, TEST = 10, 7
@@ -27,7 +30,7 @@ ZARR_NOISE = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 @pytest.fixture(scope="module")
 def client():
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -76,6 +79,40 @@ def test_sequential(rows, tmp_path):
     close(from_factors.compute(aggregator=NestedTorchCatAggregator()), direct)
 
 
+OTHERS = {
+    "exact": ExactInfluence,
+    "plain": HessianFreeInfluence,
+    "scaled": partial(HessianFreeInfluence, scaled=True),
+}
+
+
+def fitted_other(kind):
+    model, loss, train, test = classifier()
+    loader = DataLoader(TensorDataset(*train), batch_size=4)
+    return OTHERS[kind](model, loss).fit(loader), train, test
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_sequential_of_other_inverses(kind):
+    influence, train, test = fitted_other(kind)
+    direct = influence.influences(*test, *train)
+    calculator = SequentialInfluenceCalculator(influence)
+    values = calculator.influences(*loaders(train, test))
+    close(values.compute(aggregator=NestedTorchCatAggregator()), direct)
+    factors = calculator.influence_factors(loaders(train, test)[0])
+    close(factors.compute(aggregator=TorchCatAggregator()), influence.influence_factors(*test))
+
+
+def test_the_inverses_are_told_apart():
+    """Negative control: were one taken for another, the comparisons would fail."""
+    influences = [fitted()[0], *(fitted_other(kind)[0] for kind in OTHERS)]
+    train, test = fitted()[1:]
+    scores = [influence.influences(*test, *train) for influence in influences]
+    for a, b in combinations(scores, 2):
+        with pytest.raises(AssertionError):
+            close(a, b)
+
+
 def test_sequential_perturbation():
     influence, train, test = fitted()
     direct = influence.influences(*test, *train, mode="perturbation")
@@ -110,6 +147,18 @@ def test_dask(client, rows, tmp_path):
     assert factors.shape == (TEST, influence.n_parameters)
     close(factors.compute(), influence.influence_factors(*test))
     close(calculator.influences_from_factors(factors, *arrays[2:]).compute(), direct)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_dask_of_other_inverses(client, kind):
+    influence, train, test = fitted_other(kind)
+    arrays = dask_arrays(train, test)
+    calculator = DaskInfluenceCalculator(influence, TorchNumpyConverter(), client)
+    close(calculator.influences(*arrays).compute(), influence.influences(*test, *train))
+    factors = calculator.influence_factors(*arrays[:2])
+    close(factors.compute(), influence.influence_factors(*test))
+    direct = influence.influences(*test, *train, mode="perturbation")
+    close(calculator.influences(*arrays, mode="perturbation").compute(), direct)
 
 
 # Python 3.12 warns of the loader's workers, which are forked beside the cluster's threads.

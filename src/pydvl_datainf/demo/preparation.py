@@ -15,12 +15,15 @@ from torch.utils.data import DataLoader
 from pydvl_datainf.demo.output import origin
 from pydvl_datainf.demo.packages import model_folder, reviews_file
 from pydvl_datainf.demo.reviews import draw_reviews, read_reviews
-from pydvl_datainf.demo.scoring import compute_hessian_free, compute_losses, compute_predictions
+from pydvl_datainf.demo.scoring import compute_losses, compute_predictions, compute_products
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tuning import LORA_TARGETS, Batch, encode, tuned_model
-from pydvl_datainf.influence import DataInfInfluence
+from pydvl_datainf.influence import DataInfInfluence, HessianFreeInfluence
 from pydvl_datainf.objectives import SequenceClassification
 from pydvl_datainf.run import InfluenceRun, run_influences
+
+EXACT_SAMPLE = 256
+"""Training reviews over which the inverse is compared with the exact one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Prepared:
             store,
             metadata={**self.columns, "run": told},
             self_influence=True,
+            exact_sample=EXACT_SAMPLE,
             overwrite=overwrite,
             progress=progress,
         )
@@ -110,17 +114,17 @@ def prepare(settings: DemoSettings, stages: Stages, progress: bool) -> Prepared:
         encoded = [encode(reviews, folder, settings.tokens) for reviews in (train, test)]
     with stages.stage("Tuning the model"):
         model = tuned_model(encoded[0], folder, settings, progress)
-    influence = DataInfInfluence(
-        model, SequenceClassification(), batch_size=settings.batch_size, progress=progress
-    )
+    objective, size = SequenceClassification(), settings.batch_size
+    influence = DataInfInfluence(model, objective, batch_size=size, progress=progress)
+    plain = HessianFreeInfluence(model, objective, batch_size=size, progress=progress, scaled=True)
     loader, queries = (side.to_loader(settings.batch_size) for side in encoded)
     with stages.stage("Predicting the test reviews"):
         accuracy = np.mean(compute_predictions(model, queries) == test.labels)
     with stages.stage("Hessian-free: gradient products"):
-        products = compute_hessian_free(influence, encoded[1].to_batch(), loader, progress)
+        products = compute_products(plain, encoded[1].to_batch(), loader)
     with stages.stage("Training losses"):
         losses = compute_losses(model, loader)
-    scores = {"loss": losses, "hessian_free": products}
+    scores = {"loss": losses, **products}
     told = {
         **origin(settings),
         "lora": list(LORA_TARGETS),

@@ -65,6 +65,7 @@ class DemoResult:
                 influences=np.asarray(run.scores[...]),
                 self_influences=run.self_influence(),
                 hessian_free=train["hessian_free"],
+                scaled_hessian_free=train["scaled_hessian_free"],
                 losses=train["loss"],
             ),
             seconds=told["seconds"] | parts,

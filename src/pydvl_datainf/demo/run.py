@@ -12,6 +12,7 @@ from pydvl_datainf.demo.result import DemoResult
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.plots import roc_curves, score_distribution
+from pydvl_datainf.report import write_report
 from pydvl_datainf.run import InfluenceRun
 
 
@@ -23,10 +24,10 @@ def run_demo(
     progress: bool = False,
     announce: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
-    """Tunes a model on reviews with flipped labels, scores each training review, and draws plots.
+    """Tunes a model on reviews with flipped labels, scores each training review, and shows it all.
 
-    Where `out` holds the complete result of these settings, it is read, and only the plots are
-    drawn. Where it holds a part of it, the model is tuned again, and the run goes on.
+    Where `out` holds the complete result of these settings, it is read, and only the plots and the
+    report are made. Where it holds a part of it, the model is tuned again, and the run goes on.
 
     Args:
         settings: sizes, rates and seed.
@@ -47,6 +48,7 @@ def run_demo(
             run = _computed(prepared, out, begun, stages, overwrite, progress)
         result = DemoResult.from_run(run)
     write_plots(out, result)
+    write_report(out / output.SCORES, out / output.REPORT)
     return result
 
 
@@ -84,7 +86,7 @@ def _computed(
                     "threads or other versions of packages, so that it cannot go on. Replace it "
                     f"with --overwrite. {error}"
                 ) from error
-    output.delete_plots(out)  # they would stand beside scores that they do not show
+    output.delete_shown(out)  # they would stand beside scores that they do not show
     return prepared.run(store, stages.seconds, overwrite, progress)
 
 

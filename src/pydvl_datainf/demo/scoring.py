@@ -7,12 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch.utils.data import DataLoader
 
 from pydvl_datainf.demo.tuning import Batch
 from pydvl_datainf.evaluation import Floats, relative_influence
-from pydvl_datainf.influence import DataInfInfluence
+from pydvl_datainf.influence import HessianFreeInfluence
 from pydvl_datainf.objectives import SequenceClassification
+from pydvl_datainf.vectors import total
 
 MEAN_INFLUENCE = "Mean influence (DataInf)"
 
@@ -25,12 +26,14 @@ class Scores:
         influences: dataInf influences, (m, n), positive where a training review helps.
         self_influences: dataInf influence of each training review on itself, (n,).
         hessian_free: mean test gradient times each training gradient, (n,).
+        scaled_hessian_free: the same, with the product in each block divided by its λ, (n,).
         losses: loss of each training review under its given label, (n,), in nats.
     """
 
     influences: Floats
     self_influences: Floats
     hessian_free: Floats
+    scaled_hessian_free: Floats
     losses: Floats
 
     def suspicions(self) -> dict[str, Floats]:
@@ -45,6 +48,7 @@ class Scores:
             "Self-influence (DataInf)": self.self_influences,
             "Relative influence (DataInf)": -relative_influence(mean, self.self_influences),
             "Hessian-free": -self.hessian_free,
+            "Hessian-free, scaled": -self.scaled_hessian_free,
             "Training loss": self.losses,
         }
 
@@ -79,26 +83,35 @@ def compute_predictions(model: nn.Module, batches: Iterable[Batch]) -> npt.NDArr
     return torch.cat(logits).argmax(dim=1).numpy()
 
 
-def compute_hessian_free(
-    influence: DataInfInfluence, test: Batch, batches: Iterable[Batch], progress: bool
-) -> Floats:
-    """Computes the mean influence on the test reviews with the identity in place of the inverse.
+def compute_products(
+    influence: HessianFreeInfluence, test: Batch, train: DataLoader[Batch]
+) -> dict[str, Floats]:
+    """Computes mean influences on the test reviews without curvature.
 
-    This is the dot product ḡᵀ gₖ of the mean gradient of the test reviews and the gradient of
-    each training review k, over all blocks at once.
+    Of the mean gradient ḡ of the test reviews and the gradient gₖ of each training review k these
+    are Σ_l ḡ[l]ᵀ gₖ[l], and Σ_l ḡ[l]ᵀ gₖ[l] / λ_l, over the blocks l.
 
     Args:
-        influence: gives the gradients.
+        influence: scaled, not fitted.
         test: m reviews.
-        batches: n training reviews.
-        progress: show a bar.
+        train: n reviews.
 
     Returns:
-        Products, (n,), positive where a training review helps.
+        Both, by the names of their columns, (n,), positive where a training review helps.
     """
-    mean = influence.loss_gradients(test).mean(dim=0)
-    bar = tqdm(batches, desc="Hessian-free", unit="batch", disable=not progress)
-    return torch.cat([influence.loss_gradients(batch) @ mean for batch in bar]).numpy()
+    influence.fit(train)
+    factors = influence.influence_factors_by_block(test).items()
+    mean = {block: F.mean(dim=0) for block, F in factors}
+    chunks = [
+        {block: rows[block] @ f for block, f in mean.items()}
+        for rows in influence.training_gradients_by_block()
+    ]
+    scaled = {block: torch.cat([chunk[block] for chunk in chunks]) for block in mean}
+    plain = {block: products * influence.damping[block] for block, products in scaled.items()}
+    return {
+        "hessian_free": total(plain).numpy(),
+        "scaled_hessian_free": total(scaled).numpy(),
+    }
 
 
 def _without_labels(batch: Mapping[str, Tensor]) -> Batch:

@@ -46,6 +46,10 @@ class InfluenceBuilder:
     max_tokens: int | None = None
     method: Method = "datainf"
 
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ModelError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
+
     def __call__(self) -> BlockwiseInfluence:
         """Builds the influence model, not fitted."""
         model = self.files.load()

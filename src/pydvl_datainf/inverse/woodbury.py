@@ -14,7 +14,8 @@ the gradients of all training samples together, and n d min(n, d) + min(n, d)³/
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -72,7 +73,7 @@ def inverse_times(
     """
     kept = list(chunks)
     return OrderedDict(
-        (block, solved(_together(kept, block, n), V, damping[block]))
+        (block, _named(block, solved, _together(kept, block, n), V, damping[block]))
         for block, V in vectors.items()
     )
 
@@ -94,7 +95,7 @@ def inverse_forms(
     """
     kept = list(chunks)
     return OrderedDict(
-        (block, quadratic_form(_together(kept, block, n), V, damping[block]))
+        (block, _named(block, quadratic_form, _together(kept, block, n), V, damping[block]))
         for block, V in vectors.items()
     )
 
@@ -102,6 +103,13 @@ def inverse_forms(
 def _squared_norms(columns: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
     norms: Tensor = torch.linalg.vector_norm(columns, dim=0)
     return norms.square()
+
+
+def _named(block: str, solve: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    try:
+        return solve(*arguments)
+    except DampingError as error:
+        raise DampingError(f"Block '{block}': {error}") from error
 
 
 def _together(chunks: list[BlockVectors], block: str, n: int) -> Tensor:

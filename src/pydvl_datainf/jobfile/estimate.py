@@ -56,7 +56,7 @@ def estimate_tables(prepared: Prepared, store: Store) -> Iterator[Table]:
     plan = plan_of(prepared, model, store)
     yield facts_table("The data", _data(prepared))
     yield facts_table("The model", _model(prepared, influence))
-    yield facts_table("The plan", _plan(prepared, plan))
+    yield facts_table("The plan", _plan(prepared, plan, model))
     yield facts_table("The time, on this machine", _time(prepared, plan, model, influence))
 
 
@@ -132,7 +132,7 @@ def operations(plan: Plan, model: Description) -> float:
         return 3 * scores
     sides = [(d, min(plan.n, d)) for d in model.widths.values()]
     factors = sum(2 * plan.n * d * k + k**3 / 3 for d, k in sides)
-    solving = sum(2 * plan.m * k * (k + 2 * d) for d, k in sides)
+    solving = sum(2 * plan.m * k * (k if d <= plan.n else k + 2 * d) for d, k in sides)
     return scores + len(plan.groups) * factors + solving
 
 
@@ -173,10 +173,11 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
     return facts
 
 
-def _plan(prepared: Prepared, plan: Plan) -> dict[str, str]:
+def _plan(prepared: Prepared, plan: Plan, model: Description) -> dict[str, str]:
     rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
     scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
     factors = 4 * plan.m * plan.n_parameters
+    passing = {"summed": len(plan.spans), "together": 1, "unused": 0}[model.inverse.rows] + 1
     return {
         "Rows": {
             "memory": "kept in memory",
@@ -190,7 +191,7 @@ def _plan(prepared: Prepared, plan: Plan) -> dict[str, str]:
         "Groups of test samples": f"{len(plan.groups):,}",
         "Memory for our arrays": f"{prepared.job.memory} in each process, beside the model",
         "Disk": f"{format_bytes(rows + scores + factors)}, and as much as "
-        f"{format_bytes(factors * len(plan.spans))} for a time",
+        f"{format_bytes(factors * passing)} for a time",
     }
 
 

@@ -1,0 +1,155 @@
+"""Columns of samples as JSON holds them: kinds, long texts cut, numbers that JSON lacks as text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from pydvl_datainf.evaluation import Indices
+from pydvl_datainf.store import Array
+
+Kind: TypeAlias = Literal["number", "integer", "truth", "text", "image"]
+
+LARGEST = 2**53
+"""JavaScript's numbers tell all smaller integers apart."""
+
+LIMITS = (20_000, 10_000, 5_000, 2_000, 1_000, 500, 250, 100)
+"""Characters at which texts may be cut."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What is known of each of some samples.
+
+    Attributes:
+        name: of the column.
+        kind: what its values are.
+        values: as JSON holds them; a text is cut if it ends in "…" and `cut` has its position.
+        cut: positions of the values that are cut.
+    """
+
+    name: str
+    kind: Kind
+    values: list[Any]
+    cut: list[int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The column for the page."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "values": self.values,
+            "cut": self.cut,
+        }
+
+
+def kind_of(name: str, values: Array) -> Kind:
+    """What the values of a column are.
+
+    Args:
+        name: of the column.
+        values: all of them, (n,).
+
+    Returns:
+        "image" where texts are paths of images: by the name of the column, as `pydvl-datainf run`
+        calls it, or since all end like one.
+    """
+    kinds: dict[str, Kind] = {"b": "truth", "i": "integer", "u": "integer", "f": "number"}
+    if values.dtype.kind in kinds:
+        return kinds[values.dtype.kind]
+    paths = (text.lower().endswith(PICTURES) for text in values.tolist())
+    return "image" if len(values) and (name == "image" or all(paths)) else "text"
+
+
+def ordered(columns: Mapping[str, Array]) -> list[str]:
+    """Names of columns in the order in which to show them: labels, texts, numbers.
+
+    Args:
+        columns: by name.
+
+    Returns:
+        All names.
+    """
+    return sorted(columns, key=lambda name: (_rank(name, columns[name]), name))
+
+
+def length_limit(columns: Sequence[Array], characters: int) -> int:
+    """The most characters of each text with which all texts together are not too many.
+
+    Args:
+        columns: those of texts count, others do not.
+        characters: of all texts together.
+
+    Returns:
+        One of `LIMITS`; the smallest where none suffices.
+    """
+    texts = [values for values in columns if values.dtype.kind == "O"]
+    lengths = np.array([len(text) for values in texts for text in values.tolist()], dtype=np.int64)
+    fitting = (limit for limit in LIMITS if np.minimum(lengths, limit).sum() <= characters)
+    return next(fitting, LIMITS[-1])
+
+
+def column_of(name: str, values: Array, chosen: Indices, limit: int) -> Column:
+    """A column of some samples.
+
+    Args:
+        name: of the column.
+        values: of all samples, (n,).
+        chosen: positions of the samples.
+        limit: characters at which texts are cut.
+
+    Returns:
+        The column.
+    """
+    kind = kind_of(name, values)
+    if kind != "text":
+        return Column(name, kind, [json_value(v) for v in values[chosen].tolist()], [])
+    texts = values[chosen].tolist()
+    cut = [i for i, text in enumerate(texts) if len(text) > limit]
+    shown = [f"{text[:limit]}…" if len(text) > limit else text for text in texts]
+    return Column(name, kind, shown, cut)
+
+
+def json_value(value: Any) -> Any:
+    """A value as JSON and JavaScript hold it: numbers that they lack become texts.
+
+    Args:
+        value: a number, truth value or text.
+
+    Returns:
+        The value, or its text.
+
+    Example:
+        >>> json_value(float("nan")), json_value(2**60), json_value(-0.0)
+        ('NaN', '1152921504606846976', 0.0)
+    """
+    if isinstance(value, float):
+        if np.isnan(value):
+            return "NaN"
+        if np.isinf(value):
+            return "Infinity" if value > 0 else "-Infinity"
+        return value or 0.0  # no negative zero
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) < LARGEST else str(value)
+    return value
+
+
+def shortest(values: Array) -> list[Any]:
+    """Floating numbers as JSON with no more digits than their dtype has.
+
+    Args:
+        values: floating, (k,).
+
+    Returns:
+        Numbers, which rounded to the dtype are the values.
+    """
+    return [json_value(float(str(value))) for value in values]
+
+
+def _rank(name: str, values: Array) -> int:
+    if name == "label":
+        return 0
+    return {"truth": 1, "image": 2, "text": 3, "integer": 4, "number": 5}[kind_of(name, values)]

@@ -1,0 +1,156 @@
+"""What stands in a report, gathered from a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pydvl_datainf.approximation import ApproximationError
+from pydvl_datainf.evaluation import Floats, largest
+from pydvl_datainf.inverse.methods import INVERSES
+from pydvl_datainf.labels import block_labels
+from pydvl_datainf.plots import shares_of_sum
+from pydvl_datainf.report.bounds import Bounds
+from pydvl_datainf.report.columns import json_value, shortest
+from pydvl_datainf.report.influences import (
+    MEAN,
+    Measures,
+    scores_by_block,
+    tops_of,
+    tops_to_json,
+)
+from pydvl_datainf.report.labels import LabelCounts, label_counts
+from pydvl_datainf.report.pictures import (
+    Picture,
+    blocks_picture,
+    labels_picture,
+    shares_picture,
+)
+from pydvl_datainf.report.samples import samples_of
+from pydvl_datainf.report.summary import Extent, Facts, facts_of, query_name, store_name, tiles_of
+from pydvl_datainf.report.thumbnails import Thumbnails
+from pydvl_datainf.report.trust import Trust, trust_of
+from pydvl_datainf.run import InfluenceRun
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What stands in a report.
+
+    Attributes:
+        store: what the store is called.
+        method: what was computed, in a line.
+        sign: what the sign means, in a line.
+        created: when the run was begun.
+        query: what a row of the scores belongs to: "test sample" or "group".
+        tiles: the most important facts, as name, value and where on the page to read on.
+        facts: all others.
+        suspects: how many training samples are suspicious by each measure.
+        held: what of the run the page holds, in sentences.
+        left_out: what it does not, in sentences.
+        trust: what is said of the distance from the exact inverse.
+        blocks: picture of their λ and errors; None where no λ takes part.
+        shares: picture of their shares in the influences, where the run keeps these by block.
+        labels: how influence is distributed over labels, where there are any.
+        labels_picture: the same as a picture.
+        data: what the tables show, as JSON holds it.
+    """
+
+    store: str
+    method: str
+    sign: str
+    created: str
+    query: str
+    tiles: Sequence[tuple[str, str, str]]
+    facts: Sequence[Facts]
+    suspects: int
+    held: Sequence[str]
+    left_out: Sequence[str]
+    trust: Trust
+    blocks: Picture | None
+    shares: Picture | None
+    labels: LabelCounts | None
+    labels_picture: Picture | None
+    data: Mapping[str, Any]
+
+
+def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
+    """Gathers what stands in a report.
+
+    Args:
+        run: complete.
+        bounds: how much of it.
+        images: folder from which the paths of images are meant.
+
+    Returns:
+        The contents.
+
+    Raises:
+        StoreError: if the run is not complete, or damaged.
+    """
+    measures = Measures.of(run)  # refuses a run that is not complete
+    tops, suspects = tops_of(run, bounds), measures.suspects(bounds.suspects)
+    shown = np.unique(np.concatenate([suspects, *tops.all_positions()]))
+    thumbnails = Thumbnails(bounds.image_bytes)
+    samples, limit = samples_of(
+        run,
+        {"test": np.arange(tops.m), "train": shown},
+        bounds.characters,
+        thumbnails,
+        images,
+    )
+    extent = Extent(run, bounds, tops, samples, limit, thumbnails)
+
+    mean, error = measures.values[MEAN], run.approximation_error
+    inverse = INVERSES[run.attrs["fingerprint"]["method"]]
+    damping = run.damping if inverse.is_damped else {}
+    trust, labels = trust_of(inverse.name, error), block_labels(list(run.damping))
+    by_block = scores_by_block(run)
+    counts = label_counts(run.metadata("train"), mean, largest(-mean, bounds.suspects))
+    return Contents(
+        store=store_name(run),
+        method=run.attrs["method"],
+        sign=run.attrs["sign"],
+        created=run.attrs["created"],
+        query=query_name(run),
+        tiles=list(tiles_of(run, inverse, trust)),
+        facts=list(facts_of(run)),
+        suspects=min(bounds.suspects, run.plan.n),
+        held=list(extent.held()),
+        left_out=list(extent.left_out()),
+        trust=trust,
+        blocks=blocks_picture(labels, np.array([*damping.values()]), error) if damping else None,
+        shares=None if by_block is None else shares_picture(labels, by_block),
+        labels=counts,
+        labels_picture=None if counts is None else labels_picture(counts, mean),
+        data={
+            "query": query_name(run),
+            **{side: made.to_json() for side, made in samples.items()},
+            "tops": tops_to_json(tops, samples["train"]),
+            "measures": {name: shortest(all_[shown]) for name, all_ in measures.values.items()},
+            "suspects": samples["train"].rows(suspects),
+            "blocks": _blocks(run, labels, damping, error, by_block),
+            "labels": None if counts is None else counts.to_json(),
+        },
+    )
+
+
+def _blocks(
+    run: InfluenceRun,
+    labels: Sequence[str],
+    damping: Mapping[str, float],
+    error: ApproximationError | None,
+    by_block: Floats | None,
+) -> dict[str, Any]:
+    names, widths = (run._store.read(name).tolist() for name in ("block", "width"))
+    made = {"names": names, "labels": list(labels), "widths": widths}
+    if damping:
+        made["damping"] = [json_value(value) for value in damping.values()]
+    if by_block is not None:
+        made["shares"] = [json_value(value) for value in shares_of_sum(by_block).tolist()]
+    if error is not None:
+        made["errors"] = [json_value(value) for value in error.errors.tolist()]
+        made["cosines"] = [json_value(value) for value in error.cosines.tolist()]
+    return made

@@ -1,0 +1,158 @@
+"""What a page shows of the influences of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pydvl_datainf.errors import StoreError
+from pydvl_datainf.evaluation import Floats, Indices, largest, relative_influence
+from pydvl_datainf.report.bounds import Bounds
+from pydvl_datainf.report.columns import shortest
+from pydvl_datainf.report.samples import Samples
+from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.tables import End
+
+ENDS: tuple[End, End] = ("helpful", "harmful")
+
+MOST_SCORES = 2 * 10**7
+"""Influences by block that are read at once."""
+
+MEAN, RELATIVE, SELF = "mean influence", "relative influence", "self-influence"
+"""Measures of a training sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tops:
+    """The training samples with the most influence on each of the first test samples.
+
+    Attributes:
+        positions: of training samples, (m', k), at either end.
+        influences: of them, (m', k), at either end.
+    """
+
+    positions: Mapping[End, Indices]
+    influences: Mapping[End, Floats]
+
+    @property
+    def k(self) -> int:
+        """Training samples at either end."""
+        return int(self.positions["helpful"].shape[1])
+
+    @property
+    def m(self) -> int:
+        """Test samples."""
+        return len(self.positions["helpful"])
+
+    def all_positions(self) -> list[Indices]:
+        """Positions of all training samples at either end, some of them often."""
+        return [positions.ravel() for positions in self.positions.values()]
+
+
+def tops_of(run: InfluenceRun, bounds: Bounds) -> Tops:
+    """Reads the tops of the first test samples, a tile at a time.
+
+    Args:
+        run: complete.
+        bounds: how many test samples, and how many training samples of each.
+
+    Returns:
+        The tops.
+    """
+    kept = run.attrs["fingerprint"]["top_k"]
+    k = min(bounds.k, run.plan.n, run.plan.n if kept is None else kept)
+    shown = min(bounds.tests, run.plan.m)
+    tiles = [slice(t.start, min(t.stop, shown)) for t in run.plan.test if t.start < shown]
+    found = {end: [run._top_of(tile, k, ENDS.index(end)) for tile in tiles] for end in ENDS}
+    positions, influences = (
+        {end: np.concatenate([parts[i] for parts in found[end]]) for end in ENDS} for i in (0, 1)
+    )
+    return Tops(positions, influences)
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What is known of the influence of each training sample as a whole.
+
+    Attributes:
+        values: numbers by name, (n,) each; the mean influence comes first.
+    """
+
+    values: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, run: InfluenceRun) -> "Measures":
+        """Reads what a run has, and computes nothing expensive.
+
+        Args:
+            run: complete.
+
+        Returns:
+            The measures.
+        """
+        mean = run.mean_influence()
+        if not _has_self_influence(run):
+            return cls({MEAN: mean})
+        own = run.self_influence()
+        relative = relative_influence(mean, np.maximum(own, 0))  # negative by rounding only
+        return cls({MEAN: mean, RELATIVE: relative, SELF: own})
+
+    def suspects(self, count: int) -> Indices:
+        """The most suspicious training samples by any of the measures.
+
+        Args:
+            count: by each measure.
+
+        Returns:
+            Positions, those with the most harmful mean first.
+        """
+        suspicions = [v if name == SELF else -v for name, v in self.values.items()]
+        chosen = np.unique(np.concatenate([largest(s, count) for s in suspicions]))
+        order: Indices = chosen[np.argsort(self.values[MEAN][chosen], kind="stable")]
+        return order
+
+
+def tops_to_json(tops: Tops, train: Samples) -> dict[str, Any]:
+    """The tops for the page.
+
+    Args:
+        tops: of the test samples shown.
+        train: the training samples shown, all of the tops among them.
+
+    Returns:
+        For each end a list of numbers of training samples and one of influences a test sample.
+    """
+    return {
+        end: {
+            "rows": [train.rows(positions) for positions in tops.positions[end]],
+            "influences": [shortest(values) for values in tops.influences[end]],
+        }
+        for end in ENDS
+    }
+
+
+def scores_by_block(run: InfluenceRun) -> Floats | None:
+    """Influences by block, where the run keeps them and they are not too many to be read at once.
+
+    Args:
+        run: complete.
+
+    Returns:
+        Influences, (m, L, n), or None; also None if their sums over blocks are all zero, of which
+        no block can have a share.
+    """
+    scores = run.scores
+    if scores is None or scores.ndim != 3 or scores.size > MOST_SCORES:
+        return None
+    values = run._store.read("scores")
+    return values if values.sum(1).any() else None
+
+
+def _has_self_influence(run: InfluenceRun) -> bool:
+    """Whether it need not be computed first, which takes long. A query's is that of its rows."""
+    rows_in = run.attrs["rows_in"]
+    try:
+        return "self_influence" in (run if rows_in is None else InfluenceRun(rows_in))._store
+    except StoreError:  # the rows are gone
+        return False

@@ -1,0 +1,123 @@
+"""How far the numbers of a run may be trusted, in words."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydvl_datainf.approximation import ApproximationError
+from pydvl_datainf.inverse.methods import DATAINF, EXACT, HESSIAN_FREE
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What is said of the distance from the exact inverse.
+
+    Attributes:
+        measure: what was measured.
+        value: its value, or why there is none.
+        says: what is known.
+        silent: what is not known by that.
+    """
+
+    measure: str
+    value: str
+    says: tuple[str, ...]
+    silent: tuple[str, ...]
+
+
+MEASURE = "agreement with the exact inverse"
+
+SILENT = (
+    "Whether training again without a sample would change a loss as its influence says: influence "
+    "is a first-order estimate around one tuned model.",
+    "What is lost by treating each block by itself, and by the damping: the exact inverse that is "
+    "meant here does the same.",
+    "Whether a sample is wrong. Influence ranks candidates for a second look; it is no proof. Set "
+    "a plain score, such as the training loss, beside it.",
+)
+
+
+def trust_of(method: str, error: ApproximationError | None) -> Trust:
+    """Puts the distance from the exact inverse into words.
+
+    Args:
+        method: name of the inverse.
+        error: as the run measured it.
+
+    Returns:
+        What is said of it.
+    """
+    if error is not None:
+        rank = error.rank_correlation
+        if rank is None:
+            measure, value = "difference from the exact inverse", f"{error.score_error:.2g}"
+        else:
+            measure, value = "rank correlation with the exact inverse", f"{rank:.2f}"
+        return Trust(measure, value, tuple(_measured(method, error)), SILENT)
+    if method == EXACT.name:
+        says = "Each block has its exact damped inverse: nothing is approximated in it."
+        return Trust(MEASURE, "exact", (says,), SILENT)
+    if method == HESSIAN_FREE.name:
+        says = (
+            "These are products of gradients. They take no inverse, so that none is approximated."
+        )
+        return Trust(MEASURE, "no inverse", (says,), SILENT)
+    how = (
+        "This run did not compare its inverse with the exact one.",
+        "To have it compared, call run_influences again with the same arguments and "
+        "exact_sample=256, or run the job again with exact_sample: 256. What there is of the run "
+        "is not computed again.",
+    )
+    return Trust(MEASURE, "not measured", how, SILENT)
+
+
+def _measured(method: str, error: ApproximationError) -> Iterator[str]:
+    if error.rank_correlation is not None:
+        yield (
+            "Order: the influences on a test sample rank training samples as the exact inverse "
+            f"does with a correlation of {error.rank_correlation:.2f} (Spearman's; 1 = the same "
+            "order, 0 = none in common)."
+        )
+    low, high = error.cosines.min(), error.cosines.max()
+    yield (
+        f"Direction: in single blocks the cosine to what the exact inverse gives is {low:.2f} to "
+        f"{high:.2f} (1 = only the size differs)."
+    )
+    yield (
+        f"Size: the influences differ from the exact ones by {times(error.score_error)} their size "
+        "(relative Frobenius norm). A factor common to all of them counts here, but changes no "
+        "order."
+    )
+    yield (
+        f"Measured over {error.n:,} training and {error.m:,} test samples of this run, with the "
+        "same λ." + _dependence(method)
+    )
+
+
+def _dependence(method: str) -> str:
+    if method != DATAINF.name:
+        return " The numbers belong to this many samples."
+    return (
+        " The numbers belong to this many samples: DataInf is exact for one, and departs from the "
+        "exact inverse as they become more."
+    )
+
+
+def times(ratio: float) -> str:
+    """A ratio in words, with two digits that count.
+
+    Args:
+        ratio: not negative.
+
+    Returns:
+        "… of" or "… times", to be followed by what it is a ratio to.
+
+    Example:
+        >>> times(0.1234), times(418.3), times(0.0), times(3e-7)
+        ('12% of', '418 times', '0% of', '3.0e-05% of')
+    """
+    share = 100 * ratio
+    if ratio >= 2:
+        return f"{ratio:.2g} times" if ratio < 10 else f"{ratio:,.0f} times"
+    if share == 0 or share >= 10:
+        return f"{share:.0f}% of"
+    return f"{share:.2g}% of" if share >= 0.01 else f"{share:.1e}% of"
