@@ -20,7 +20,7 @@ APT := apt-get install --yes --quiet --no-install-recommends chromium
 # torch's threads busy-wait for each other, which starves them where another program uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-demo demo test check lint imports types docs notebooks chromium bench clean
+.PHONY: help install install-demo install-notebooks demo test check lint imports types docs notebooks chromium bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,8 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
+install-notebooks: install-notebooks  ## Install what the notebooks need.
+
 demo: install-demo  ## Find wrong labels in film reviews with a LoRA-tuned MiniLM.
 	$(BIN)/pydvl-datainf demo --out demo-results --overwrite
 
@@ -70,7 +72,7 @@ types: install
 docs: $(VENV)/.installed-docs  ## Build the documentation into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-notebooks: $(VENV)/.installed-notebooks  ## Run the notebooks; their cells check what they say.
+notebooks: install-notebooks  ## Run the notebooks; their cells check what they say.
 	$(PYTEST) --nbmake notebooks/*.ipynb
 
 chromium:  ## Install Debian's Chromium, in which the report is tested; without it those tests are skipped.
