@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# The newest of the supported Pythons that starts; `make PYTHON=/path/to/python3.12` overrides it.
+# The first of these that is supported and starts; `make PYTHON=/path/to/python3.12` overrides it.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo "$$p" && break; done)
 # Where pip finds torch. On Linux the default index serves the CUDA build (gigabytes);
@@ -51,7 +51,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
-install-notebooks: install-notebooks  ## Install what the notebooks need.
+install-notebooks: $(VENV)/.installed-notebooks  ## Install what the notebooks need.
 
 demo: install-demo  ## Find wrong labels in film reviews with a LoRA-tuned MiniLM.
 	$(BIN)/pydvl-datainf demo --out demo-results --overwrite
@@ -72,7 +72,7 @@ types: install
 docs: $(VENV)/.installed-docs  ## Build the documentation into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-notebooks: install-notebooks  ## Run the notebooks; their cells check what they say.
+notebooks: install-notebooks  ## Run the notebooks; their cells check their main claims.
 	$(PYTEST) --nbmake notebooks/*.ipynb
 
 chromium:  ## Install Debian's Chromium, in which the report is tested; without it those tests are skipped.

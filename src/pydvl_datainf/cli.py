@@ -261,6 +261,7 @@ def _run_job(
         _show(info_tables(result, Store(place.location, read_only=True)))
     name = shlex.quote(str(place))
     click.echo(f"Written to {place}. Ask it: pydvl-datainf top {name} --test ID")
+    click.echo(f"Look at it: pydvl-datainf report {name} -o report.html")
 
 
 @main.command()
