@@ -1,6 +1,7 @@
 """Runs with the exact inverse and with gradient products, and how far a run is from exact."""
 
 import shutil
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -26,6 +27,7 @@ from pydvl_datainf import (
     run_influences,
     work,
 )
+from pydvl_datainf.inverse.methods import DATAINF
 from pydvl_datainf.plan import sampled_queries
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Store
@@ -599,6 +601,40 @@ def test_an_error_that_is_replaced_when_the_run_stops_is_replaced_later(store, m
     assert_same_error(done.approximation_error, compared(datainf, done, rows_of(N, 1), SAMPLE + 9))
 
 
+def test_a_run_that_is_open_sees_the_error_of_a_later_call(store):
+    done = run(store, datainf(), exact_sample=SAMPLE)
+    assert done.approximation_error.n < SAMPLE + 8
+    run(store, datainf(), exact_sample=SAMPLE + 9)
+    assert_same_error(done.approximation_error, compared(datainf, done, rows_of(N, 1), SAMPLE + 9))
+
+
+@pytest.mark.parametrize("wish", [{"exact_sample": SAMPLE}, {"self_influence": True}])
+def test_what_a_stopped_call_had_begun_does_not_spoil_one_that_does_not_ask_for_it(
+    store, monkeypatch, wish
+):
+    write = Store.write
+
+    def stop(self, name, where, values):
+        if name in (work.APPROXIMATION, "self_influence"):
+            raise KeyboardInterrupt
+        write(self, name, where, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(store, datainf(), rows="zarr", **wish)
+    done = run(store, datainf(), rows="zarr")
+    done.check()
+    assert done.approximation_error is None
+    close(done.self_influence(), truth(datainf, stored_rows(store))[1])
+
+
+def test_a_sample_that_does_not_fit_in_memory_is_refused_before_the_work(tmp_path):
+    with pytest.raises(PlanError, match="exact_sample=0"):
+        run(tmp_path / "run.zarr", datainf(), memory=TIGHT // 2, rows="zarr", exact_sample=SAMPLE)
+    assert not (tmp_path / "run.zarr").exists()
+
+
 @pytest.mark.parametrize("build", [exact, plain])
 def test_nothing_is_compared_that_approximates_nothing(store, build):
     done = run(store, build(), exact_sample=SAMPLE)
@@ -622,3 +658,15 @@ def test_groups_of_queries_are_compared_by_their_samples(store):
 def test_a_cluster_compares_too(tmp_path, client):
     done = run(tmp_path / "run.zarr", datainf(), client=client, rows="memory", exact_sample=SAMPLE)
     assert_same_error(done.approximation_error, compared(datainf, done, rows_of(N, 1)))
+
+
+# Inverses of the caller's own
+
+
+class Doubled(DataInfInfluence):
+    inverse = replace(DATAINF, name="doubled")
+
+
+def test_a_run_refuses_an_inverse_that_it_does_not_know(tmp_path):
+    with pytest.raises(ModelError, match="knows the inverses DataInf, exact"):
+        run(tmp_path / "run.zarr", Doubled(network(), F.cross_entropy))

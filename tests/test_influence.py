@@ -660,6 +660,17 @@ def test_it_knows_what_it_was_fitted_on(split, rows):
     assert not influence.is_fitted_on(problem.batches(N))
 
 
+def test_the_order_of_batches_of_other_lengths_counts():
+    """Tokens that are padded to each batch's longest."""
+    config = {"num_embeddings": 7, "embedding_dim": 2}
+    short, long = (torch.randint(0, 7, (3, width)) for width in (5, 7))
+    model = nn.EmbeddingBag(**config).double()
+    batches = [(short, torch.zeros(3, dtype=int)), (long, torch.zeros(3, dtype=int))]
+    influence = DataInfInfluence(model, F.cross_entropy, 1.0).fit(batches)
+    assert influence.is_fitted_on(batches)
+    assert not influence.is_fitted_on(batches[::-1])
+
+
 def test_a_shuffled_order_is_never_the_same():
     problem = Problem(STRUCTURES["module"])
     loader = DataLoader(TensorDataset(*problem.fitted), batch_size=N, shuffle=True)

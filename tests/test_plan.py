@@ -154,9 +154,9 @@ def test_up_to_32_queries_are_all_taken(m):
 @pytest.mark.parametrize(
     ("widths", "needed"),
     [
-        # rows in pieces, together and in float64; a matrix and its factor
-        ((1536,), 1000 * 1536 * 16 + 16 * 1000**2),
-        ((20, 30), 1000 * 30 * 16 + 16 * 30**2),
+        # rows in pieces, together and twice in float64; a matrix and its factor
+        ((1536,), 1000 * 1536 * 24 + 16 * 1000**2),
+        ((20, 30), 1000 * 30 * 24 + 16 * 30**2),
     ],
 )
 def test_what_the_largest_block_takes(widths, needed):

@@ -512,6 +512,29 @@ def test_queries_are_refused_without_rows_or_with_another_model(tmp_path):
     assert not (tmp_path / "q.zarr").exists()
 
 
+def test_a_query_knows_when_its_rows_are_those_of_another_run(tmp_path):
+    settings = {"rows": "zarr", "self_influence": True}
+    first = run(tmp_path / "first.zarr", **settings)
+    second = first.query(build(), query_loader(), tmp_path / "second.zarr", progress=False)
+    np.testing.assert_array_equal(second.relative_influence(), first.relative_influence())
+    assert second.has_self_influence
+    run(tmp_path / "first.zarr", train=loader(N, 8, 5), overwrite=True, **settings)
+    assert not second.has_self_influence
+    for values in (second.self_influence, second.relative_influence):
+        with pytest.raises(StoreError, match="holds another run now: training data differ"):
+            values()
+    run(tmp_path / "first.zarr", overwrite=True, **settings)  # the same again
+    assert second.has_self_influence
+
+
+def test_whether_self_influences_are_there(tmp_path):
+    first = run(tmp_path / "first.zarr", rows="zarr")
+    second = first.query(build(), query_loader(), tmp_path / "second.zarr", progress=False)
+    assert (first.has_self_influence, second.has_self_influence) == (False, False)
+    second.self_influence()  # computed from the rows, and kept beside them
+    assert (first.has_self_influence, second.has_self_influence) == (True, True)
+
+
 # The record
 
 

@@ -17,6 +17,7 @@ import dense
 import tiny
 from pydvl_datainf import (
     CausalLM,
+    ExactInfluence,
     InfluenceRun,
     ModelError,
     ObjectiveError,
@@ -176,6 +177,13 @@ def test_losses_set_on_the_trainer_need_an_objective(trainer):
     trainer.compute_loss = lambda *arguments, **settings: 0.0
     with pytest.raises(ObjectiveError, match="not the model's own"):
         influence_from_trainer(trainer)
+
+
+def test_the_method_by_its_name(trainer):
+    trainer.model.eval()
+    assert type(influence_from_trainer(trainer, method="exact").influence) is ExactInfluence
+    with pytest.raises(ModelError, match="one of datainf, exact, hessian-free"):
+        influence_from_trainer(trainer, method="DataInf")
 
 
 def test_models_in_training_mode_are_refused(trainer):

@@ -17,7 +17,7 @@ from pydvl_datainf.vectors import BlockVectors, concatenated, length
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no one truth value
 class ApproximationError:
     """Relative errors of a block-wise inverse against the exact one, over the same n samples.
 

@@ -121,3 +121,9 @@ def _describe(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)} items"
     return f"a {type(value).__name__}"
+
+
+def as_batches(data: Any) -> Any:
+    """A single batch as data of one batch; loaders as they are."""
+    is_pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
+    return [data] if isinstance(data, Mapping) or is_pair else data

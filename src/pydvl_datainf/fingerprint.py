@@ -22,7 +22,7 @@ def fingerprint(model: nn.Module) -> dict[str, int]:
         For each name of a parameter or buffer its checksum.
     """
     tensors = chain(model.named_parameters(), model.named_buffers())
-    return {name: zlib.crc32(_bytes(tensor)) for name, tensor in tensors}
+    return {name: zlib.crc32(as_bytes(tensor)) for name, tensor in tensors}
 
 
 def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
@@ -35,15 +35,20 @@ class DataChecksum:
     """CRC-32s of the tensors of batches, one for each name, whatever the batches' lengths."""
 
     def __init__(self) -> None:
-        self.sums: dict[tuple[str, torch.dtype, torch.Size], int] = {}
+        self.sums: dict[str, int] = {}
+        self._kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}
 
     def add(self, named: Mapping[str, Tensor]) -> None:
         """Adds the tensors of one batch, by name."""
         for name, tensor in named.items():
-            key = name, tensor.dtype, tensor.shape[1:]
-            self.sums[key] = zlib.crc32(_bytes(tensor), self.sums.get(key, 0))
+            kind, before = (tensor.dtype, tensor.shape[1:]), self.sums.get(name, 0)
+            if self._kinds.get(name) != kind:  # only there, so that batches' lengths do not count
+                before = zlib.crc32(repr(kind).encode(), before)
+            self._kinds[name] = kind
+            self.sums[name] = zlib.crc32(as_bytes(tensor), before)
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def as_bytes(tensor: Tensor) -> bytes:
+    """The bytes of a tensor, wherever it is, as a buffer."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return cast(bytes, flat.view(torch.uint8).numpy())  # an array is a buffer without a copy

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.errors import ModelError
-from pydvl_datainf.fingerprint import fingerprint
+from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
-from pydvl_datainf.inverse.methods import Inverse
+from pydvl_datainf.inverse.methods import INVERSES, Inverse
 from pydvl_datainf.objectives import Objective, OutputLoss
 from pydvl_datainf.samples import Samples
 
@@ -98,6 +98,11 @@ class Inputs:
                     f"The influence builder returned a {type(made).__name__}. Pass a "
                     "DataInfInfluence, or a function without arguments that returns one."
                 )
+            if INVERSES.get(made.inverse.name) != made.inverse:
+                raise ModelError(
+                    f"A run knows the inverses {', '.join(INVERSES)}, and not the "
+                    f"'{made.inverse.name}' of this {type(made).__name__}. Call its influences."
+                )
             if made.is_fitted:
                 made.check_unchanged()
                 self._n_samples = made.n_samples
@@ -166,8 +171,7 @@ def _settings(objective: Any) -> list[str]:
 def _told(value: Any) -> str | None:
     """A setting as text: simple values, tuples of them, and checksums of tensors."""
     if isinstance(value, Tensor):
-        raw: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return f"{zlib.crc32(raw):08x}"
+        return f"{zlib.crc32(as_bytes(value)):08x}"
     inner = value if isinstance(value, tuple) else (value,)
     is_simple = all(isinstance(v, str | int | float | bool | None) for v in inner)
     return repr(value) if is_simple else None

@@ -9,7 +9,7 @@ import numpy as np
 from pydvl_datainf.errors import PlanError
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inputs import Description
-from pydvl_datainf.plan import Plan, Task, fits_at_once, make_plan, solver_bytes
+from pydvl_datainf.plan import Plan, Task, fits_at_once, make_plan, sample_bytes, solver_bytes
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Store
 from pydvl_datainf.training import Fresh, Parent
@@ -54,6 +54,7 @@ def planned(
         by_block=wishes.by_block,
         top_k=wishes.top_k,
     )
+    _check_sample(task, model, wishes)
     tile, rows = wishes.tile or (None, None), wishes.rows
     together = model.inverse.rows == "together"
     reserved = solver_bytes(task) if together else 0
@@ -69,6 +70,18 @@ def planned(
     return make_plan(
         task, memory=wishes.bytes, rows=rows, batch_size=size, tile=tile, reserved=reserved
     )
+
+
+def _check_sample(task: Task, model: Description, wishes: Wishes) -> None:
+    if not (wishes.exact_sample and model.inverse.is_approximate):
+        return
+    needed = sample_bytes(task, wishes.exact_sample)
+    if needed > wishes.bytes:
+        raise PlanError(
+            f"Comparing {wishes.exact_sample:,} samples with the exact inverse takes {needed:,} "
+            f"bytes, and memory is {wishes.bytes:,}. Use more memory, a smaller exact_sample, or "
+            "exact_sample=0."
+        )
 
 
 def _check_rows(rows: str, executor: Executor, together: bool) -> None:

@@ -35,6 +35,18 @@ ARRAYS = (
 )
 """What every run has."""
 
+SHARED = (
+    "method",
+    "objective",
+    "dtype",
+    "model",
+    "blocks",
+    "damping",
+    "training samples",
+    "training data",
+)
+"""Parts of the fingerprint in which a query is as the run whose rows it uses."""
+
 
 class InfluenceRun:
     """A run in its store. Reading needs neither the model nor the data.
@@ -195,12 +207,14 @@ class InfluenceRun:
             Self-influences, (n,), positive up to rounding, in the order of the training data.
 
         Raises:
-            StoreError: if the run is not complete, or neither computed them nor kept rows.
+            StoreError: if the run is not complete, or neither computed them nor kept rows; for a
+                query also if the run whose rows it used is gone or was replaced.
         """
         self._check_complete()
         if self.attrs["rows_in"] is not None:
-            return InfluenceRun(self.attrs["rows_in"]).self_influence()
-        if "self_influence" not in self._store:
+            return self._run_of_rows().self_influence()
+        name = "self_influence"
+        if name not in self._store or self._store.sound(name) != self._store.expected(name):
             if self.plan.rows != "zarr":
                 raise StoreError(
                     "This run has no self-influences, and kept no rows to compute them from. Call "
@@ -210,6 +224,14 @@ class InfluenceRun:
             return self._computed_self_influence()
         return self._store.read("self_influence")
 
+    @property
+    def has_self_influence(self) -> bool:
+        """Whether self-influences are there; if not, they take long or cannot be computed."""
+        try:
+            return "self_influence" in self._run_of_rows()._store
+        except StoreError:  # the rows are gone
+            return False
+
     def relative_influence(self) -> Array:
         """Mean influence / √self-influence of each training sample.
 
@@ -217,16 +239,20 @@ class InfluenceRun:
 
         Returns:
             Relative influences, (n,), in the order of the training data.
+
+        Raises:
+            StoreError: as for `self_influence`.
         """
         return relative_influence(self.mean_influence(), self.self_influence())
 
     @property
     def approximation_error(self) -> ApproximationError | None:
         """How far the inverse is from the exact one; None where the run did not compare them."""
-        if not (APPROXIMATION in self._store and self._store.sound(APPROXIMATION)):
+        store = Store(self._store.location, read_only=True)  # a later call may have replaced it
+        if not (APPROXIMATION in store and store.sound(APPROXIMATION)):
             return None
-        told: dict[str, Any] = self._store.array(APPROXIMATION).attrs.asdict()
-        errors, cosines = self._store.read(APPROXIMATION)
+        told: dict[str, Any] = store.array(APPROXIMATION).attrs.asdict()
+        errors, cosines = store.read(APPROXIMATION)
         return ApproximationError(
             blocks=tuple(self._store.read("block").tolist()),
             errors=errors,
@@ -342,6 +368,23 @@ class InfluenceRun:
         order = np.argsort(scores if end else -scores, axis=1, kind="stable")[:, :k]
         return order, np.take_along_axis(scores, order, axis=1)
 
+    def _run_of_rows(self) -> "InfluenceRun":
+        """The run whose rows this one used: itself, but for a query."""
+        place = self.attrs["rows_in"]
+        if place is None:
+            return self
+        rows = InfluenceRun(place)
+        rows._check_complete()
+        mine, theirs = (run.attrs["fingerprint"] for run in (self, rows))
+        other = [key for key in SHARED if mine[key] != theirs[key]]
+        if other:
+            raise StoreError(
+                f"{place}, the store whose rows this run used, holds another run now: "
+                f"{', '.join(other)} differ. Put the run that was there back, or query the one "
+                "that is there now."
+            )
+        return rows
+
     def _computed_self_influence(self) -> Array:
         """From the stored rows; kept where the store can be written."""
         plan = self.plan
@@ -350,13 +393,13 @@ class InfluenceRun:
         place = self._store.location
         inverse = INVERSES[self.attrs["fingerprint"]["method"]]
         by_name, none = dict(zip(names, widths, strict=True)), Survey((), ())
-        job = Job(plan, place, place, by_name, dtype, inverse, none)
-        values = all_self_influences(job)
-        with suppress(StoreError), job.store.locked():
+        job = Job(plan, place, place, by_name, dtype, inverse, none, _store=self._store)
+        values, store = all_self_influences(job), Store(place)
+        with suppress(StoreError), store.locked():
             name, tile = "self_influence", plan.train_tile
-            job.store.require(name, values.shape, (tile,), dtype, ("train",))
-            job.store.write(name, ..., values)
-            job.store.finish()
+            store.require(name, values.shape, (tile,), dtype, ("train",))
+            store.write(name, ..., values)
+            store.finish()
         return values
 
 
@@ -388,8 +431,9 @@ def run_influences(
 
     Args:
         influence: a `DataInfInfluence`, or a picklable callable without arguments that builds one
-            (called once in each process; for models too large to send). If it is fitted, on this
-            training data, its λ are used as they are.
+            (called once in each process; for models too large to send). If it is fitted, its λ are
+            used as they are: it must have been fitted on this training data, of which only the
+            number of samples is checked.
         test: a map-style dataset, a DataLoader over one in fixed order, a list of batches, one
             batch, or a pair of Dask arrays (one chunk along the samples is a batch).
         train: the same of the n training samples.
@@ -414,7 +458,8 @@ def run_influences(
             rows of all samples once for every half of `memory` that they fill.
         exact_sample: over about so many training samples, and up to 32 test samples, compare the
             inverse with the exact one, for `InfluenceRun.approximation_error`; 256 tells enough.
-            0 = do not.
+            0 = do not. Exact and plain Hessian-free influences approximate nothing, so that
+            nothing is compared.
         overwrite: replace another run in the store.
         progress: show a bar for each stage.
 

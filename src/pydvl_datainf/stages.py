@@ -59,6 +59,9 @@ class Stages:
             self._self_influence()
         if exact_sample and self.job.inverse.is_approximate:
             self._approximation_error(exact_sample)
+        asked = {"self_influence": self_influence, work.APPROXIMATION: exact_sample}
+        for name in [name for name, wanted in asked.items() if not wanted]:
+            self._drop_unfinished(name)
 
     # Stages
 
@@ -201,6 +204,12 @@ class Stages:
             self._map("approximation error", work.write_approximation_error, [samples])
 
     # Small print
+
+    def _drop_unfinished(self, name: str) -> None:
+        """Deletes what a call that was stopped had begun, and this one does not ask for."""
+        if name in self.store and self.store.sound(name) != self.store.expected(name):
+            self.store.delete(name)
+            self.is_new = True
 
     def _names(self) -> list[str]:
         names = ["squared_norms", "damping", "factors", "mean_influence"]

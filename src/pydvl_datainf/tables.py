@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pydvl_datainf.evaluation import Indices, largest
+from pydvl_datainf.inverse.methods import INVERSES
 from pydvl_datainf.labels import block_labels
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Array, Store
@@ -145,7 +146,11 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         "Blocks": f"{len(told['blocks']):,}",
         "Parameters in them": f"{plan.n_parameters:,}",
         "Damping λ, smallest to largest": (
-            f"{min(values):.2e} to {max(values):.2e}" if values else "not chosen yet"
+            "none"
+            if not INVERSES[told["method"]].is_damped
+            else f"{min(values):.2e} to {max(values):.2e}"
+            if values
+            else "not chosen yet"
         ),
         "Method": told["method"],
         "Objective": told["objective"],

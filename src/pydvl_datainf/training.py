@@ -8,7 +8,7 @@ from pydvl_datainf.errors import ModelError, StoreError
 from pydvl_datainf.inputs import Description
 from pydvl_datainf.plan import Plan
 from pydvl_datainf.samples import Survey
-from pydvl_datainf.store import Array, Store, differences, listed
+from pydvl_datainf.store import Array, Store, differences, is_shared, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Parent:
         store: of the run.
 
     Raises:
-        StoreError: if it is not complete, or keeps no rows.
+        StoreError: if it is not complete, keeps no rows, or is in memory.
     """
 
     store: Store
@@ -61,6 +61,11 @@ class Parent:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attributes", self.store.attributes)
+        if not is_shared(self.store):
+            raise StoreError(
+                f"{self.store} is in this process's memory, where a query cannot find its rows "
+                "again. Make the run that is to be queried in a folder."
+            )
         if not self.attributes["complete"] or self.plan.rows != "zarr":
             raise StoreError(
                 f"{self.store} is not complete, or keeps no training rows. A run that is to answer "

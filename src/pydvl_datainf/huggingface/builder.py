@@ -8,7 +8,7 @@ from torch import nn
 
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.huggingface.selection import Parameters, select_parameters
-from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Damping, Method
+from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Damping, Method, check_method
 from pydvl_datainf.objectives import Objective
 
 
@@ -47,8 +47,7 @@ class InfluenceBuilder:
     method: Method = "datainf"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ModelError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
+        check_method(self.method)
 
     def __call__(self) -> BlockwiseInfluence:
         """Builds the influence model, not fitted."""

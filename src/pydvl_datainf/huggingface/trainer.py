@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import ModelError, ObjectiveError, SourceError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Method
+from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Method, check_method
 from pydvl_datainf.objectives import (
     CausalLM,
     Objective,
@@ -73,7 +73,7 @@ def influence_from_trainer(
         An influence model, and loaders of test and training data.
 
     Raises:
-        ModelError: if the model is in training mode.
+        ModelError: if the model is in training mode, or there is no such method.
         ObjectiveError: if the loss is not known from the model's class alone.
         SourceError: if there is no training or test data, or its collator is random.
     """
@@ -87,6 +87,7 @@ def influence_from_trainer(
             "trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False) first.",
             stacklevel=2,
         )
+    check_method(method)
     objective = objective or _objective_of(trainer)
     held_out = trainer.eval_dataset if test is None else test
     if isinstance(held_out, dict):

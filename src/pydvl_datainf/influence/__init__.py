@@ -1,7 +1,7 @@
 """Influence functions as pyDVL knows them: DataInf, and what it is compared with."""
 
 from pydvl_datainf.influence.blockwise import BlockwiseInfluence, Damping, Inputs
-from pydvl_datainf.influence.by_name import METHODS, Method
+from pydvl_datainf.influence.by_name import METHODS, Method, check_method
 from pydvl_datainf.influence.datainf import DataInfInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
@@ -15,4 +15,5 @@ __all__ = [
     "HessianFreeInfluence",
     "Inputs",
     "Method",
+    "check_method",
 ]

@@ -13,7 +13,14 @@ from pydvl.utils.exceptions import NotFittedException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pydvl_datainf.batches import Batch, batch_named, batch_to, check_batch, split_batch
+from pydvl_datainf.batches import (
+    Batch,
+    as_batches,
+    batch_named,
+    batch_to,
+    check_batch,
+    split_batch,
+)
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
@@ -21,12 +28,7 @@ from pydvl_datainf.gradients import Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
-from pydvl_datainf.influence.checks import (
-    as_batches,
-    check_mode,
-    check_order,
-    check_own_buffers,
-)
+from pydvl_datainf.influence.checks import check_mode, check_order, check_own_buffers
 from pydvl_datainf.inverse.damping import (
     Regularization,
     SquaredNorms,
@@ -128,10 +130,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """Whether `fit` saw these samples, in this order, and the model is as it was then.
 
         Args:
-            data: batches. Of (x, y) pairs the lengths of the batches do not matter.
+            data: batches, whose lengths do not matter.
 
         Returns:
-            False before `fit`, and where the loader that was fitted has no fixed order.
+            False before `fit`, and where the loader that was fitted has no fixed order. Of data
+            that is read again for each pass, what was seen by `fit` counts.
         """
         if self._source is None or not self._fixed_order:
             return False
@@ -209,10 +212,19 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """How many training samples `fit` saw; None before."""
         return None if self._source is None else self._source.n
 
-    def unfitted(self) -> Self:
-        """A copy that shares the model but not the rows; the λ of a fitted instance are given."""
+    def unfitted(self, *, fix_damping: bool = True) -> Self:
+        """A copy that shares the model but not the rows.
+
+        Args:
+            fix_damping: whether the λ of a fitted instance are given in the copy; otherwise those
+                that were chosen automatically are chosen anew when it is fitted.
+
+        Returns:
+            The copy.
+        """
         twin = copy.copy(self)
-        twin._regularization = Regularization(self.fixed_damping)
+        if fix_damping:
+            twin._regularization = Regularization(self.fixed_damping)
         twin._source = None
         return twin
 

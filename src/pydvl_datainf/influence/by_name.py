@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, TypeAlias
 
+from pydvl_datainf.errors import ModelError
 from pydvl_datainf.influence.blockwise import BlockwiseInfluence
 from pydvl_datainf.influence.datainf import DataInfInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
@@ -18,3 +19,16 @@ METHODS: Mapping[Method, Callable[..., BlockwiseInfluence]] = {
     "scaled-hessian-free": partial(HessianFreeInfluence, scaled=True),
 }
 """What is called with the arguments of `DataInfInfluence`."""
+
+
+def check_method(method: str) -> None:
+    """Checks the name of a method.
+
+    Args:
+        method: the name.
+
+    Raises:
+        ModelError: if there is no such method.
+    """
+    if method not in METHODS:
+        raise ModelError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")

@@ -1,10 +1,8 @@
 """What an influence call is checked for before it computes."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydvl.influence.types import InfluenceMode, UnsupportedInfluenceModeException
-from torch import Tensor
 
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.fingerprint import differences
@@ -35,9 +33,3 @@ def check_order(is_fixed: bool) -> None:
             "The loader yields the samples in random order, so results per sample could not be "
             "told apart. Use a DataLoader with shuffle=False (fit alone accepts any order)."
         )
-
-
-def as_batches(data: Any) -> Any:
-    """A single batch as data of one batch; loaders as they are."""
-    is_pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
-    return [data] if isinstance(data, Mapping) or is_pair else data

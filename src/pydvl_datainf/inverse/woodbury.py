@@ -73,7 +73,7 @@ def inverse_times(
     """
     kept = list(chunks)
     return OrderedDict(
-        (block, _named(block, solved, _together(kept, block, n), V, damping[block]))
+        (block, named(block, solved, _together(kept, block, n), V, damping[block]))
         for block, V in vectors.items()
     )
 
@@ -95,7 +95,7 @@ def inverse_forms(
     """
     kept = list(chunks)
     return OrderedDict(
-        (block, _named(block, quadratic_form, _together(kept, block, n), V, damping[block]))
+        (block, named(block, quadratic_form, _together(kept, block, n), V, damping[block]))
         for block, V in vectors.items()
     )
 
@@ -105,7 +105,8 @@ def _squared_norms(columns: Float[Tensor, "k m"]) -> Float[Tensor, " m"]:
     return norms.square()
 
 
-def _named(block: str, solve: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def named(block: str, solve: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """`solve(*arguments)`, with the name of the block in what it raises."""
     try:
         return solve(*arguments)
     except DampingError as error:

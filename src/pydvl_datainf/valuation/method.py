@@ -48,7 +48,9 @@ class DataInfValuation(Valuation):
 
     In the result, `variances` are the sample variances over the test samples (with m - 1), `counts`
     are m, and so `stderr` is the standard error of the values with respect to the choice of test
-    samples. A variance that is not known (one test sample, an `aggregate` of the caller's) is NaN.
+    samples. With a store or in processes the values are the same to rounding, but for the exact
+    inverse, which reads its rows in half precision there. A variance that is not known (one test
+    sample, an `aggregate` of the caller's) is NaN.
 
     Args:
         influence: a `DataInfInfluence` or one of its siblings, fitted or not. `fit` fits a copy of
@@ -68,12 +70,13 @@ class DataInfValuation(Valuation):
         client: a Dask client, or the address of a scheduler, for `run_influences`; needs a store.
         n_jobs: worker processes on this machine, as in joblib; None = this process, unless a
             surrounding `joblib.parallel_config` says otherwise.
+        memory: what arrays may take in each process of a run, as in `run_influences`.
         progress: whether to show progress bars.
 
     Raises:
         ModelError: if `influence` is no influence model of this package.
         SourceError: if the test data is of no such kind.
-        PlanError: if there is no such aggregate, or a client without a store.
+        PlanError: if there is no such aggregate, or a client without a store or beside n_jobs.
         BatchError: if batch_size is not a positive integer.
 
     Examples:
@@ -99,6 +102,7 @@ class DataInfValuation(Valuation):
         store: Any = None,
         client: Client | str | None = None,
         n_jobs: int | None = None,
+        memory: int | str = "2GiB",
         progress: bool = False,
     ):
         super().__init__()
@@ -116,6 +120,8 @@ class DataInfValuation(Valuation):
                 "The workers of a Dask cluster write into a store that all of them see. Pass store "
                 "as well as client."
             )
+        if client is not None and n_jobs is not None:
+            raise PlanError("Pass client or n_jobs, not both.")
         check_test_data(test_data, in_order=store is not None)
         self.influence = influence
         self.test_data = test_data
@@ -124,6 +130,7 @@ class DataInfValuation(Valuation):
         self.store = store
         self.client = client
         self.n_jobs = n_jobs
+        self.memory = memory
         self.progress = progress
         self.algorithm_name = influence.inverse.name
         if callable(aggregate):
@@ -178,7 +185,13 @@ class DataInfValuation(Valuation):
                 f"continue_from is a result of {result.algorithm!r}, and this method is "
                 f"{self.algorithm_name!r}. Pass a result of this method, or none."
             )
-        self._init_or_check_result(data, result)
+        try:
+            self._init_or_check_result(data, result)
+        except ValueError as error:
+            raise SourceError(
+                f"continue_from does not belong to this data: {error} Pass the result that does, "
+                "or none."
+            ) from error
 
     def _values(self, data: Dataset) -> Values:
         if self.store is not None:
@@ -206,10 +219,9 @@ class DataInfValuation(Valuation):
 
     def _run(self, data: Dataset, store: Any) -> InfluenceRun:
         train, tests = self._train_and_tests(data)
-        influence = self.influence
-        if influence.is_fitted:  # its λ may be those of other data, and a run would keep them
-            influence = self._fitted(train).unfitted()
-        # Rows are computed again, not stored in half precision: values are the same everywhere.
+        # The λ of a fitted model may be those of other data, and a run would keep them.
+        influence = self.influence.unfitted(fix_damping=False)
+        # Rows are computed again rather than stored in half precision, but for the exact inverse.
         together = influence.inverse.rows == "together"
         return run_influences(
             influence,
@@ -218,6 +230,7 @@ class DataInfValuation(Valuation):
             store,
             client=self.client,
             n_jobs=self.n_jobs,
+            memory=self.memory,
             rows="auto" if together else "recompute",
             ids={"train": data.data_indices()},
             progress=self.progress,

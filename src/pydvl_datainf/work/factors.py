@@ -7,7 +7,7 @@ from torch import Tensor
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.damping import check_finite
 from pydvl_datainf.inverse.sherman_morrison import correction, transformed
-from pydvl_datainf.inverse.woodbury import solved
+from pydvl_datainf.inverse.woodbury import named, solved
 from pydvl_datainf.job import VECTORS, Job
 from pydvl_datainf.store import WORK
 
@@ -90,6 +90,6 @@ def write_solution(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
     q, b = item
     before, block = job.gradients, list(job.widths)[b]
     V = job.blocks(job.held(VECTORS, q, inputs))[block]
-    factors = solved(job.block_rows(inputs, block), V, job.damping[block])
+    factors = named(block, solved, job.block_rows(inputs, block), V, job.damping[block])
     job.store.write(f"{SOLUTIONS}/{q}/{b}", ..., factors.cpu().numpy())
     return job.gradients - before

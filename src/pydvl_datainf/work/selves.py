@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pydvl_datainf.inputs import Inputs
-from pydvl_datainf.inverse.woodbury import quadratic_form
+from pydvl_datainf.inverse.woodbury import named, quadratic_form
 from pydvl_datainf.job import Job
 from pydvl_datainf.store import WORK, Array
 from pydvl_datainf.vectors import BlockVectors, concatenated, total
@@ -46,7 +46,7 @@ def self_part(b: int, job: Job, inputs: Inputs | None) -> Array:
     """g_kᵀ (exact inverse) g_k in one block for all training samples k."""
     block = list(job.widths)[b]
     G = job.block_rows(inputs, block)
-    return quadratic_form(G, G, job.damping[block]).cpu().numpy()
+    return named(block, quadratic_form, G, G, job.damping[block]).cpu().numpy()
 
 
 def all_self_influences(job: Job) -> Array:
