@@ -1,4 +1,6 @@
 import sys
+from io import StringIO
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -348,6 +350,17 @@ def test_names_are_shown_as_they_are(ax):
 
 def test_control_characters_are_left_out():
     assert literal("a\x00b\x1b[1m\n c\u0085") == "ab[1m c"
+
+
+def test_names_that_xml_cannot_hold_are_drawn_as_valid_svg():
+    names = ["a\ufffe", "b\uffff", "c\ud800", "<d>&--"]
+    stream = StringIO()
+    figure = Figure()
+    influence_distribution(SUSPICION, np.array(names, dtype=object), figure.subplots())
+    figure.savefig(stream, format="svg")
+    texts = [node.text for node in ElementTree.fromstring(stream.getvalue()).iter()]
+    assert len(texts) > 20
+    assert "\ufffe" not in stream.getvalue()
 
 
 def test_numbers_have_a_sign_and_three_digits():

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -29,11 +30,19 @@ from pydvl_datainf import (
 )
 from pydvl_datainf.cli import main
 from pydvl_datainf.report import Bounds, ReportExistsError, extra, is_report, write_report
+from pydvl_datainf.report import influences as influences_module
 from pydvl_datainf.report import pictures as pictures_module
+from pydvl_datainf.report import summary as summary_module
 from pydvl_datainf.report.columns import column_of, kind_of, length_limit
 from pydvl_datainf.report.file import write_whole
-from pydvl_datainf.report.labels import label_counts
-from pydvl_datainf.report.pictures import MOST_BLOCKS, shown_blocks
+from pydvl_datainf.report.labels import LONGEST, label_counts
+from pydvl_datainf.report.pictures import (
+    MOST_BLOCKS,
+    blocks_picture,
+    shares_picture,
+    shown_blocks,
+)
+from pydvl_datainf.report.summary import place_name
 from pydvl_datainf.report.thumbnails import SIDE, Thumbnails, small_copy
 
 N, M = 24, 5
@@ -224,6 +233,28 @@ def test_self_influences_of_a_query_are_those_of_its_rows(tmp_path):
 
 
 @pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(("n", "other"), [(N, "training data"), (N + 2, "training samples")])
+def test_self_influences_of_another_run_are_not_shown(tmp_path, n, other):
+    run = made(tmp_path / "run.zarr", rows="zarr", self_influence=True)
+    model = DataInfInfluence(network(), F.cross_entropy, batch_size=8)
+    query = run.query(model, samples(2, 3), tmp_path / "query.zarr", progress=False)
+    run_influences(
+        model,
+        samples(M, 2),
+        samples(n, 7),
+        tmp_path / "run.zarr",
+        rows="zarr",
+        self_influence=True,
+        overwrite=True,
+        progress=False,
+    )
+    with pytest.raises(StoreError, match=f"{other}.* differ"):
+        query.self_influence()
+    page = Page(write_report(query, tmp_path / "report.html"))
+    assert list(page.data["measures"]) == ["mean influence"]
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_one_sample_on_one_sample(tmp_path):
     run = made(tmp_path / "run.zarr", n=1, m=1, metadata=None, self_influence=True)
     page = Page(write_report(run, tmp_path / "report.html"))
@@ -248,6 +279,46 @@ def test_facts_are_those_of_the_info_command(page, plain):
 def test_the_path_of_the_store_stays_at_home(page, folder):
     assert str(folder) not in page.source
     assert "Influence report: plain.zarr" in page.text
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_path_of_the_rows_of_a_query_stays_at_home(tmp_path):
+    run = made(tmp_path / "base.zarr", rows="zarr")
+    model = DataInfInfluence(network(), F.cross_entropy, batch_size=8)
+    query = run.query(model, samples(2, 3), tmp_path / "query.zarr", progress=False)
+    assert query.attrs["rows_in"] == str(tmp_path / "base.zarr")  # premise
+    page = Page(write_report(query, tmp_path / "report.html"))
+    assert "those in base.zarr" in page.text
+    assert str(tmp_path) not in page.source
+    assert query.attrs["rows_in"] == str(tmp_path / "base.zarr")  # as it was
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_address_of_a_store_and_its_password_stay_at_home(tmp_path):
+    url = "memory://someone:SECRET@host/folder/run.zarr"
+    page = Page(write_report(made(url), tmp_path / "report.html"))
+    assert "Influence report: run.zarr" in page.text
+    for private in ("SECRET", "someone", "folder/"):
+        assert private not in page.source
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/home/me/run.zarr", "run.zarr"),
+        ("s3://bucket/a/run.zarr/", "run.zarr"),
+        ("https://host/run.zarr?token=SECRET/x", "run.zarr"),
+        ("https://me:SECRET@host/run.zarr#SECRET@b", "run.zarr"),
+        ("simplecache::s3://me:SECRET@bucket/run.zarr", "run.zarr"),
+        ("memory://run.zarr", "run.zarr"),
+        ("memory://me:SECRET@host", "host"),
+        ("memory://me:SECRET?@host/run.zarr", "a store"),
+        ("memory://me:SE/CRET@host", "host"),
+        ("memory://", "a store"),
+    ],
+)
+def test_only_the_name_of_a_place_is_told(place, name):
+    assert place_name(place) == name
 
 
 def test_blocks_have_their_width_damping_and_error(page, plain):
@@ -282,6 +353,16 @@ def test_a_run_that_compared_nothing_tells_how_to(tmp_path):
     assert "not measured agreement with the exact inverse" in page.text
     assert "exact_sample=256" in page.text
     assert "errors" not in page.data["blocks"]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_query_tells_that_the_run_of_its_rows_can_be_compared(tmp_path):
+    run = made(tmp_path / "run.zarr", rows="zarr", exact_sample=N)
+    model = DataInfInfluence(network(), F.cross_entropy, batch_size=8)
+    query = run.query(model, samples(2, 3), tmp_path / "query.zarr", progress=False)
+    page = Page(write_report(query, tmp_path / "report.html"))
+    assert "have the run whose rows it uses compared (exact_sample=256)" in page.text
+    assert "call run_influences again" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -326,6 +407,40 @@ def test_labels_are_counted(page, plain):
 )
 def test_what_is_no_class_label_is_not_counted(values):
     assert label_counts({"label": values}, np.zeros(10), np.arange(3)) is None
+
+
+def test_labels_are_counted_whole_and_named_apart():
+    alike = ["w" * 45 + end for end in "ab"]
+    labels = [*alike, "", "(empty)", "w" * LONGEST, "w" * LONGEST + "…"] * 2
+    counts = label_counts(
+        {"label": np.array(labels, dtype=object)}, np.arange(12.0), np.array([0, 6, 2])
+    )
+    found = {name: (number, mean, suspects) for name, number, mean, suspects in counts.rows}
+    cut = "w" * LONGEST + "…"
+    assert found == {
+        cut: (2, 3.0, 2),
+        f"{cut} (2)": (2, 4.0, 0),
+        "(empty) (2)": (2, 5.0, 1),
+        "(empty)": (2, 6.0, 0),
+        "w" * LONGEST: (2, 7.0, 0),
+        f"{cut} (3)": (2, 8.0, 0),
+    }
+    assert [*counts.labels[:4]] == [cut, f"{cut} (2)", "(empty) (2)", "(empty)"]
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("n", "different", "said"),
+    [(70, 31, True), (70, 30, False), (24, 13, True), (24, 12, False)],
+)
+def test_labels_that_are_too_many_are_said_to_be_left_out(tmp_path, n, different, said):
+    told = {"train": {"label": [i % different for i in range(n)]}}
+    page = Page(
+        write_report(made(tmp_path / "run.zarr", n=n, metadata=told), tmp_path / "report.html")
+    )
+    sentence = f"Left out: counts by label: {different} different labels among {n} training"
+    assert (sentence in page.text) == said
+    assert (page.data["labels"] is None) == said
 
 
 # Texts are texts
@@ -436,6 +551,46 @@ def test_a_run_that_kept_fewer_says_so(tmp_path):
     assert "10 training samples at either end: the run kept 3" in page.text
 
 
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(("most", "said"), [(2 * M * N, False), (2 * M * N - 1, True)])
+def test_shares_that_are_too_many_are_said_to_be_left_out(tmp_path, monkeypatch, most, said):
+    for module in (influences_module, summary_module):
+        monkeypatch.setattr(module, "MOST_SCORES", most)
+    run = made(tmp_path / "run.zarr", by_block=True)
+    page = Page(write_report(run, tmp_path / "report.html"))
+    sentence = f"Left out: shares of blocks in the influences: {2 * M * N} influences by block"
+    assert (sentence in page.text) == said
+    assert ("shares" in page.data["blocks"]) != said
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(("name", "end"), [("image", ""), ("picture", ".png")])
+def test_long_texts_are_no_paths_of_images_and_are_cut(tmp_path, name, end):
+    told = {"train": {name: [f"{i}" + "w" * 10**5 + end for i in range(N)]}}
+    run = made(tmp_path / "run.zarr", metadata=told)
+    path = write_report(run, tmp_path / "report.html", bounds=Bounds(characters=10**4))
+    page = Page(path)
+    assert max(len(text) for text in column(page, "train", name)) == 251
+    assert f"Left out: the end of {N} texts of more than 250 characters" in page.text
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_ids_and_paths_that_begin_alike_stay_apart_when_cut(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    names = {"train": N, "test": M}
+    ids = {side: ["w" * 300 + f"{i}" for i in range(count)] for side, count in names.items()}
+    paths = ["./" * 100 + f"{name}.png" for name in "ab"]
+    told = {"train": {"image": [paths[i % 2] for i in range(N)]}}
+    run = made(tmp_path / "run.zarr", ids=ids, metadata=told)
+    bounds = Bounds(characters=10)
+    page = Page(write_report(run, tmp_path / "report.html", bounds=bounds, images=tmp_path))
+    assert ids_shown(page, "test") == ["w" * 100 + f"… (at {i})" for i in range(M)]
+    assert len(set(ids_shown(page, "train"))) == N
+    shown = ["./" * 50 + f"… (at {i})" for i in range(2)]
+    assert column(page, "train", "image") == [shown[i % 2] for i in range(N)]
+    assert list(page.data["train"]["images"]) == shown[:1]  # there is no b.png
+
+
 def test_long_texts_are_cut_first():
     columns = [np.array(["a" * 90, "b" * 900, "c" * 9000], dtype=object), np.arange(3)]
     assert length_limit(columns, 9990) == 20_000
@@ -490,6 +645,37 @@ def test_of_many_blocks_the_picture_shows_the_ends(plain, by_error, expected):
         "ends": [*range(1, half + 1), *range(200 - half + 1, 201)],
     }[expected]
     assert sorted(values[shown]) == list(wanted)
+
+
+def svg_of(picture):
+    return ElementTree.fromstring(b64decode(picture.light.partition(",")[2]))
+
+
+def axes_widths(picture):
+    """Widths of the backgrounds of axes, in points."""
+    found = svg_of(picture).findall(".//{*}g[@id='patch_2']/{*}path")
+    corners = [np.array(re.findall(r"[\d.]+", path.get("d")), dtype=float) for path in found]
+    return [np.ptp(numbers[::2]) for numbers in corners]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda names: blocks_picture(names, np.array([1.0, 2.0]), None),
+        lambda names: shares_picture(names, np.arange(24.0).reshape(3, 2, 4)),
+    ],
+    ids=["damping", "shares"],
+)
+def test_long_names_leave_room_for_the_picture(draw):
+    (short,), (long,) = (axes_widths(draw(["q" * k, "r" * k])) for k in (60, 300))
+    assert short > 50  # premise: names of this length leave room
+    assert long == pytest.approx(short, rel=0.1)
+
+
+@pytest.mark.parametrize("character", ["\ufffe", "\uffff", "\x01"])
+def test_pictures_of_any_names_are_valid_svg(character):
+    picture = blocks_picture([f"a{character}", "b"], np.array([1.0, 2.0]), None)
+    assert svg_of(picture).tag.endswith("svg")
 
 
 # Images
@@ -550,7 +736,7 @@ def test_images_without_a_job_are_meant_from_the_given_folder(pictures):
 
 def test_images_stop_at_their_budget(pictures):
     one = len(small_copy(pictures / "data/0.png"))
-    thumbnails = Thumbnails(2 * one + 20)
+    thumbnails = Thumbnails(2 * one + 20, pictures)
     urls = thumbnails.urls(["0.png", "1.png", "0.png", "2.png", ""], [pictures / "data"])
     assert list(urls) == ["0.png", "1.png"]
     assert (thumbnails.left_out, thumbnails.unreadable) == (1, 0)
@@ -558,7 +744,30 @@ def test_images_stop_at_their_budget(pictures):
 
 def test_an_image_too_large_to_be_one_is_not_read(pictures, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert set(Thumbnails(10**6).urls(["large.png", "0.png"], [pictures / "data"])) == {"0.png"}
+    thumbnails = Thumbnails(10**6, pictures)
+    assert set(thumbnails.urls(["large.png", "0.png"], [pictures / "data"])) == {"0.png"}
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_images_outside_the_folder_stay_there(pictures):
+    inside = pictures / "data"
+    Image.new("RGB", (8, 6)).save(pictures / "private.png")
+    (inside / "link.png").symlink_to(pictures / "private.png")
+    (inside / "inner.png").symlink_to(inside / "1.png")
+    outside = [str(pictures / "private.png"), "../private.png", "link.png", "no/../../private.png"]
+    (inside / "no").mkdir()
+    within = [str(inside / "0.png"), "../data/0.png", "inner.png"]
+    names = outside + within
+    told = {
+        "train": {"image": [names[i % len(names)] for i in range(N)]},
+        "run": {"job": {"train": "../a.csv"}},  # which may be a stranger's, too
+    }
+    run = made(pictures / "run.zarr", metadata=told)
+    page = Page(write_report(run, pictures / "report.html", images=inside))
+    assert set(page.data["train"]["images"]) == set(within)
+    assert "Left out: 4 images that cannot be read, or lie outside the folder" in page.text
+    anywhere = Page(write_report(run, pictures / "report.html", images="/"))
+    assert set(anywhere.data["train"]["images"]) == {outside[0], within[0]}
 
 
 @pytest.mark.parametrize(
@@ -569,6 +778,9 @@ def test_an_image_too_large_to_be_one_is_not_read(pictures, monkeypatch):
         ("picture", ["a.png", "b"], "text"),
         ("picture", ["", ""], "text"),
         ("image", [1, 2], "integer"),
+        ("image", ["a", "b" * 1000], "image"),
+        ("image", ["a", "b" * 1001], "text"),
+        ("picture", ["a.png", "b" * 997 + ".png"], "text"),
     ],
 )
 def test_kinds_of_columns(name, values, kind):

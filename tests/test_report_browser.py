@@ -43,12 +43,22 @@ TEXTS = [
     " -2+3 is text too",
     "\u200b@mention",
 ]
+NOTES = {  # and how they are saved
+    "a;=1+1": "a;'=1+1",
+    'a; "=1+1"': 'a; "\'=1+1"',
+    ";;\u200b+1": ";;\u200b'+1",
+    "a\n- b\r\n\t@c\r=d": "a\n'- b\r\n\t'@c\r'=d",
+    "=1;=2": "'=1;'=2",
+    'a, -2; 3 - 4 "-5"\nb = c;': 'a, -2; 3 - 4 "-5"\nb = c;',
+    "plain": "plain",
+}
 IDS = {"train": [f"t{i}" for i in range(N)], "test": [f"q-{i}<b>" for i in range(M)]}
 IDS["train"][3] = "=1+1"
 METADATA = {
     "train": {
         "text": [f"{TEXTS[i % 7]}" + (f" number {i}" if i >= 7 else "") for i in range(N)],
         "label": ["rotten" if i % 3 else "fresh" for i in range(N)],
+        "note": [[*NOTES][i % len(NOTES)] for i in range(N)],
         "loss": [(7 * i % N) - 5.25 for i in range(N - 1)] + [np.nan],
     },
     "test": {
@@ -170,13 +180,17 @@ def show_all(page, table):
     page.locator(f"#{table}-table_wrapper .dt-length select").select_option("-1")
 
 
-def downloaded(page, name):
+def saved_text(page, name):
     with page.expect_download() as waiting:
         page.locator(f"#downloads [data-csv={name}], .chosen [data-csv={name}]").click()
     assert waiting.value.suggested_filename == f"{name}.csv"
     content = Path(waiting.value.path()).read_bytes()
     assert content.startswith(b"\xef\xbb\xbf")
-    return list(csv.DictReader(StringIO(content.decode("utf-8-sig"), newline="")))
+    return content.decode("utf-8-sig")
+
+
+def downloaded(page, name):
+    return list(csv.DictReader(StringIO(saved_text(page, name), newline="")))
 
 
 # The browser of test samples
@@ -432,6 +446,20 @@ def test_texts_are_saved_as_they_are_but_for_formulas(page, run):
     assert {line["loss"][0] for line in lines.values()} >= {"-"}  # numbers are not guarded
 
 
+def test_texts_hold_no_formula_for_programs_that_end_cells_at_semicolons(page):
+    saved = {line["note"] for line in downloaded(page, "suspects")}
+    assert saved == set(NOTES.values())
+    for text in saved:
+        cells = re.split(r"[;\t\r\n]", text)
+        assert not [cell for cell in cells if re.match(r'[\s"\u200b]*[=+\-@|]', cell)]
+
+
+def test_texts_are_saved_in_quotes_and_numbers_without(page):
+    lines = saved_text(page, "tests").split("\r\n")
+    assert lines[0] == '"id","label","text","place"'
+    assert lines[1] == '"q-0<b>","fresh","query 0 of many",0'
+
+
 def test_the_other_tables_are_saved_too(page, run):
     assert [line["id"] for line in downloaded(page, "tests")] == IDS["test"]
     labels = {line["label"]: line for line in downloaded(page, "labels")}
@@ -505,8 +533,16 @@ def test_prints_are_light_and_without_controls(watched):
     assert luminance(colour) > 0.9
     assert page.locator("img.light").first.is_visible()
     assert not page.locator("img.dark").first.is_visible()
-    for selector in ("body > nav", ".list", ".dt-search", "#downloads", ".more"):
+    wrapper = "#suspects-table_wrapper "
+    hidden = ("search", "length", "paging")
+    for selector in ("body > nav", ".list", "#downloads", ".more", *(f".dt-{h}" for h in hidden)):
         assert not page.locator(selector).first.is_visible()
+    for control in hidden:
+        assert page.locator(f"{wrapper}.dt-{control}").count() == 1
+        assert not page.locator(f"{wrapper}.dt-{control}").is_visible()
+    extent = page.locator(f"{wrapper}.dt-info")
+    assert extent.is_visible()  # a print has no other pages
+    assert extent.inner_text() == f"1 to 10 of {N} training samples"
     assert page.locator("#helpful-table").is_visible()
     assert page.pdf().startswith(b"%PDF")
 

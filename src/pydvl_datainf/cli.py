@@ -159,7 +159,8 @@ def _checked_k(run: InfluenceRun, k: int | None) -> int:
     "--images",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
-    help="Folder from which the paths of images are meant: that of the job file.  [default: this]",
+    help="Folder from which the paths of images are meant: that of the job file. Images elsewhere "
+    "are not embedded; / allows for absolute paths.  [default: this]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace any file, not only an earlier report.")
 def report(

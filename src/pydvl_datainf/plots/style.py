@@ -31,7 +31,8 @@ SIGNED = LinearSegmentedColormap.from_list(
 GREY = "0.6"
 """Lines to compare with; visible on white and on black."""
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""What no font can draw, or no SVG may hold, such as the halves of surrogate pairs."""
 
 
 def new_axes(ax: Axes | None, height: float | None = None) -> Axes:

@@ -28,7 +28,8 @@ def write_report(
         run: a complete run, or the path, URL or Zarr store of one.
         path: of the page. A page that an earlier call wrote there is replaced.
         bounds: how much of the run the page holds; it says what was left out.
-        images: folder from which the paths of images in the metadata are meant.
+        images: folder from which the paths of images in the metadata are meant, and below which
+            the images must lie.
         overwrite: replace any file.
 
     Returns:

@@ -17,6 +17,9 @@ LARGEST = 2**53
 LIMITS = (20_000, 10_000, 5_000, 2_000, 1_000, 500, 250, 100)
 """Characters at which texts may be cut."""
 
+LONGEST_PATH = 1000
+"""Characters of a path of an image; longer texts are no paths, whatever their column is called."""
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -27,7 +30,7 @@ class Column:
     Attributes:
         name: of the column.
         kind: what its values are.
-        values: as JSON holds them; a text is cut if it ends in "…" and `cut` has its position.
+        values: as JSON holds them; where one is cut, "…" follows and `cut` has its position.
         cut: positions of the values that are cut.
     """
 
@@ -55,13 +58,16 @@ def kind_of(name: str, values: Array) -> Kind:
 
     Returns:
         "image" where texts are paths of images: by the name of the column, as `pydvl-datainf run`
-        calls it, or since all end like one.
+        calls it, or since all end like one; and since none is too long to be one.
     """
     kinds: dict[str, Kind] = {"b": "truth", "i": "integer", "u": "integer", "f": "number"}
     if values.dtype.kind in kinds:
         return kinds[values.dtype.kind]
-    paths = (text.lower().endswith(PICTURES) for text in values.tolist())
-    return "image" if len(values) and (name == "image" or all(paths)) else "text"
+    texts = values.tolist()
+    if not texts or any(len(text) > LONGEST_PATH for text in texts):
+        return "text"
+    paths = name == "image" or all(text.lower().endswith(PICTURES) for text in texts)
+    return "image" if paths else "text"
 
 
 def ordered(columns: Mapping[str, Array]) -> list[str]:
@@ -104,13 +110,42 @@ def column_of(name: str, values: Array, chosen: Indices, limit: int) -> Column:
     Returns:
         The column.
     """
-    kind = kind_of(name, values)
+    kind, own = kind_of(name, values), values[chosen].tolist()
+    if kind == "image":  # told apart, as each has its picture
+        return _told_apart(name, kind, own, chosen, limit)
     if kind != "text":
-        return Column(name, kind, [json_value(v) for v in values[chosen].tolist()], [])
-    texts = values[chosen].tolist()
-    cut = [i for i, text in enumerate(texts) if len(text) > limit]
-    shown = [f"{text[:limit]}…" if len(text) > limit else text for text in texts]
-    return Column(name, kind, shown, cut)
+        return Column(name, kind, [json_value(value) for value in own], [])
+    shown = [f"{text[:limit]}…" if len(text) > limit else text for text in own]
+    return Column(name, kind, shown, _longer(own, limit))
+
+
+def ids_of(values: Array, chosen: Indices, limit: int) -> Column:
+    """The ids of some samples; different ones stay different when they are cut.
+
+    Args:
+        values: of all samples, (n,).
+        chosen: positions of the samples.
+        limit: characters at which ids are cut; their position then follows.
+
+    Returns:
+        The column.
+    """
+    own = values[chosen].tolist()
+    if values.dtype.kind != "O":
+        return Column("id", kind_of("id", values), [json_value(value) for value in own], [])
+    return _told_apart("id", "text", own, chosen, limit)
+
+
+def _told_apart(name: str, kind: Kind, texts: Sequence[str], chosen: Indices, limit: int) -> Column:
+    first: dict[str, int] = {}
+    for text, position in zip(texts, chosen.tolist(), strict=True):
+        first.setdefault(text, position)
+    shown = [f"{t[:limit]}… (at {first[t]})" if len(t) > limit else t for t in texts]
+    return Column(name, kind, shown, _longer(texts, limit))
+
+
+def _longer(texts: Sequence[str], limit: int) -> list[int]:
+    return [i for i, text in enumerate(texts) if len(text) > limit]
 
 
 def json_value(value: Any) -> Any:

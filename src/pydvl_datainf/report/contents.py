@@ -21,7 +21,7 @@ from pydvl_datainf.report.influences import (
     tops_of,
     tops_to_json,
 )
-from pydvl_datainf.report.labels import LabelCounts, label_counts
+from pydvl_datainf.report.labels import LabelCounts, label_counts, uncounted
 from pydvl_datainf.report.pictures import (
     Picture,
     blocks_picture,
@@ -82,7 +82,7 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     Args:
         run: complete.
         bounds: how much of it.
-        images: folder from which the paths of images are meant.
+        images: folder from which the paths of images are meant, and below which they must lie.
 
     Returns:
         The contents.
@@ -93,22 +93,22 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     measures = Measures.of(run)  # refuses a run that is not complete
     tops, suspects = tops_of(run, bounds), measures.suspects(bounds.suspects)
     shown = np.unique(np.concatenate([suspects, *tops.all_positions()]))
-    thumbnails = Thumbnails(bounds.image_bytes)
+    thumbnails, told = Thumbnails(bounds.image_bytes, images), run.metadata("train")
     samples, limit = samples_of(
         run,
         {"test": np.arange(tops.m), "train": shown},
         bounds.characters,
         thumbnails,
-        images,
     )
-    extent = Extent(run, bounds, tops, samples, limit, thumbnails)
+    extent = Extent(run, bounds, tops, samples, limit, thumbnails, uncounted(told))
 
     mean, error = measures.values[MEAN], run.approximation_error
     inverse = INVERSES[run.attrs["fingerprint"]["method"]]
     damping = run.damping if inverse.is_damped else {}
-    trust, labels = trust_of(inverse.name, error), block_labels(list(run.damping))
+    trust = trust_of(inverse.name, error, is_query=run.attrs["rows_in"] is not None)
+    labels = block_labels(list(run.damping))
     by_block = scores_by_block(run)
-    counts = label_counts(run.metadata("train"), mean, largest(-mean, bounds.suspects))
+    counts = label_counts(told, mean, largest(-mean, bounds.suspects))
     return Contents(
         store=store_name(run),
         method=run.attrs["method"],

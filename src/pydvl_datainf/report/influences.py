@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from pydvl_datainf.errors import StoreError
 from pydvl_datainf.evaluation import Floats, Indices, largest, relative_influence
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import shortest
@@ -92,7 +91,7 @@ class Measures:
             The measures.
         """
         mean = run.mean_influence()
-        if not _has_self_influence(run):
+        if not run.has_self_influence:  # computed first, they take long
             return cls({MEAN: mean})
         own = run.self_influence()
         relative = relative_influence(mean, np.maximum(own, 0))  # negative by rounding only
@@ -142,17 +141,21 @@ def scores_by_block(run: InfluenceRun) -> Floats | None:
         Influences, (m, L, n), or None; also None if their sums over blocks are all zero, of which
         no block can have a share.
     """
-    scores = run.scores
-    if scores is None or scores.ndim != 3 or scores.size > MOST_SCORES:
+    count = count_by_block(run)
+    if not count or count > MOST_SCORES:
         return None
     values = run._store.read("scores")
     return values if values.sum(1).any() else None
 
 
-def _has_self_influence(run: InfluenceRun) -> bool:
-    """Whether it need not be computed first, which takes long. A query's is that of its rows."""
-    rows_in = run.attrs["rows_in"]
-    try:
-        return "self_influence" in (run if rows_in is None else InfluenceRun(rows_in))._store
-    except StoreError:  # the rows are gone
-        return False
+def count_by_block(run: InfluenceRun) -> int:
+    """How many influences by block a run keeps.
+
+    Args:
+        run: complete or not.
+
+    Returns:
+        Their number; 0 where it keeps only their sums.
+    """
+    scores = run.scores
+    return 0 if scores is None or scores.ndim != 3 else scores.size

@@ -1,7 +1,8 @@
 """How influence is distributed over the labels of training samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -60,28 +61,62 @@ def label_counts(
     column = next((name for name in NAMES if _are_classes(columns.get(name))), None)
     if column is None:
         return None
-    labels = np.array([shown(value) for value in columns[column].tolist()], dtype=object)
+    values = columns[column].tolist()
+    names = names_of(values)
+    labels = np.array([names[value] for value in values], dtype=object)
     counts: list[tuple[str, int, float, int]] = []
-    for label in sorted(set(labels.tolist())):
+    for label in sorted(names.values()):
         own = labels == label
         counts.append((label, int(own.sum()), float(mean[own].mean()), int(own[suspects].sum())))
     return LabelCounts(column, labels, sorted(counts, key=lambda row: row[2]), len(suspects))
 
 
-def shown(label: Any) -> str:
-    """A label for people.
+def uncounted(columns: Mapping[str, Array]) -> dict[str, int]:
+    """Columns that may hold class labels, but with too many different ones to be counted.
 
     Args:
-        label: a number, truth value or text.
+        columns: what is known of the training samples.
 
     Returns:
-        Its text, cut where it is long.
+        The number of different labels by name of the column.
     """
-    text = str(json_value(label)) or "(empty)"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    there = {name: columns[name] for name in NAMES if name in columns}
+    counts = {name: len(set(v.tolist())) for name, v in there.items() if _are_labels(v)}
+    return {name: count for name, count in counts.items() if count > _most(there[name])}
+
+
+def names_of(labels: Iterable[Any]) -> dict[Any, str]:
+    """Labels for people.
+
+    Args:
+        labels: numbers, truth values or texts, some of them often.
+
+    Returns:
+        For each different label its text, cut where it is long; with a number where another label
+        has the same.
+    """
+    whole = {label: str(json_value(label)) for label in labels}
+    names = {label: text for label, text in whole.items() if text and len(text) <= LONGEST}
+    taken = set(names.values())
+    for label, text in sorted(whole.items(), key=lambda item: item[1]):
+        if label in names:
+            continue
+        short = f"{text[:LONGEST]}…" if text else "(empty)"
+        numbered = chain([short], (f"{short} ({i})" for i in count(2)))
+        names[label] = next(name for name in numbered if name not in taken)
+        taken.add(names[label])
+    return names
 
 
 def _are_classes(values: Array | None) -> bool:
-    if values is None or values.dtype.kind not in "biuO":
+    if values is None or not _are_labels(values):
         return False
-    return 1 < len(set(values.tolist())) <= min(MOST, len(values) // 2)
+    return 1 < len(set(values.tolist())) <= _most(values)
+
+
+def _are_labels(values: Array) -> bool:
+    return values.dtype.kind in "biuO"
+
+
+def _most(values: Array) -> int:
+    return min(MOST, len(values) // 2)

@@ -32,6 +32,9 @@ SETTINGS = {"font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "pydvl-datai
 MOST_BLOCKS, MOST_SHARES = 48, 30
 """Rows of a picture; a table has all blocks."""
 
+LONGEST = 60
+"""Characters of a name in a picture; longer ones would leave no room for the picture."""
+
 ROW, MARGIN = 0.21, 0.9
 """Inches."""
 
@@ -67,7 +70,7 @@ def blocks_picture(
         The picture.
     """
     shown = shown_blocks(damping, error)
-    names = [labels[i] for i in shown]
+    names = [_end(labels[i]) for i in shown]
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, 1 if error is None else 2, squeeze=False)[0]
@@ -93,9 +96,10 @@ def shares_picture(labels: Sequence[str], scores: Floats) -> Picture:
     Returns:
         The picture.
     """
+    names = [_end(label) for label in labels]
 
     def draw(figure: Figure) -> None:
-        block_shares(scores, labels, figure.subplots(), shown=MOST_SHARES)
+        block_shares(scores, names, figure.subplots(), shown=MOST_SHARES)
 
     rows = min(len(labels), MOST_SHARES)
     return drawn(draw, (8.4, MARGIN + ROW * rows), "Share of each block; the table has all numbers")
@@ -163,6 +167,11 @@ def drawn(
         figure.savefig(stream, format="svg", metadata={"Date": None})
     svg = stream.getvalue()
     return Picture(_url(svg), _url(svg.replace(INK, LIGHT_INK)), alt, note)
+
+
+def _end(name: str) -> str:
+    """The end of a path tells more than its beginning, which many blocks share."""
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
 
 
 def _url(svg: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from pydvl_datainf.evaluation import Indices
-from pydvl_datainf.report.columns import Column, column_of, length_limit, ordered
+from pydvl_datainf.report.columns import Column, column_of, ids_of, length_limit, ordered
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.run import InfluenceRun
 
@@ -23,7 +23,7 @@ class Samples:
         chosen: positions of the samples in the data, ascending.
         ids: of them.
         columns: of them.
-        images: small copies, as a data: URL for each path for which there is one.
+        images: small copies, as a data: URL for each path, as shown, for which there is one.
     """
 
     chosen: Indices
@@ -59,7 +59,6 @@ def samples_of(
     chosen: Mapping[Side, Indices],
     characters: int,
     thumbnails: Thumbnails,
-    folder: Path,
 ) -> tuple[dict[Side, Samples], int]:
     """Reads ids and metadata.
 
@@ -68,7 +67,6 @@ def samples_of(
         chosen: positions of the samples of each side, ascending.
         characters: of all texts together.
         thumbnails: makes small copies of images; those of the first side have precedence.
-        folder: from which the paths of images are meant.
 
     Returns:
         The samples of each side, and the length at which their texts are cut.
@@ -83,11 +81,17 @@ def samples_of(
     limit = length_limit(texts, characters)
     samples: dict[Side, Samples] = {}
     for side, positions in chosen.items():
-        own = column_of("id", ids[side], positions, limit)
+        own = ids_of(ids[side], positions, limit)
         names = ordered(told[side])
         columns = [column_of(name, told[side][name], positions, limit) for name in names]
-        paths = [path for column in columns if column.kind == "image" for path in column.values]
-        images = thumbnails.urls(paths, image_folders(run, side, folder))
+        paths = {
+            shown: path
+            for column in columns
+            if column.kind == "image"
+            for shown, path in zip(column.values, told[side][column.name][positions], strict=True)
+        }
+        urls = thumbnails.urls(paths.values(), image_folders(run, side, thumbnails.root))
+        images = {shown: urls[path] for shown, path in paths.items() if path in urls}
         samples[side] = Samples(positions, own, columns, images)
     return samples, limit
 

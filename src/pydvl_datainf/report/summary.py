@@ -1,13 +1,17 @@
 """A run in short: the most important facts, and how much of it a page holds."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.text import Text
 
 from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.report.bounds import Bounds
-from pydvl_datainf.report.influences import Tops
+from pydvl_datainf.report.influences import MOST_SCORES, Tops, count_by_block
+from pydvl_datainf.report.labels import MOST as MOST_LABELS
 from pydvl_datainf.report.samples import Samples, Side
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust
@@ -37,6 +41,7 @@ class Extent:
         samples: of both sides.
         limit: characters at which texts are cut.
         thumbnails: made for the page.
+        uncounted: columns of labels that are not counted, with the number of different ones.
     """
 
     run: InfluenceRun
@@ -45,6 +50,7 @@ class Extent:
     samples: Mapping[Side, Samples]
     limit: int
     thumbnails: Thumbnails
+    uncounted: Mapping[str, int]
 
     def held(self) -> Iterator[str]:
         """What the page holds.
@@ -81,15 +87,53 @@ class Extent:
         if cut:
             yield f"the end of {_count(cut, 'text')} of more than {self.limit:,} characters."
         if missing:
-            yield f"{_count(missing, 'image')} that cannot be read; paths are meant from --images."
+            yield (
+                f"{_count(missing, 'image')} that cannot be read, or lie outside the folder "
+                "--images, from which their paths are meant."
+            )
         if too_much:
             yield f"{_count(too_much, 'image')}, so that the page does not become too large."
+        by_block = count_by_block(self.run)
+        if by_block > MOST_SCORES:
+            yield (
+                f"shares of blocks in the influences: {by_block:,} influences by block are more "
+                f"than the {MOST_SCORES:,} that a page is made from."
+            )
+        for name, different in self.uncounted.items():
+            yield (
+                f"counts by {name}: {different:,} different labels among {plan.n:,} training "
+                f"samples; at most {MOST_LABELS}, of two samples each on average, are counted."
+            )
 
 
 def store_name(run: InfluenceRun) -> str:
     """What the store is called: a folder without its path, which is nobody's business elsewhere."""
-    path = run._store.path
-    return str(run._store) if path is None else path.resolve().name
+    store = run._store
+    if store.path is not None:
+        return store.path.resolve().name
+    place = store.location
+    return place_name(str(getattr(place, "path", place)))
+
+
+def place_name(place: str) -> str:
+    """The last part of a path or URL: what stands before it may be a password or a private folder.
+
+    Args:
+        place: of a store.
+
+    Returns:
+        A name, without what follows a question mark or number sign in a URL.
+
+    Example:
+        >>> place_name("/home/me/run.zarr"), place_name("s3://key:secret@host/a/run.zarr?token=b")
+        ('run.zarr', 'run.zarr')
+    """
+    if "://" not in place:
+        return Path(place).name
+    address = re.split("[?#]", place, maxsplit=1)[0].rpartition("://")[2].rstrip("/")
+    host, _, path = address.partition("/")
+    name = (path.rpartition("/")[2] or host).rpartition("@")[2]
+    return name if name and ":" not in name else "a store"  # no half of a password
 
 
 def query_name(run: InfluenceRun) -> str:
@@ -98,7 +142,7 @@ def query_name(run: InfluenceRun) -> str:
 
 
 def facts_of(run: InfluenceRun) -> Iterator[Facts]:
-    """All that `pydvl-datainf info` shows.
+    """All that `pydvl-datainf info` shows, of other stores only their names.
 
     Args:
         run: complete.
@@ -106,7 +150,9 @@ def facts_of(run: InfluenceRun) -> Iterator[Facts]:
     Yields:
         Facts under their titles.
     """
-    for table in info_tables(run, run._store):
+    rows_in, shown = run.attrs["rows_in"], copy(run)
+    shown.attrs = run.attrs | {"rows_in": rows_in and place_name(rows_in)}
+    for table in info_tables(shown, run._store):
         names, values = (
             [cell.plain if isinstance(cell, Text) else str(cell) for cell in column.cells]
             for column in table.columns

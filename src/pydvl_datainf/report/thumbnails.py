@@ -20,10 +20,13 @@ class Thumbnails:
 
     Args:
         budget: bytes of all copies together.
+        root: folder below which images must lie; the paths, which may come from anybody, can name
+            any other file of whoever writes the page.
     """
 
-    def __init__(self, budget: int):
+    def __init__(self, budget: int, root: Path):
         self.budget = budget
+        self.root = root
         self.unreadable = 0
         self.left_out = 0
 
@@ -39,7 +42,7 @@ class Thumbnails:
         """
         made = {}
         for name in dict.fromkeys(name for name in names if name):
-            url = _read(name, folders)
+            url = self._read(name, folders)
             if url is None:
                 self.unreadable += 1
             elif len(url) > self.budget:
@@ -49,16 +52,15 @@ class Thumbnails:
                 made[name] = url
         return made
 
-
-def _read(name: str, folders: Sequence[Path]) -> str | None:
-    for folder in folders:
-        path = folder / name
-        try:
-            if path.is_file():
-                return small_copy(path)
-        except (OSError, ValueError):  # no such name, no right, no image
-            continue
-    return None
+    def _read(self, name: str, folders: Sequence[Path]) -> str | None:
+        for folder in folders:
+            try:
+                path = (folder / name).resolve()  # where links lead to
+                if path.is_relative_to(self.root.resolve()) and path.is_file():
+                    return small_copy(path)
+            except (OSError, ValueError, RuntimeError):  # no such name, no right, a loop, no image
+                continue
+        return None
 
 
 def small_copy(path: Path) -> str:

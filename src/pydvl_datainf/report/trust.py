@@ -36,12 +36,13 @@ SILENT = (
 )
 
 
-def trust_of(method: str, error: ApproximationError | None) -> Trust:
+def trust_of(method: str, error: ApproximationError | None, is_query: bool = False) -> Trust:
     """Puts the distance from the exact inverse into words.
 
     Args:
         method: name of the inverse.
         error: as the run measured it.
+        is_query: whether the run uses the rows of another one; it then measures nothing.
 
     Returns:
         What is said of it.
@@ -61,6 +62,11 @@ def trust_of(method: str, error: ApproximationError | None) -> Trust:
             "These are products of gradients. They take no inverse, so that none is approximated."
         )
         return Trust(MEASURE, "no inverse", (says,), SILENT)
+    if is_query:
+        says = (
+            "A query is not compared; have the run whose rows it uses compared (exact_sample=256)."
+        )
+        return Trust(MEASURE, "not measured", (says,), SILENT)
     how = (
         "This run did not compare its inverse with the exact one.",
         "To have it compared, call run_influences again with the same arguments and "

@@ -327,11 +327,22 @@ table("blocks-table", blockColumns, blocks, "blocks", { order: [] });
 
 /** A text that begins like a formula would be one to a spreadsheet, blanks before it or not. */
 const FORMULA = /^[\s\u200b-\u200f\u2060\ufeff]*[=+\-@|\uff1d\uff0b\uff0d\uff20]|^[\t\r]/;
-const guarded = (text) => (FORMULA.test(text) ? `'${text}` : text);
 
+/** One that takes semicolons for separators ends cells in the middle of texts, quoted or not. */
+const GAP = /[;"\s\u200b-\u200f\u2060\ufeff]+(?=([=+\-@|\uff1d\uff0b\uff0d\uff20])?)/g;
+const ENDS_CELL = /[;\t\r\n]/;
+
+const guarded = (text) => {
+  const inside = text.replace(GAP, (gap, formula) =>
+    formula && ENDS_CELL.test(gap) ? `${gap}'` : gap,
+  );
+  return FORMULA.test(text) ? `'${inside}` : inside;
+};
+
+/** Texts are quoted, all of them: some programs end cells at more than commas. */
 function csvCell(value, kind) {
-  const text = numeric(kind) || kind === "truth" ? String(value) : guarded(String(value));
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  if (numeric(kind) || kind === "truth") return String(value);
+  return `"${guarded(String(value)).replaceAll('"', '""')}"`;
 }
 
 /** Lines of CSV: each column has a name, a kind and a function of a row. */
