@@ -27,6 +27,7 @@ help:  ## List the targets.
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "Installing into $(VENV), which takes one to several minutes." >&2
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --constraint constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(PIP) --constraint constraints.txt --editable '.[dev]'

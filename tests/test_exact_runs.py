@@ -3,12 +3,14 @@
 import shutil
 from dataclasses import replace
 from functools import cache
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 import zarr
 from distributed import Client, LocalCluster
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -31,6 +33,7 @@ from pydvl_datainf.inverse.methods import DATAINF
 from pydvl_datainf.plan import sampled_queries
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Store
+from pydvl_datainf.tables import info_tables
 
 N, M = 23, 30  # between the widths of the blocks, so that one is solved in either space
 BLOCKS = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}  # of 20 and 24 parameters
@@ -599,6 +602,24 @@ def test_an_error_that_is_replaced_when_the_run_stops_is_replaced_later(store, m
             run(store, datainf(), exact_sample=SAMPLE + 9)
     done = run(store, datainf(), exact_sample=SAMPLE + 9)
     assert_same_error(done.approximation_error, compared(datainf, done, rows_of(N, 1), SAMPLE + 9))
+
+
+def test_what_a_run_holds_tells_the_comparison(tmp_path):
+    console = Console(record=True, width=120, file=StringIO())
+    done = run(tmp_path / "run.zarr", datainf(), exact_sample=SAMPLE)
+    for table in info_tables(done, Store(tmp_path / "run.zarr", read_only=True)):
+        console.print(table)
+    text = " ".join(console.export_text().split())
+    found = done.approximation_error
+    assert f"over {found.n} training, {found.m} test samples" in text
+    assert f"Rank correlation of influences {found.rank_correlation:.2f}" in text
+    assert f"a common factor included {found.score_error:.2g}" in text
+
+
+def test_gradient_products_show_no_damping(tmp_path):
+    done = run(tmp_path / "run.zarr", plain())
+    first = next(info_tables(done, Store(tmp_path / "run.zarr", read_only=True)))
+    assert "none" in [str(cell) for cell in first.columns[1].cells]
 
 
 def test_a_run_that_is_open_sees_the_error_of_a_later_call(store):

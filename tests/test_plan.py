@@ -172,3 +172,13 @@ def test_queries_that_do_not_fit_together_are_solved_in_groups():
     memory = 10**8
     plan = make_plan(task, memory=memory, rows="zarr", reserved=solver_bytes(task))
     assert len(plan.groups) > 1
+
+
+def test_chunks_of_vectors_are_even():
+    """An array's last chunk is stored as long as the others, whatever of it is used."""
+    task = Task(n=400, m=80, m_samples=80, widths=(1536,) * 48, itemsize=4, longest=32)
+    plan = make_plan(task, memory=2**31, rows="zarr")
+    chunks = -(-plan.n_parameters // plan.columns)
+    assert chunks > 1
+    assert chunks * plan.columns - plan.n_parameters < chunks
+    assert plan.columns * plan.test_tile * task.itemsize <= 2**24

@@ -261,8 +261,13 @@ def _run_job(
         result = prepared.run(place.location, overwrite=overwrite, progress=progress)
         _show(info_tables(result, Store(place.location, read_only=True)))
     name = shlex.quote(str(place))
-    click.echo(f"Written to {place}. Ask it: pydvl-datainf top {name} --test ID")
-    click.echo(f"Look at it: pydvl-datainf report {name} -o report.html")
+    click.echo(f"Written to {place}. To go on:")
+    for command, tells in (
+        (f"top {name}", "what helps and harms on average"),
+        (f"top {name} --test ID", "what helps and harms on one test sample"),
+        (f"report {name} -o report.html", "all of it in a browser"),
+    ):
+        click.echo(f"  pydvl-datainf {command}  # {tells}")
 
 
 @main.command()

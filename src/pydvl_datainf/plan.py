@@ -219,7 +219,7 @@ def make_plan(
         group_tiles=group_tiles,
         span_tiles=ceil(tiles / spans),
         step=step,
-        columns=min(sum(task.widths), max(1, CHUNK_BYTES // (test_tile * task.itemsize))),
+        columns=_even(sum(task.widths), max(1, CHUNK_BYTES // (test_tile * task.itemsize))),
         part=max(256, 4 * task.m, ceil(task.m_samples / MOST_SPANS)),
         self_tiles=max(1, memory // (2 * train_tile * task.row)),
         rows=rows,
@@ -327,6 +327,11 @@ def _train_tile(task: Task, memory: int, step: int) -> int:
     wanted = min(max(ceil(task.n / 32), 16 * (task.top_k or 0)), MOST_TRAIN)
     fitting = max(1, memory // (8 * task.row))
     return max(1, min(ceil(wanted / step) * step, fitting // step * step or fitting))
+
+
+def _even(total: int, most: int) -> int:
+    """The length of pieces, at most `most`, that are as even as can be: a short one is padded."""
+    return ceil(total / ceil(total / most))
 
 
 def _fixed_bytes(task: Task, rows: str, train_tile: int, step: int) -> int:

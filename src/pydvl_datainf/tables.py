@@ -167,7 +167,7 @@ def _trust(run: InfluenceRun) -> dict[str, str]:
         "Compared with the exact inverse": f"over {found.n:,} training, {found.m:,} test samples",
         "Cosine to it, of the blocks": cosines,
         "Rank correlation of influences": ranks,
-        "Relative error of influences": f"{found.score_error:.2g}",
+        "Relative error, a common factor included": f"{found.score_error:.2g}",
     }
 
 

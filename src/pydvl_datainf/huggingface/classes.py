@@ -162,8 +162,8 @@ def label_id(value: Any, ids: Mapping[str, int], n: int, placed: Placed) -> int:
         number = -1
     if isinstance(value, bool | float) or not 0 <= number < n:
         raise SourceError(
-            f"{placed[0]}: label {value!r} must be a number from 0 to {n - 1}{named}. The names of "
-            "labels are given in the order of the model's outputs."
+            f"{placed[0]}: label {value!r} must be a number from 0 to {n - 1}{named}. Name the "
+            "model's outputs, in their order, in the job: labels: [first, second, ...]."
         )
     return number
 

@@ -168,7 +168,9 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
         "Device": str(influence.model_device),
     }
     if heads:
-        state = "take part" if prepared.told["heads take part"] else "are left out"
+        state = "are left out; parameters: adapters+heads takes them"
+        if prepared.told["heads take part"]:
+            state = "take part"
         facts["Heads"] = f"{', '.join(heads)} {state}"
     return facts
 

@@ -83,7 +83,7 @@ function contentOf(kind, value, images) {
 /** A column of a table: `of` gives the value of a row. */
 function column(title, kind, of, settings = {}) {
   return {
-    title: escaped(title),
+    title: escaped(title).replaceAll("_", "_<wbr>"), // so that long names can be broken
     name: title,
     kind,
     of,
