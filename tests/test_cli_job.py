@@ -179,7 +179,7 @@ def test_a_dry_run_tells_and_writes_nothing(folder):
 
 
 @pytest.mark.parametrize(("rows", "gradients"), [("zarr", 20 + 4), ("recompute", 3 * 20 + 4)])
-@pytest.mark.parametrize("exact_sample", [0, 256])
+@pytest.mark.parametrize("exact_sample", [0, 256, "auto"])
 def test_a_dry_run_foretells_the_gradients(folder, rows, gradients, exact_sample):
     changed(folder, rows=rows, exact_sample=exact_sample)
     compared = 4 + (20 if rows == "recompute" else 0)  # fewer than are asked for

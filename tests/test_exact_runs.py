@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from functools import cache
 from io import StringIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,10 +31,12 @@ from pydvl_datainf import (
     work,
 )
 from pydvl_datainf.inverse.methods import DATAINF
-from pydvl_datainf.plan import sampled_queries
+from pydvl_datainf.plan import sample_bytes, sampled_queries
+from pydvl_datainf.planning import exact_sample_of
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Store
 from pydvl_datainf.tables import info_tables
+from pydvl_datainf.wishes import Wishes
 
 N, M = 23, 30  # between the widths of the blocks, so that one is solved in either space
 BLOCKS = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}  # of 20 and 24 parameters
@@ -485,7 +488,7 @@ def test_a_block_that_does_not_fit_is_refused_with_the_memory_that_it_takes(stor
 
 @pytest.mark.parametrize("asked", [-1, 2.5, True, "all", None])
 def test_the_sample_for_the_error_is_a_number(store, asked):
-    with pytest.raises(PlanError, match="exact_sample must be a number of samples or 0"):
+    with pytest.raises(PlanError, match="exact_sample must be a number of samples, 0 or"):
         run(store, datainf(), exact_sample=asked)
 
 
@@ -654,6 +657,28 @@ def test_a_sample_that_does_not_fit_in_memory_is_refused_before_the_work(tmp_pat
     with pytest.raises(PlanError, match="exact_sample=0"):
         run(tmp_path / "run.zarr", datainf(), memory=TIGHT // 2, rows="zarr", exact_sample=SAMPLE)
     assert not (tmp_path / "run.zarr").exists()
+
+
+@pytest.mark.parametrize(("memory", "compared"), [("1MiB", N), (TIGHT // 2, None)])
+def test_by_itself_it_compares_what_fits(tmp_path, memory, compared):
+    done = run(tmp_path / "run.zarr", datainf(), memory=memory, rows="zarr", exact_sample="auto")
+    found = done.approximation_error
+    assert (None if found is None else found.n) == compared
+
+
+@pytest.mark.parametrize("n", [1000, 100])
+def test_the_sample_becomes_smaller_with_the_memory(n):
+    """Premise: more samples take more; each number is the largest of its kind that fits."""
+    model = SimpleNamespace(inverse=DATAINF, widths={"a": 1000, "b": 500}, dtype="float32")
+    sizes = {s: sample_bytes((1000, 500), 4, min(s, n), 40) for s in (256, 128, 64)}
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    for needed in sizes.values():
+        wishes = Wishes(memory=needed, exact_sample="auto")
+        assert sizes[exact_sample_of(wishes, model, n, 40)] == needed
+    assert (
+        exact_sample_of(Wishes(memory=min(sizes.values()) - 1, exact_sample="auto"), model, n, 40)
+        == 0
+    )
 
 
 @pytest.mark.parametrize("build", [exact, plain])

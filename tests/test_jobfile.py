@@ -85,7 +85,7 @@ def test_methods(tmp_path, method):
 
 def test_the_default_method_is_datainf_beside_exact(tmp_path):
     job = job_of(tmp_path, MINIMAL, method=None)
-    assert (job.method, job.exact_sample) == ("datainf", 256)
+    assert (job.method, job.exact_sample) == ("datainf", "auto")
     assert job_of(tmp_path, MINIMAL + "exact_sample: 0\n").exact_sample == 0
 
 

@@ -17,7 +17,7 @@ from pydvl_datainf.inputs import Built, Description, Inputs
 from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.job import Job
 from pydvl_datainf.plan import Plan
-from pydvl_datainf.planning import planned
+from pydvl_datainf.planning import exact_sample_of, planned
 from pydvl_datainf.samples import Samples, Survey, as_samples
 from pydvl_datainf.stages import Stages
 from pydvl_datainf.store import WORK, Array, Store, differences, is_shared, listed
@@ -49,6 +49,7 @@ def launch(
         tests = _survey(executor, shared, "test", inputs.test)
         training = parent or Fresh(_survey(executor, shared, "train", inputs.train))
         _check_fitted(model, training.n)
+        sample = exact_sample_of(wishes, model, training.n, tests.n)
         codes, labels = _groups(wishes, tests.n)
         m = tests.n if labels is None else len(labels)
         columns = columns_of(wishes.ids, wishes.metadata, {"test": m, "train": training.n}, labels)
@@ -72,7 +73,7 @@ def launch(
         _enter(store, stored, fingerprint, plan, training.rows_in, model.inverse)
         _lay_out(store, job, columns)
         training.copy_norms(store)
-        _perform(store, job, executor, shared, model, wishes)
+        _perform(store, job, executor, shared, model, wishes.self_influence, sample)
 
 
 # Before the work
@@ -205,7 +206,8 @@ def _perform(
     executor: Executor,
     inputs: Any,
     model: Description,
-    wishes: Wishes,
+    self_influence: bool,
+    exact_sample: int,
 ) -> None:
     before = store.attributes
     stages = Stages(
@@ -217,7 +219,7 @@ def _perform(
         seconds=dict(before["seconds"]),
         gradients=before["gradients"],
     )
-    stages.run(self_influence=wishes.self_influence, exact_sample=wishes.exact_sample)
+    stages.run(self_influence=self_influence, exact_sample=exact_sample)
     store.delete(WORK)
     if stages.is_new or not before["complete"]:
         store.finish()

@@ -246,19 +246,21 @@ def solver_bytes(task: Task) -> int:
     return max(task.n * d * (2 * task.itemsize + 16) + 16 * k**2 for d, k in sides)
 
 
-def sample_bytes(task: Task, samples: int) -> int:
+def sample_bytes(widths: Sequence[int], itemsize: int, n: int, m: int) -> int:
     """Bytes that a comparison with the exact inverse takes.
 
     Args:
-        task: the size of what is asked.
-        samples: training samples over which both inverses are taken.
+        widths: d_l of each block.
+        itemsize: bytes of one number of a row.
+        n: training samples over which both inverses are taken.
+        m: test samples, of which some are taken.
 
     Returns:
         Rows of the samples in pieces, together and, of the largest block, in float64, with a
         matrix and its factor; vectors of the queries, as they are and transformed twice.
     """
-    n, m, d = min(samples, task.n), min(MOST_SAMPLED_QUERIES, task.m_samples), max(task.widths)
-    return (2 * n + 4 * m) * task.row + 8 * n * d + 16 * min(n, d) ** 2
+    row, d = sum(widths) * itemsize, max(widths)
+    return (2 * n + 4 * min(MOST_SAMPLED_QUERIES, m)) * row + 8 * n * d + 16 * min(n, d) ** 2
 
 
 def sampled_queries(m: int) -> list[slice]:

@@ -15,6 +15,9 @@ from pydvl_datainf.store import Store
 from pydvl_datainf.training import Fresh, Parent
 from pydvl_datainf.wishes import Wishes
 
+AUTO_SAMPLES = (256, 128, 64)
+"""Numbers of samples that tell how approximate an inverse is: the first that fits is taken."""
+
 
 def planned(
     model: Description,
@@ -54,7 +57,6 @@ def planned(
         by_block=wishes.by_block,
         top_k=wishes.top_k,
     )
-    _check_sample(task, model, wishes)
     tile, rows = wishes.tile or (None, None), wishes.rows
     together = model.inverse.rows == "together"
     reserved = solver_bytes(task) if together else 0
@@ -72,16 +74,36 @@ def planned(
     )
 
 
-def _check_sample(task: Task, model: Description, wishes: Wishes) -> None:
-    if not (wishes.exact_sample and model.inverse.is_approximate):
-        return
-    needed = sample_bytes(task, wishes.exact_sample)
-    if needed > wishes.bytes:
+def exact_sample_of(wishes: Wishes, model: Description, n: int, m: int) -> int:
+    """Over how many training samples the inverse is compared with the exact one.
+
+    Args:
+        wishes: what is asked.
+        model: what is known of it.
+        n: training samples.
+        m: test samples.
+
+    Returns:
+        Their number; 0 where nothing is approximated, or, with "auto", nothing of use fits.
+
+    Raises:
+        PlanError: if a number that is asked for does not fit.
+    """
+    if not model.inverse.is_approximate:
+        return 0
+    widths, itemsize = tuple(model.widths.values()), np.dtype(model.dtype).itemsize
+    if wishes.exact_sample == "auto":
+        sizes = (sample_bytes(widths, itemsize, min(size, n), m) for size in AUTO_SAMPLES)
+        fitting = (s for s, b in zip(AUTO_SAMPLES, sizes, strict=True) if b <= wishes.bytes)
+        return next(fitting, 0)
+    needed = sample_bytes(widths, itemsize, min(wishes.exact_sample, n), m)
+    if wishes.exact_sample and needed > wishes.bytes:
         raise PlanError(
             f"Comparing {wishes.exact_sample:,} samples with the exact inverse takes {needed:,} "
-            f"bytes, and memory is {wishes.bytes:,}. Use more memory, a smaller exact_sample, or "
-            "exact_sample=0."
+            f"bytes, and memory is {wishes.bytes:,}. Use more memory, a smaller exact_sample, "
+            '"auto", or exact_sample=0.'
         )
+    return wishes.exact_sample
 
 
 def _check_rows(rows: str, executor: Executor, together: bool) -> None:

@@ -420,7 +420,7 @@ def run_influences(
     ids: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     self_influence: bool = False,
-    exact_sample: int = 0,
+    exact_sample: int | Literal["auto"] = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> InfluenceRun:
@@ -457,9 +457,9 @@ def run_influences(
         self_influence: compute self-influences too. Where rows are recomputed, this computes the
             rows of all samples once for every half of `memory` that they fill.
         exact_sample: over about so many training samples, and up to 32 test samples, compare the
-            inverse with the exact one, for `InfluenceRun.approximation_error`; 256 tells enough.
-            0 = do not. Exact and plain Hessian-free influences approximate nothing, so that
-            nothing is compared.
+            inverse with the exact one, for `InfluenceRun.approximation_error`. "auto" = 256, or
+            fewer where `memory` is too small, or none; 0 = do not. Exact and plain
+            Hessian-free influences approximate nothing, so that nothing is compared.
         overwrite: replace another run in the store.
         progress: show a bar for each stage.
 

@@ -57,7 +57,7 @@ class Stages:
         self._norms()
         if self_influence:
             self._self_influence()
-        if exact_sample and self.job.inverse.is_approximate:
+        if exact_sample:
             self._approximation_error(exact_sample)
         asked = {"self_influence": self_influence, work.APPROXIMATION: exact_sample}
         for name in [name for name, wanted in asked.items() if not wanted]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dask.utils import parse_bytes
 
@@ -25,7 +25,8 @@ class Wishes:
         ids: of the samples of both sides.
         metadata: of both sides, and under "run" of the run itself.
         self_influence: whether self-influences are computed too.
-        exact_sample: training samples over which the inverse is compared with the exact one.
+        exact_sample: training samples over which the inverse is compared with the exact one; "auto"
+            = some, if they fit.
         overwrite: whether another run in the store is replaced.
 
     Raises:
@@ -41,7 +42,7 @@ class Wishes:
     ids: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
     self_influence: bool = False
-    exact_sample: int = 0
+    exact_sample: int | Literal["auto"] = 0
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -49,9 +50,10 @@ class Wishes:
             raise PlanError(f"rows must be one of {ROWS}, got {self.rows!r}.")
         if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
             raise PlanError(f"top_k must be a positive number or None, got {self.top_k!r}.")
-        if type(self.exact_sample) is not int or self.exact_sample < 0:
+        sample = 0 if self.exact_sample == "auto" else self.exact_sample
+        if type(sample) is not int or sample < 0:
             raise PlanError(
-                f"exact_sample must be a number of samples or 0, got {self.exact_sample!r}."
+                f'exact_sample must be a number of samples, 0 or "auto", got {sample!r}.'
             )
         if self.top_k is not None and self.by_block:
             raise PlanError("top_k keeps total scores only; leave out top_k or by_block.")

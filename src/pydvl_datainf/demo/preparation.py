@@ -22,9 +22,6 @@ from pydvl_datainf.influence import DataInfInfluence, HessianFreeInfluence
 from pydvl_datainf.objectives import SequenceClassification
 from pydvl_datainf.run import InfluenceRun, run_influences
 
-EXACT_SAMPLE = 256
-"""Training reviews over which the inverse is compared with the exact one."""
-
 
 @dataclass(frozen=True, slots=True)
 class Stages:
@@ -91,7 +88,7 @@ class Prepared:
             store,
             metadata={**self.columns, "run": told},
             self_influence=True,
-            exact_sample=EXACT_SAMPLE,
+            exact_sample="auto",
             overwrite=overwrite,
             progress=progress,
         )

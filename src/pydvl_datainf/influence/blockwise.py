@@ -83,16 +83,21 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         super().__init__(model, cast(Any, loss))
         self._select_parameters()
         self._regularization = Regularization.parse(regularization, self.blocks.names)
-        if rows not in ("memory", "recompute", "auto"):
-            raise SourceError(f'rows must be "memory", "recompute" or "auto", got {rows!r}.')
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise BatchError(f"batch_size must be a positive number or None, got {batch_size!r}.")
-        self.rows_kept: RowsKept = rows
+        self.rows_kept = self._rows_to_keep(rows)
         self.batch_size = batch_size
         self.progress = progress
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
         self._engine = engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
         self._source: RowSource | None = None
+
+    @staticmethod
+    def _rows_to_keep(rows: RowsKept) -> RowsKept:
+        """What happens to training rows, checked."""
+        if rows not in ("memory", "recompute", "auto"):
+            raise SourceError(f'rows must be "memory", "recompute" or "auto", got {rows!r}.')
+        return rows
 
     # Fitting
 

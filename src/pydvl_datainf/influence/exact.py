@@ -1,16 +1,8 @@
 """The exact reference."""
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor, nn
-
-from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import SourceError
-from pydvl_datainf.gradients import Gradients
-from pydvl_datainf.influence.blockwise import BlockwiseInfluence, Damping
+from pydvl_datainf.influence.blockwise import BlockwiseInfluence
 from pydvl_datainf.inverse.methods import EXACT
-from pydvl_datainf.objectives import Objective
 from pydvl_datainf.sources import RowsKept
 
 
@@ -43,33 +35,12 @@ class ExactInfluence(BlockwiseInfluence):
 
     inverse = EXACT
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Objective | Callable[[Any, Tensor], Tensor],
-        regularization: Damping = "auto",
-        block_structure: BlockStructure = "module",
-        *,
-        gradients: Gradients = "auto",
-        rows: RowsKept = "auto",
-        batch_size: int | None = None,
-        max_tokens: int | None = None,
-        progress: bool = False,
-    ):
+    @staticmethod
+    def _rows_to_keep(rows: RowsKept) -> RowsKept:
         if rows == "recompute":
             raise SourceError(
                 "The exact inverse needs the gradients of all samples together, so they cannot be "
                 'computed again piece by piece. Use rows="memory", or run_influences with '
                 'rows="zarr".'
             )
-        super().__init__(
-            model,
-            loss,
-            regularization,
-            block_structure,
-            gradients=gradients,
-            rows="memory" if rows == "auto" else rows,
-            batch_size=batch_size,
-            max_tokens=max_tokens,
-            progress=progress,
-        )
+        return "memory" if rows == "auto" else BlockwiseInfluence._rows_to_keep(rows)

@@ -14,7 +14,7 @@ from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inputs import Description, Inputs
 from pydvl_datainf.jobfile.preparation import Prepared
 from pydvl_datainf.plan import Plan, sampled_queries
-from pydvl_datainf.planning import planned
+from pydvl_datainf.planning import exact_sample_of, planned
 from pydvl_datainf.samples import Survey, as_samples
 from pydvl_datainf.store import Store
 from pydvl_datainf.tables import facts_table
@@ -97,19 +97,18 @@ def gradients(plan: Plan, model: Description) -> tuple[int, int]:
     return passes * len(plan.groups) + norms, 1
 
 
-def compared(plan: Plan, model: Description, m: int, samples: int) -> int:
+def compared(plan: Plan, m: int, samples: int) -> int:
     """Gradients that are computed again to compare the inverse with the exact one.
 
     Args:
         plan: how the run is cut.
-        model: what is known of it.
         m: test samples.
         samples: training samples over which they are compared; 0 = they are not.
 
     Returns:
         Their number.
     """
-    if not (samples and model.inverse.is_approximate):
+    if not samples:
         return 0
     train = sum(k for _, k in plan.sampled(samples)) if plan.rows == "recompute" else 0
     return int(train + sum(part.stop - part.start for part in sampled_queries(m)))
@@ -204,7 +203,8 @@ def _time(
     train, test = gradients(plan, model)
     unit = prepared.material.unit
     lengths = prepared.material.train.samples.lengths
-    again = compared(plan, model, len(prepared.material.test.samples), prepared.job.exact_sample)
+    m = len(prepared.material.test.samples)
+    again = compared(plan, m, exact_sample_of(Wishes(**prepared.settings), model, plan.n, m))
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
     count += again * sum(lengths) // len(lengths)
     seconds = count / rates.units, operations(plan, model) / rates.flops

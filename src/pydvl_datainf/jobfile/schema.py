@@ -134,8 +134,8 @@ class Job(_Part):
         top_k: how many scores are kept at either end for each test sample; all otherwise.
         by_block: whether scores of each block are kept.
         self_influence: whether self-influences are computed.
-        exact_sample: training samples over which the inverse is compared with the exact one; 0 =
-            it is not.
+        exact_sample: training samples over which the inverse is compared with the exact one: as
+            many as `memory` allows, up to 256, or a number; 0 = it is not.
         device: where gradients are computed.
         dtype: of the weights.
         attention: its implementation in transformers.
@@ -179,7 +179,7 @@ class Job(_Part):
     top_k: Count | None = None
     by_block: Truth = False
     self_influence: Truth = False
-    exact_sample: Position = 256
+    exact_sample: Literal["auto"] | Position = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     attention: Text | None = None
