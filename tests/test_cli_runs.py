@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from pydvl_datainf import DataInfInfluence, run_influences, work
 from pydvl_datainf.cli import main
 from pydvl_datainf.run import InfluenceRun
-from pydvl_datainf.store import Store
 from pydvl_datainf.tables import info_tables, mean_tables
 
 N, M = 12, 5
@@ -290,7 +289,7 @@ def test_on_a_terminal_lines_are_broken_and_nothing_is_lost(plain, run):
     for label in ("rotten", "fresh"):
         assert words.count(label) == N // 2
     assert "…" not in " ".join(lines)
-    narrow = lines_of(info_tables(run, Store(plain), blocks=True), 30)
+    narrow = lines_of(info_tables(run, blocks=True), 30)
     assert "…" not in " ".join(narrow)
 
 

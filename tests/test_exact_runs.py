@@ -31,6 +31,7 @@ from pydvl_datainf import (
     work,
 )
 from pydvl_datainf.inverse.methods import DATAINF
+from pydvl_datainf.layout import APPROXIMATION
 from pydvl_datainf.plan import sample_bytes, sampled_queries
 from pydvl_datainf.planning import exact_sample_of
 from pydvl_datainf.run import InfluenceRun
@@ -594,7 +595,7 @@ def test_an_error_that_is_replaced_when_the_run_stops_is_replaced_later(store, m
     write = Store.write
 
     def stop(self, name, where, values):
-        if name == work.APPROXIMATION:
+        if name == APPROXIMATION:
             raise KeyboardInterrupt
         write(self, name, where, values)
 
@@ -610,7 +611,7 @@ def test_an_error_that_is_replaced_when_the_run_stops_is_replaced_later(store, m
 def test_what_a_run_holds_tells_the_comparison(tmp_path):
     console = Console(record=True, width=120, file=StringIO())
     done = run(tmp_path / "run.zarr", datainf(), exact_sample=SAMPLE)
-    for table in info_tables(done, Store(tmp_path / "run.zarr", read_only=True)):
+    for table in info_tables(done):
         console.print(table)
     text = " ".join(console.export_text().split())
     found = done.approximation_error
@@ -621,7 +622,7 @@ def test_what_a_run_holds_tells_the_comparison(tmp_path):
 
 def test_gradient_products_show_no_damping(tmp_path):
     done = run(tmp_path / "run.zarr", plain())
-    first = next(info_tables(done, Store(tmp_path / "run.zarr", read_only=True)))
+    first = next(info_tables(done))
     assert "none" in [str(cell) for cell in first.columns[1].cells]
 
 
@@ -639,7 +640,7 @@ def test_what_a_stopped_call_had_begun_does_not_spoil_one_that_does_not_ask_for_
     write = Store.write
 
     def stop(self, name, where, values):
-        if name in (work.APPROXIMATION, "self_influence"):
+        if name in (APPROXIMATION, "self_influence"):
             raise KeyboardInterrupt
         write(self, name, where, values)
 

@@ -63,7 +63,7 @@ def info(store: str, blocks: bool, check: bool) -> None:
     """
     with _errors_as_messages():
         run = _opened(store)
-        _show(info_tables(run, Store(store, read_only=True), blocks))
+        _show(info_tables(run, blocks))
         if check:
             run.check()
             click.echo("Every chunk was read and is sound.")
@@ -259,7 +259,7 @@ def _run_job(
             _show(estimate_tables(prepared, place))
             return
         result = prepared.run(place.location, overwrite=overwrite, progress=progress)
-        _show(info_tables(result, Store(place.location, read_only=True)))
+        _show(info_tables(result))
     name = shlex.quote(str(place))
     click.echo(f"Written to {place}. To go on:")
     for command, tells in (

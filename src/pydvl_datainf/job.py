@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pydvl_datainf.arrays import WORK
 from pydvl_datainf.batches import Batch, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError
 from pydvl_datainf.fingerprint import differences, fingerprint
@@ -18,7 +19,7 @@ from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.plan import Piece, Plan, Tiling, pieces
 from pydvl_datainf.samples import Samples, Survey, read_again
-from pydvl_datainf.store import WORK, Store
+from pydvl_datainf.store import Store
 from pydvl_datainf.vectors import BlockVectors
 
 VECTORS = f"{WORK}/vectors"

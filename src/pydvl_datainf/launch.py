@@ -10,17 +10,27 @@ import numpy as np
 
 from pydvl_datainf import work
 from pydvl_datainf._version import __version__
+from pydvl_datainf.arrays import WORK
 from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
 from pydvl_datainf.errors import SourceError, StoreError, StoreExistsError
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inputs import Built, Description, Inputs
 from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.job import Job
+from pydvl_datainf.layout import (
+    ENDS,
+    EXTRAS,
+    arrays_of,
+    column_type,
+    extras_in,
+    opened,
+    sealed_attributes,
+)
 from pydvl_datainf.plan import Plan
 from pydvl_datainf.planning import exact_sample_of, planned
 from pydvl_datainf.samples import Samples, Survey, as_samples
 from pydvl_datainf.stages import Stages
-from pydvl_datainf.store import WORK, Array, Store, differences, is_shared, listed
+from pydvl_datainf.store import Array, Store, differences, is_shared, listed
 from pydvl_datainf.training import Fresh, Parent
 from pydvl_datainf.wishes import Wishes
 
@@ -70,8 +80,10 @@ def launch(
             by_block=wishes.by_block,
             top_k=None if wishes.top_k is None else min(wishes.top_k, plan.n),
         )
-        _enter(store, stored, fingerprint, plan, training.rows_in, model.inverse)
-        _lay_out(store, job, columns)
+        known = columns | _known(job)
+        types = {name: column_type(values.dtype) for name, values in columns.items()}
+        _enter(store, stored, fingerprint, plan, types, training.rows_in, model.inverse)
+        _lay_out(store, job, types, known)
         training.copy_norms(store)
         _perform(store, job, executor, shared, model, wishes.self_influence, sample)
 
@@ -103,7 +115,7 @@ def _stored(store: Store, executor: Executor, wishes: Wishes) -> dict[str, Any] 
     """The attributes of the run that is to go on; None where a new one is made."""
     if not (executor.shares_memory or is_shared(store)):
         raise StoreError(f"{store} is in this process's memory, which workers do not see.")
-    return None if store.is_vacant() or wishes.overwrite else store.attributes
+    return None if store.is_vacant() or wishes.overwrite else opened(store)
 
 
 def _survey(executor: Executor, shared: Any, side: str, samples: Samples | None) -> Survey:
@@ -136,11 +148,19 @@ def _enter(
     stored: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any],
     plan: Plan,
+    columns: Mapping[str, str],
     rows_in: Any,
     inverse: Inverse,
 ) -> None:
     """Makes the group, or checks that the one that is there holds the same run."""
-    mine = {"fingerprint": dict(fingerprint), "plan": plan.as_attributes(), "rows_in": rows_in}
+    mine = sealed_attributes(
+        {
+            "fingerprint": dict(fingerprint),
+            "plan": plan.as_attributes(),
+            "columns": dict(columns),
+            "rows_in": rows_in,
+        }
+    )
     if stored is None:
         store.create(_about(inverse) | mine | {"complete": False, "gradients": 0, "seconds": {}})
         return
@@ -153,6 +173,8 @@ def _enter(
             "replace this one with overwrite=True."
         )
     store.sweep()
+    if "checksum" not in stored:
+        store.update({name: mine[name] for name in ("columns", "checksum")})
 
 
 def _about(inverse: Inverse) -> dict[str, Any]:
@@ -166,34 +188,33 @@ def _about(inverse: Inverse) -> dict[str, Any]:
     }
 
 
-def _lay_out(store: Store, job: Job, columns: Mapping[str, Array]) -> None:
-    """Makes the arrays that are not there, and writes what is known before the work."""
-    plan, blocks = job.plan, list(job.widths)
-    L, D, t, r = len(blocks), plan.n_parameters, plan.test_tile, plan.train_tile
-    store.require("squared_norms", (plan.n, L), (r, L), "float64", ("train", "block"))
-    store.require("damping", (L,), (L,), "float64", ("block",))
-    store.require("factors", (plan.m, D), (t, plan.columns), job.dtype, ("test", "parameter"))
-    store.require("mean_influence", (plan.n,), (r,), "float64", ("train",))
-    if plan.rows == "zarr" and job.train is not None:
-        store.require("row_scales", (plan.n, L), (r, L), job.dtype, ("train", "block"))
-        store.require("rows", (plan.n, D), (r, D), "float16", ("train", "parameter"))
-    if job.top_k is not None:
-        shape, names = (plan.m, len(work.ENDS), job.top_k), ("test", "end", "rank")
-        store.require("top", shape, (t, *shape[1:]), "int64", names)
-        store.require("top_scores", shape, (t, *shape[1:]), job.dtype, names)
-        columns = {**columns, "end": np.array(work.ENDS, dtype=object)}
-    elif job.by_block:
-        store.require(
-            "scores", (plan.m, L, plan.n), (t, L, r), job.dtype, ("test", "block", "train")
-        )
-    else:
-        store.require("scores", (plan.m, plan.n), (t, r), job.dtype, ("test", "train"))
-    known = {"block": np.array(blocks, dtype=object), "width": np.array(list(job.widths.values()))}
-    for name, values in {**columns, **known}.items():
-        dtype = "string" if values.dtype.kind == "O" else values.dtype
-        dimension = "block" if name in known else name.partition("_")[0]
-        store.require(name, values.shape, (2**16,), dtype, (dimension,))
-        if store.sound(name) != store.expected(name):
+def _known(job: Job) -> dict[str, Array]:
+    """What is known before the work, beside ids and metadata."""
+    known = {
+        "block": np.array(list(job.widths), dtype=object),
+        "width": np.array(list(job.widths.values())),
+    }
+    ends = np.array(ENDS, dtype=object)
+    return known if job.top_k is None else {**known, "end": ends}
+
+
+def _lay_out(
+    store: Store, job: Job, columns: Mapping[str, str], known: Mapping[str, Array]
+) -> None:
+    """Makes the arrays that are not there or not as they should be, and writes what is known."""
+    store.layouts = arrays_of(
+        job.plan,
+        len(job.widths),
+        job.dtype,
+        by_block=job.by_block,
+        top_k=job.top_k,
+        stores_rows=job.plan.rows == "zarr" and job.train is not None,
+        columns=columns,
+    )
+    for name in [name for name in store.layouts if name not in EXTRAS]:
+        store.require(name, *store.layouts[name])
+    for name, values in known.items():
+        if not store.is_whole(name):
             store.write(name, ..., values)
 
 
@@ -221,5 +242,8 @@ def _perform(
     )
     stages.run(self_influence=self_influence, exact_sample=exact_sample)
     store.delete(WORK)
-    if stages.is_new or not before["complete"]:
-        store.finish()
+    extras = extras_in(store)
+    names = [name for name in store.layouts if name not in EXTRAS] + extras
+    is_told = before.get("extras") == extras and not store.not_as_consolidated(names)
+    if stages.is_new or not before["complete"] or not is_told:
+        store.finish(extras)

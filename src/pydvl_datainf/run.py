@@ -16,24 +16,23 @@ from pydvl_datainf.inputs import Built
 from pydvl_datainf.inverse.methods import INVERSES
 from pydvl_datainf.job import Job
 from pydvl_datainf.launch import launch
+from pydvl_datainf.layout import (
+    APPROXIMATION,
+    ENDS,
+    EXTRAS,
+    SELF_INFLUENCE,
+    comparison_in,
+    extras_in,
+    has_extra,
+    opened,
+)
 from pydvl_datainf.plan import Plan
+from pydvl_datainf.rows_in import rows_in
 from pydvl_datainf.samples import Survey
-from pydvl_datainf.store import Array, Store
+from pydvl_datainf.store import REPAIR, Array, Store
 from pydvl_datainf.training import Parent
 from pydvl_datainf.wishes import Wishes
-from pydvl_datainf.work import APPROXIMATION, ENDS, all_self_influences
-
-ARRAYS = (
-    "block",
-    "width",
-    "damping",
-    "squared_norms",
-    "factors",
-    "mean_influence",
-    "test",
-    "train",
-)
-"""What every run has."""
+from pydvl_datainf.work import all_self_influences
 
 SHARED = (
     "method",
@@ -53,26 +52,30 @@ class InfluenceRun:
 
     Args:
         store: path, URL or Zarr store of the run.
+        allow_other_places: whether the training rows of a further query may be anywhere, over the
+            network too; otherwise they are read only in a folder beside the store.
 
     Raises:
-        StoreError: if there is no run, or one of another format.
+        StoreError: if there is no run, or it is damaged or of another format.
     """
 
-    def __init__(self, store: Any):
+    def __init__(self, store: Any, *, allow_other_places: bool = False):
         self._store = Store(store, read_only=True)
-        self.attrs = self._store.attributes
+        self._allow_other_places = allow_other_places
+        self.attrs = opened(self._store)
 
     @classmethod
-    def open(cls, store: Any) -> Self:
+    def open(cls, store: Any, *, allow_other_places: bool = False) -> Self:
         """Opens the run in a store.
 
         Args:
             store: path, URL or Zarr store.
+            allow_other_places: as for the class.
 
         Returns:
             The run, complete or not.
         """
-        return cls(store)
+        return cls(store, allow_other_places=allow_other_places)
 
     def __repr__(self) -> str:
         state = "complete" if self.is_complete else "not complete"
@@ -117,7 +120,7 @@ class InfluenceRun:
         """
         if side == "run":
             return dict(self.attrs["fingerprint"]["run metadata"])
-        names = [name for name in self._store.names() if name.startswith(f"{side}_")]
+        names = sorted(name for name in self._store.layouts if name.startswith(f"{side}_"))
         return {name.removeprefix(f"{side}_"): self._store.read(name) for name in names}
 
     def progress(self) -> tuple[int, int]:
@@ -125,19 +128,24 @@ class InfluenceRun:
         name = "scores" if self.attrs["fingerprint"]["top_k"] is None else "top"
         names = [name for name in ("factors", name) if name in self._store]
         there = sum(len(self._store.present(name)) for name in names)
-        return there, sum(len(self._store.expected(name)) for name in names)
+        return there, sum(self._store.count(name) for name in names)
 
     def check(self) -> None:
         """Reads every chunk of every array through its checksum.
 
         Raises:
-            StoreError: if the run is not complete, or a chunk is missing or damaged; names it.
+            StoreError: if the run is not complete, or an array or chunk is missing or damaged;
+                names it.
         """
         self._check_complete()
-        kept = ("top", "top_scores") if self.scores is None else ("scores",)
-        for name in (*ARRAYS, *kept):
-            self._store.array(name)  # there, even if its metadata were deleted
-        self._store.check()
+        names = self._names()
+        self._store.check(names)
+        other = self._store.not_as_consolidated(names)
+        if other:
+            raise StoreError(
+                f"The consolidated metadata in the zarr.json of {self._store} are not those of "
+                f"{', '.join(map(repr, other))}.{REPAIR}"
+            )
 
     # What was found
 
@@ -213,8 +221,7 @@ class InfluenceRun:
         self._check_complete()
         if self.attrs["rows_in"] is not None:
             return self._run_of_rows().self_influence()
-        name = "self_influence"
-        if name not in self._store or self._store.sound(name) != self._store.expected(name):
+        if not has_extra(self._store, SELF_INFLUENCE):
             if self.plan.rows != "zarr":
                 raise StoreError(
                     "This run has no self-influences, and kept no rows to compute them from. Call "
@@ -222,15 +229,16 @@ class InfluenceRun:
                     "scores are not computed again."
                 )
             return self._computed_self_influence()
-        return self._store.read("self_influence")
+        return self._store.read(SELF_INFLUENCE)
 
     @property
     def has_self_influence(self) -> bool:
         """Whether self-influences are there; if not, they take long or cannot be computed."""
         try:
-            return "self_influence" in self._run_of_rows()._store
-        except StoreError:  # the rows are gone
+            rows = self._run_of_rows()
+        except StoreError:  # they are gone, or not to be followed
             return False
+        return SELF_INFLUENCE in rows._names()
 
     def relative_influence(self) -> Array:
         """Mean influence / √self-influence of each training sample.
@@ -248,17 +256,20 @@ class InfluenceRun:
     @property
     def approximation_error(self) -> ApproximationError | None:
         """How far the inverse is from the exact one; None where the run did not compare them."""
-        store = Store(self._store.location, read_only=True)  # a later call may have replaced it
-        if not (APPROXIMATION in store and store.sound(APPROXIMATION)):
+        run = InfluenceRun(self._store.location)  # a later call may have replaced it
+        store = run._store
+        if APPROXIMATION not in run._names() or not store.present(APPROXIMATION):
             return None
-        told: dict[str, Any] = store.array(APPROXIMATION).attrs.asdict()
+        told = comparison_in(store)
+        if told is None:
+            raise StoreError(f"The metadata of '{APPROXIMATION}' in {store} are damaged.{REPAIR}")
         errors, cosines = store.read(APPROXIMATION)
         return ApproximationError(
-            blocks=tuple(self._store.read("block").tolist()),
+            blocks=tuple(store.read("block").tolist()),
             errors=errors,
             cosines=cosines,
-            widths=self._store.read("width"),
-            damping=self._store.read("damping"),
+            widths=store.read("width"),
+            damping=store.read("damping"),
             n=told["n"],
             m=told["m"],
             score_error=told["score_error"],
@@ -335,15 +346,25 @@ class InfluenceRun:
             metadata=None if metadata is None else {"test": metadata},
             overwrite=overwrite,
         )
-        parent = Parent(self._store)
+        parent = Parent(self._store, self._allow_other_places)
         executor = executor_for(client, n_jobs, progress)
         try:
             launch(influence, test, parent, Store(store), wishes, executor)
         finally:
             executor.close()
-        return InfluenceRun(store)
+        return InfluenceRun(store, allow_other_places=True)  # the caller named it himself
 
     # Small print
+
+    def _names(self) -> list[str]:
+        """The arrays that this run must have, or has by now, all of them laid out as it says."""
+        extras = [n for n in EXTRAS if n in self._store or n in self.attrs.get("extras", ())]
+        names = [n for n in self._store.layouts if n not in EXTRAS] + extras
+        if not self.is_complete:
+            names = [name for name in names if name in self._store]
+        for name in names:
+            self._store.array(name)
+        return names
 
     def _check_complete(self) -> None:
         if not self.is_complete:
@@ -370,7 +391,7 @@ class InfluenceRun:
 
     def _run_of_rows(self) -> "InfluenceRun":
         """The run whose rows this one used: itself, but for a query."""
-        place = self.attrs["rows_in"]
+        place = rows_in(self.attrs, self._store, self._allow_other_places)
         if place is None:
             return self
         rows = InfluenceRun(place)
@@ -396,10 +417,10 @@ class InfluenceRun:
         job = Job(plan, place, place, by_name, dtype, inverse, none, _store=self._store)
         values, store = all_self_influences(job), Store(place)
         with suppress(StoreError), store.locked():
-            name, tile = "self_influence", plan.train_tile
-            store.require(name, values.shape, (tile,), dtype, ("train",))
-            store.write(name, ..., values)
-            store.finish()
+            store.layouts = self._store.layouts
+            store.require(SELF_INFLUENCE, *store.layouts[SELF_INFLUENCE])
+            store.write(SELF_INFLUENCE, ..., values)
+            store.finish(extras_in(store))
         return values
 
 

@@ -12,6 +12,7 @@ from pydvl_datainf import work
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inverse.damping import SquaredNorms, automatic_damping, check_representable
 from pydvl_datainf.job import VECTORS, Job
+from pydvl_datainf.layout import APPROXIMATION, ENDS, SELF_INFLUENCE, comparison_in, has_extra
 from pydvl_datainf.plan import Tiling
 from pydvl_datainf.store import Chunk, Store
 
@@ -59,7 +60,7 @@ class Stages:
             self._self_influence()
         if exact_sample:
             self._approximation_error(exact_sample)
-        asked = {"self_influence": self_influence, work.APPROXIMATION: exact_sample}
+        asked = {SELF_INFLUENCE: self_influence, APPROXIMATION: exact_sample}
         for name in [name for name, wanted in asked.items() if not wanted]:
             self._drop_unfinished(name)
 
@@ -158,7 +159,7 @@ class Stages:
     def _candidates(self, k: int) -> set[tuple[int, int]]:
         """Makes the arrays of candidates for the top; which tiles have theirs."""
         plan = self.job.plan
-        shape, chunk = (plan.m, len(plan.train), len(work.ENDS), k), (1, len(work.ENDS), k)
+        shape, chunk = (plan.m, len(plan.train), len(ENDS), k), (1, len(ENDS), k)
         for name, dtype in ((work.CANDIDATES, "int64"), (work.CANDIDATE_SCORES, self.job.dtype)):
             self.store.require(name, shape, (plan.test_tile, *chunk), dtype, None)
         sums = len(plan.test), plan.n
@@ -175,8 +176,8 @@ class Stages:
         self._map("norms", work.write_rows, missing, home=self._span)
 
     def _self_influence(self) -> None:
-        plan, name = self.job.plan, "self_influence"
-        self.store.require(name, (plan.n,), (plan.train_tile,), self.job.dtype, ("train",))
+        plan, name = self.job.plan, SELF_INFLUENCE
+        self.store.require(name, *self.store.layouts[name])
         done = {c[0] for c in self.store.sound(name)}
         if self.job.inverse.rows == "together":
             if self._missing(plan.train, done):
@@ -195,11 +196,13 @@ class Stages:
         self._map("self-influences", work.write_self_sum, [None])
 
     def _approximation_error(self, samples: int) -> None:
-        name, blocks = work.APPROXIMATION, len(self.job.widths)
-        shape, names = (2, blocks), ("measure", "block")
-        if name in self.store and self.store.array(name).attrs.get("asked") != samples:
+        name = APPROXIMATION
+        layout = self.store.layouts[name]
+        self.store.require(name, *layout)
+        said = comparison_in(self.store)
+        if said is None or said["asked"] != samples:
             self.store.delete(name)  # at once: never old numbers beside a new size
-        self.store.require(name, shape, shape, "float64", names)
+            self.store.require(name, *layout)
         if not self.store.sound(name):
             self._map("approximation error", work.write_approximation_error, [samples])
 
@@ -207,7 +210,7 @@ class Stages:
 
     def _drop_unfinished(self, name: str) -> None:
         """Deletes what a call that was stopped had begun, and this one does not ask for."""
-        if name in self.store and self.store.sound(name) != self.store.expected(name):
+        if name in self.store.names() and not has_extra(self.store, name):
             self.store.delete(name)
             self.is_new = True
 

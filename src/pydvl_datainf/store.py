@@ -8,9 +8,11 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
+from functools import cached_property
+from itertools import islice, product
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,26 +22,28 @@ import torch
 import zarr
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
+from pydvl_datainf.arrays import WORK, Layout, is_compressed
+from pydvl_datainf.chunks import guarded
 from pydvl_datainf.errors import StoreError, StoreExistsError
 
 FORMAT = "pydvl-datainf influences"
 FORMAT_VERSION = 1
-WORK = "work"
-"""The subgroup of intermediate results, deleted when a run is complete."""
-
-DENSE = ("rows", "factors")
-"""Noise to a compressor, which would save a few hundredths and halve the speed."""
-
 METADATA = ("test_", "train_")
 """How the names of the caller's columns begin; only these may hold NaN."""
 
 _PARTIAL = re.compile(r"zarr\.[0-9a-f]{32}\.partial")
 """Metadata that a writer was killed at."""
+
+REPAIR = (
+    " Call run_influences again with the same arguments: what is damaged or missing is made again, "
+    "and nothing else is computed."
+)
+NAMED = 10
+"""Chunks that a message names, at most."""
 
 Array = npt.NDArray[Any]
 Chunk = tuple[int, ...]
@@ -56,7 +60,9 @@ class Store:
     def __init__(self, location: Any, *, read_only: bool = False):
         self.location = as_location(location)
         self.read_only = read_only
+        self.layouts: Mapping[str, Layout] = {}  # as far as known, arrays must look like these
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._counts: dict[str, int] = {}
 
     # The group
 
@@ -87,10 +93,20 @@ class Store:
             )
         except (GroupNotFoundError, ContainsArrayError, FileNotFoundError) as error:
             raise StoreError(f"{self} holds no Zarr group.") from error
-        except ValueError as error:  # Zarr has no narrower ones
+        except Exception as error:  # damaged metadata raise anything
+            if isinstance(error, ImportError | OSError):  # of protocols and networks
+                raise
             if "read-only" in str(error):
                 raise StoreError(f"{self} is read-only.") from error
-            raise StoreError(f"{self} cannot be opened: {error}.") from error
+            raise StoreError(
+                f"{self} cannot be opened: {error}. If it is a run, its zarr.json is damaged: put "
+                "back a copy of that file, or delete the whole store and make the run anew."
+            ) from error
+
+    @cached_property
+    def _files(self) -> ZarrStore:
+        """What Zarr reads from and writes to."""
+        return self.group.store
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -135,7 +151,8 @@ class Store:
                 raise
             raise StoreExistsError(
                 f"{self} holds something that is not a run of this package, so it is never "
-                "replaced. Choose another place for the store."
+                "replaced. Choose another place for the store. If it was a run, its zarr.json is "
+                "damaged: put back a copy of that file, or delete the store by hand."
             ) from error
         return False
 
@@ -176,12 +193,17 @@ class Store:
         with os_errors_named(self):
             self.group.attrs.update(attributes)
 
-    def finish(self) -> None:
-        """Marks the run as complete, and consolidates the metadata: xarray warns without that."""
+    def finish(self, extras: Sequence[str]) -> None:
+        """Marks the run as complete, and consolidates the metadata: xarray warns without that.
+
+        Args:
+            extras: names of the arrays that are there because they were asked for.
+        """
         with os_errors_named(self), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
             group = zarr.consolidate_metadata(self.group.store)
-            group.attrs["complete"] = True  # last, in one file with the rest
+            # Last, in one file with the rest.
+            group.attrs.update({"complete": True, "extras": list(extras)})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -233,20 +255,20 @@ class Store:
         Returns:
             The array.
         """
+        layout = Layout(shape, chunks, dtype, dimensions)
         with os_errors_named(self):
+            if name in self and not self._looks_like(name, layout):
+                sync(self._files.delete(f"{name}/zarr.json"))  # chunks are known by their checksums
+                self._arrays.pop(name, None)
             if name not in self:
-                codecs = [] if name in DENSE or name.startswith(WORK) else [ZstdCodec(level=1)]
-                floating = dtype != "string" and np.issubdtype(dtype, np.floating)
-                self.group.create_array(
-                    name,
-                    shape=shape,
-                    chunks=tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True)),
-                    dtype=dtype,
-                    fill_value=np.nan if floating else None,
-                    compressors=[*codecs, Crc32cCodec()],
-                    dimension_names=dimensions,
-                )
+                self.group.create_array(**layout.settings(name))
         return self.array(name)
+
+    def _looks_like(self, name: str, layout: Layout) -> bool:
+        try:
+            return layout.is_that_of(name, self._as_described(name))
+        except StoreError:
+            return False
 
     def array(self, name: str) -> "zarr.Array[Any]":
         """An array, opened once.
@@ -258,43 +280,78 @@ class Store:
             The array.
 
         Raises:
-            StoreError: if there is none, or its metadata are damaged.
+            StoreError: if there is none, or its metadata are damaged or not those of the run.
         """
         if name not in self._arrays:
             if name not in self:
-                raise StoreError(f"{self} has no array '{name}'.")
-            # Otherwise a chunk that equals the fill value would not be written.
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                self._arrays[name] = cast("zarr.Array[Any]", self.group[name])
+                raise StoreError(f"{self} has no array '{name}'.{REPAIR}")
+            array = self._as_described(name)
+            layout = self.layouts.get(name)
+            if layout is not None and not layout.is_that_of(name, array):
+                raise StoreError(
+                    f"The array '{name}' in {self} is not laid out as its run says: {array.shape} "
+                    f"in chunks of {array.chunks}, {array.dtype}.{REPAIR}"
+                )
+            if is_compressed(name):
+                array = self._opened(guarded(self._files, array), name)
+            self._arrays[name] = array
         return self._arrays[name]
 
+    def attributes_of(self, name: str) -> dict[str, Any]:
+        """The attributes of an array as they are now, since another process may write them."""
+        self.array(name)
+        attributes: dict[str, Any] = self._as_described(name).attrs.asdict()
+        return attributes
+
+    def _as_described(self, name: str) -> "zarr.Array[Any]":
+        try:
+            return self._opened(self._files, name)
+        except Exception as error:  # damaged metadata raise anything
+            raise StoreError(
+                f"The metadata of the array '{name}' in {self} are damaged: {error}.{REPAIR}"
+            ) from error
+
+    def _opened(self, files: ZarrStore, name: str) -> "zarr.Array[Any]":
+        # Otherwise a chunk that equals the fill value would not be written.
+        with warnings.catch_warnings(), zarr.config.set({"array.write_empty_chunks": True}):
+            warnings.simplefilter("ignore")  # of data types that only damage can name
+            mode: Any = "r" if self.read_only else "r+"
+            return zarr.open_array(files, path=name, mode=mode, zarr_format=3)
+
+    def not_as_consolidated(self, names: Iterable[str]) -> list[str]:
+        """The arrays of which other programs, which read consolidated metadata, read another thing.
+
+        Args:
+            names: of the arrays.
+
+        Returns:
+            Names of those whose consolidated metadata are missing or say something else.
+        """
+        return [name for name in names if not self._is_consolidated(name)]
+
+    def _is_consolidated(self, name: str) -> bool:
+        own = self._as_described(name).metadata.to_dict()
+        try:
+            group = zarr.open_group(self._files, mode="r", use_consolidated=True)
+            return cast("zarr.Array[Any]", group[name]).metadata.to_dict() == own
+        except Exception:  # damaged metadata raise anything
+            return False
+
     def names(self) -> list[str]:
-        """The names of all arrays but the intermediate ones.
+        """The names of all that is there but intermediate results, whether it is an array or not.
 
         Returns:
             Names, sorted.
-
-        Raises:
-            StoreError: if the metadata of one are damaged.
         """
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Object at .* is not recognized")
-            try:
-                return sorted(name for name in self.group if name != WORK)
-            except ValueError as error:
-                raise StoreError(f"The metadata of {self} are damaged: {error}.") from error
+        return sorted({key.partition("/")[0] for key in _listed(self._files.list_dir(""))} - {WORK})
 
     def __contains__(self, name: str) -> bool:
-        try:
-            return name in self.group
-        except ValueError as error:
-            raise StoreError(f"The metadata of '{name}' in {self} are damaged: {error}.") from error
+        return sync(self._files.exists(f"{name}/zarr.json"))
 
     def delete(self, name: str) -> None:
         """Deletes an array or a group of arrays, if it is there."""
         with os_errors_named(self):
-            if name in self:
-                del self.group[name]
+            sync(self._files.delete_dir(name))  # whatever its metadata say
             for gone in [a for a in self._arrays if a == name or a.startswith(f"{name}/")]:
                 del self._arrays[gone]
 
@@ -322,25 +379,37 @@ class Store:
         Raises:
             StoreError: if a chunk is missing or damaged; names it.
         """
-        array = self.array(name)
+        array, touched = self.array(name), self._touched(name, where)
+        self._check_count(name, touched)
         try:
             values = np.asarray(array[where])
         except Exception as error:  # a checksum, a codec or the file system
-            there = self._touched(name, where) & self.present(name)
+            there = set(product(*touched)) & self.present(name)
             broken = [chunk for chunk in there if not self._is_sound(name, chunk)]
             if not broken:
                 raise
-            raise self._damaged(_keys_of(name, broken)) from error
+            raise self._damaged(_keys_of(name, broken), len(broken)) from error
         # A sum is NaN where an entry is, and far faster in half precision than looking at each.
         whole = np.ascontiguousarray(values)
         if not np.issubdtype(whole.dtype, np.floating) or torch.from_numpy(whole).sum().isnan():
-            missing = self._touched(name, where) - self.present(name)
-            if missing:
-                raise self._damaged(_keys_of(name, missing))
+            self._check_present(name, touched)
         return values
 
-    def _touched(self, name: str, where: Any) -> set[Chunk]:
-        """The chunks that an index of numbers and slices, and perhaps an ellipsis, reads from."""
+    def _check_count(self, name: str, touched: Sequence[range]) -> None:
+        """Metadata can tell of more chunks than anybody could go through."""
+        count = prod(map(len, touched))
+        if count > self._counts.get(name, 0):
+            self._counts[name] = len(self.present(name))
+        if count > self._counts[name]:
+            self._check_present(name, touched)
+
+    def _check_present(self, name: str, touched: Sequence[range]) -> None:
+        first, count = _lacking(touched, self.present(name))
+        if count:
+            raise self._damaged(_keys_of(name, first), count)
+
+    def _touched(self, name: str, where: Any) -> list[range]:
+        """The chunks, along each axis, that numbers, slices and perhaps an ellipsis read from."""
         array = self.array(name)
         given = where if isinstance(where, tuple) else (where,)
         first = given.index(...) if ... in given else len(given)
@@ -352,25 +421,39 @@ class Store:
         ):
             start, stop, _ = (at if isinstance(at, slice) else slice(at, at + 1)).indices(size)
             ranges.append(range(start // chunk, -(-stop // chunk)))
-        return set(product(*ranges))
+        return ranges
 
     # What is there
 
+    def count(self, name: str) -> int:
+        """How many chunks an array has when it is complete."""
+        return prod(self.array(name).cdata_shape)
+
     def expected(self, name: str) -> set[Chunk]:
-        """All chunks that an array has when it is complete."""
-        counts = self.array(name).cdata_shape
-        return set(product(*(range(count) for count in counts)))
+        """All chunks that an array has when it is complete, of a run that is at work."""
+        return set(product(*map(range, self.array(name).cdata_shape)))
+
+    def lacking(self, name: str) -> tuple[list[Chunk], int]:
+        """The first chunks of an array that are missing or damaged, and how many are."""
+        return _lacking([range(c) for c in self.array(name).cdata_shape], self.sound(name))
+
+    def is_whole(self, name: str) -> bool:
+        """Whether an array is there, and all of its chunks are sound."""
+        return name in self and not self.lacking(name)[1]
 
     def present(self, name: str) -> set[Chunk]:
         """The chunks of an array that are there, sound or not."""
-        pattern = re.compile(re.escape(name) + r"/c((?:/\d+)+)")  # not what a killed writer left
-        matches = (pattern.fullmatch(key) for key in _keys(self.group.store, f"{name}/c/"))
+        pattern = re.compile(
+            re.escape(name) + r"/c((?:/(?:0|[1-9]\d*))+)"
+        )  # not what a killed writer left
+        keys = _listed(self._files.list_prefix(f"{name}/c/"))
+        matches = (pattern.fullmatch(key) for key in keys)
         return {tuple(map(int, match[1].split("/")[1:])) for match in matches if match}
 
     def has(self, name: str, chunk: Chunk) -> bool:
         """Whether one chunk is there, sound or not."""
         key = f"{name}/c/{'/'.join(map(str, chunk))}"
-        return sync(self.group.store.exists(key))
+        return sync(self._files.exists(key))
 
     def sound(self, name: str) -> set[Chunk]:
         """The chunks of an array that read back through their checksums and are finite."""
@@ -378,17 +461,22 @@ class Store:
             return set()
         return {chunk for chunk in self.present(name) if self._is_sound(name, chunk)}
 
-    def check(self) -> None:
-        """Reads every chunk.
+    def check(self, names: Iterable[str]) -> None:
+        """Reads every chunk of some arrays.
+
+        Args:
+            names: of the arrays.
 
         Raises:
             StoreError: if any is missing or damaged; names them.
         """
-        keys = []
-        for name in self.names():
-            keys += _keys_of(name, self.expected(name) - self.sound(name))
-        if keys:
-            raise self._damaged(keys)
+        keys: list[str] = []
+        total = 0
+        for name in names:
+            first, count = self.lacking(name)
+            keys, total = keys + _keys_of(name, first), total + count
+        if total:
+            raise self._damaged(keys, total)
 
     def _is_sound(self, name: str, chunk: Chunk) -> bool:
         try:
@@ -398,10 +486,11 @@ class Store:
         computed = np.issubdtype(values.dtype, np.floating) and not name.startswith(METADATA)
         return not computed or bool(np.isfinite(values).all())
 
-    def _damaged(self, keys: Sequence[str]) -> StoreError:
-        some = ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")
+    def _damaged(self, keys: Sequence[str], total: int) -> StoreError:
+        more = total - len(keys[:NAMED])
+        some = ", ".join(keys[:NAMED]) + (f" and {more:,} more" if more else "")
         return StoreError(
-            f"{self} has {len(keys)} missing or damaged chunks: {some}. Call run_influences again "
+            f"{self} has {total:,} missing or damaged chunks: {some}. Call run_influences again "
             "with the same arguments, which recomputes just these."
         )
 
@@ -505,8 +594,27 @@ def _keys_of(name: str, chunks: Iterable[Chunk]) -> list[str]:
     return [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in sorted(chunks)]
 
 
-def _keys(store: ZarrStore, prefix: str) -> list[str]:
+def _lacking(touched: Sequence[range], there: set[Chunk]) -> tuple[list[Chunk], int]:
+    """The first chunks that are not there, and how many: without going through all of them."""
+    own = (chunk for chunk in there if len(chunk) == len(touched))
+    inside = sum(all(map(range.__contains__, touched, chunk)) for chunk in own)
+    count = prod(map(len, touched)) - inside
+    missing = (chunk for chunk in _grid(touched) if chunk not in there)
+    return list(islice(missing, min(count, NAMED))), count
+
+
+def _grid(ranges: Sequence[range]) -> Iterator[Chunk]:
+    """As itertools.product, which would hold each of the ranges in memory."""
+    if not ranges:
+        yield ()
+        return
+    for i in ranges[0]:
+        for rest in _grid(ranges[1:]):
+            yield i, *rest
+
+
+def _listed(keys: AsyncIterator[str]) -> list[str]:
     async def listed() -> list[str]:
-        return [key async for key in store.list_prefix(prefix)]
+        return [key async for key in keys]
 
     return sync(listed())

@@ -26,18 +26,17 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What could move the cursor or change colours; line feeds and tabs stay."""
 
 
-def info_tables(run: InfluenceRun, store: Store, blocks: bool = False) -> Iterator[Table]:
+def info_tables(run: InfluenceRun, blocks: bool = False) -> Iterator[Table]:
     """What a run holds, how far it is and what it cost.
 
     Args:
         run: complete or not.
-        store: in which it is.
         blocks: whether to list the λ of the blocks.
 
     Yields:
         Tables, in the order in which to show them.
     """
-    names = sorted(store.names())
+    names, store = sorted(run._names()), run._store
     damping = run.damping if store.present("damping") else {}
     told = {name: _told(value) for name, value in run.metadata("run").items()}
     facts = _size(run, damping) | _trust(run) | _kept(run, names) | _origin(run)

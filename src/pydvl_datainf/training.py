@@ -6,7 +6,9 @@ from typing import Any
 
 from pydvl_datainf.errors import ModelError, StoreError
 from pydvl_datainf.inputs import Description
+from pydvl_datainf.layout import opened
 from pydvl_datainf.plan import Plan
+from pydvl_datainf.rows_in import rows_in
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store, differences, is_shared, listed
 
@@ -51,16 +53,18 @@ class Parent:
 
     Args:
         store: of the run.
+        allow_other_places: whether its own rows may be anywhere, if it was a query itself.
 
     Raises:
-        StoreError: if it is not complete, keeps no rows, or is in memory.
+        StoreError: if it is not complete, damaged, keeps no rows, or is in memory.
     """
 
     store: Store
+    allow_other_places: bool = False
     attributes: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "attributes", self.store.attributes)
+        object.__setattr__(self, "attributes", opened(self.store))
         if not is_shared(self.store):
             raise StoreError(
                 f"{self.store} is in this process's memory, where a query cannot find its rows "
@@ -90,7 +94,7 @@ class Parent:
     @property
     def rows_in(self) -> Any:
         """Where the rows are: a run that was itself a query has none of its own."""
-        return self.attributes["rows_in"] or str(self.store)
+        return rows_in(self.attributes, self.store, self.allow_other_places) or str(self.store)
 
     def fingerprint(self, model: Description) -> dict[str, Any]:
         """What both runs have in common.
@@ -113,9 +117,9 @@ class Parent:
 
     def columns(self) -> dict[str, Array]:
         """Ids and metadata of the training samples."""
-        names = self.store.names()
+        names = self.store.layouts
         wanted = [name for name in names if name == "train" or name.startswith("train_")]
-        return {name: self.store.read(name) for name in wanted}
+        return {name: self.store.read(name) for name in sorted(wanted)}
 
     def copy_norms(self, store: Store) -> None:
         """Copies damping and norms, tile by tile."""

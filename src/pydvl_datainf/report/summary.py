@@ -152,7 +152,7 @@ def facts_of(run: InfluenceRun) -> Iterator[Facts]:
     """
     rows_in, shown = run.attrs["rows_in"], copy(run)
     shown.attrs = run.attrs | {"rows_in": rows_in and place_name(rows_in)}
-    for table in info_tables(shown, run._store):
+    for table in info_tables(shown):
         names, values = (
             [cell.plain if isinstance(cell, Text) else str(cell) for cell in column.cells]
             for column in table.columns

@@ -6,7 +6,7 @@ returns how many gradients it computed.
 """
 
 from pydvl_datainf.work.before import describe, survey
-from pydvl_datainf.work.comparison import APPROXIMATION, write_approximation_error
+from pydvl_datainf.work.comparison import write_approximation_error
 from pydvl_datainf.work.factors import (
     CORRECTIONS,
     SOLUTIONS,
@@ -19,7 +19,6 @@ from pydvl_datainf.work.factors import (
 from pydvl_datainf.work.scores import (
     CANDIDATE_SCORES,
     CANDIDATES,
-    ENDS,
     SUMS,
     write_mean,
     write_scores,
@@ -34,11 +33,9 @@ from pydvl_datainf.work.selves import (
 )
 
 __all__ = [
-    "APPROXIMATION",
     "CANDIDATES",
     "CANDIDATE_SCORES",
     "CORRECTIONS",
-    "ENDS",
     "SELF_PARTS",
     "SOLUTIONS",
     "SUMS",

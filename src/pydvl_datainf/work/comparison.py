@@ -8,10 +8,9 @@ import numpy as np
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.comparison import compared_with_exact
 from pydvl_datainf.job import Job
+from pydvl_datainf.layout import APPROXIMATION, sealed
 from pydvl_datainf.plan import sampled_queries
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
-
-APPROXIMATION = "approximation"
 
 
 def write_approximation_error(samples: int, job: Job, inputs: Inputs) -> int:
@@ -30,7 +29,7 @@ def write_approximation_error(samples: int, job: Job, inputs: Inputs) -> int:
         "rank_correlation": found.rank_correlation,
         "asked": samples,
     }
-    job.store.array(APPROXIMATION).attrs.update(told)
+    job.store.array(APPROXIMATION).attrs.update(sealed(told))
     values = [list(found.errors.values()), list(found.cosines.values())]
     job.store.write(APPROXIMATION, ..., np.array(values))  # last: marks it as done
     return job.gradients - before

@@ -4,16 +4,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pydvl_datainf.arrays import WORK
 from pydvl_datainf.errors import DampingError
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.job import Job
-from pydvl_datainf.store import WORK, Array
+from pydvl_datainf.layout import ENDS
+from pydvl_datainf.store import Array
 from pydvl_datainf.vectors import products, total
 
 CANDIDATES = f"{WORK}/candidates"
 CANDIDATE_SCORES = f"{WORK}/candidate_scores"
 SUMS = f"{WORK}/sums"
-ENDS = ("helpful", "harmful")
 
 
 def write_scores(item: tuple[int, int, tuple[int, ...]], job: Job, inputs: Inputs) -> int:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pydvl_datainf.arrays import WORK
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.woodbury import named, quadratic_form
 from pydvl_datainf.job import Job
-from pydvl_datainf.store import WORK, Array
+from pydvl_datainf.store import Array
 from pydvl_datainf.vectors import BlockVectors, concatenated, total
 
 SELF_PARTS = f"{WORK}/self_parts"

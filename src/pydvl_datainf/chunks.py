@@ -1,0 +1,96 @@
+"""Chunks that would expand beyond their size are not handed out."""
+
+from typing import Any
+
+from zarr.abc.buffer import Buffer, BufferPrototype
+from zarr.abc.store import ByteRequest, Store
+from zarr.storage import WrapperStore
+
+MAGIC = bytes.fromhex("28b52ffd")
+HEADER = 18
+"""Bytes of the header of a zstd frame, at most."""
+
+FREE = 2**28
+"""Bytes to which any chunk may expand."""
+
+RATIO = 1024
+"""By how much a chunk that becomes larger than that may expand: texts and numbers do not."""
+
+
+class ChunkGuard(WrapperStore[Store]):
+    """Reads compressed chunks of one array; without it a few kilobytes could fill the memory.
+
+    Args:
+        store: that holds the chunks.
+        nbytes: of an expanded chunk; None where it is not fixed, as for strings.
+    """
+
+    def __init__(self, store: Store, nbytes: int | None = None):
+        super().__init__(store)
+        self.nbytes = nbytes
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """As the store gives it.
+
+        Args:
+            key: of a chunk, or of metadata.
+            prototype: of the buffer.
+            byte_range: which part.
+
+        Returns:
+            The bytes, or None where there are none.
+
+        Raises:
+            ValueError: if they would expand to another size than that of a chunk, or too far.
+        """
+        value = await super().get(key, prototype, byte_range)
+        if value is None or key.endswith("zarr.json"):
+            return value
+        size = expanded_size(value[:HEADER].to_bytes())
+        if size is None or self.nbytes not in (None, size):
+            raise ValueError(f"{key} expands to {size} bytes; expected {self.nbytes}.")
+        if size > max(FREE, RATIO * len(value)):
+            raise ValueError(f"{key}, {len(value):,} bytes, would expand to {size:,}.")
+        return value
+
+    def with_read_only(self, read_only: bool = False) -> "ChunkGuard":
+        """The same store, read-only or not."""
+        return ChunkGuard(self._store.with_read_only(read_only), self.nbytes)
+
+
+def guarded(store: Store, array: Any) -> ChunkGuard:
+    """The store of an array whose chunks are compressed.
+
+    Args:
+        store: that holds the array.
+        array: in it.
+
+    Returns:
+        A store for reading it.
+    """
+    varies = array.dtype.kind not in "iufb"
+    size = array.dtype.itemsize
+    for side in array.chunks:
+        size *= side
+    return ChunkGuard(store, None if varies else size)
+
+
+def expanded_size(header: bytes) -> int | None:
+    """To how many bytes a zstd frame says that it expands (RFC 8878, 3.1.1.1).
+
+    Args:
+        header: the first bytes of the frame.
+
+    Returns:
+        The size, which decoders reserve; None where it is not told, or this is no frame.
+    """
+    if header[:4] != MAGIC or len(header) < 6:
+        return None
+    kind, single, dictionary = header[4] >> 6, header[4] >> 5 & 1, header[4] & 3
+    start = 5 + (not single) + (0, 1, 2, 4)[dictionary]
+    length = (single, 2, 4, 8)[kind]
+    if not length or len(header) < start + length:
+        return None
+    return int.from_bytes(header[start : start + length], "little") + 256 * (kind == 1)

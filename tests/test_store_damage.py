@@ -1,0 +1,297 @@
+"""Metadata that are damaged, foreign or absurd: an error that names them, never other values."""
+
+import random
+import shutil
+from functools import partial
+
+import pytest
+import zarr
+from click.testing import CliRunner
+
+from pydvl_datainf import StoreError
+from pydvl_datainf.cli import main
+from pydvl_datainf.run import InfluenceRun
+from stopped_run import M, N, chunks, run
+
+KINDS = {
+    "zarr": {
+        "rows": "zarr",
+        "self_influence": True,
+        "exact_sample": 4,
+        "ids": {"train": [f"t{i}" for i in range(N)]},
+        "metadata": {
+            "train": {"label": ["a", "b", "c"] * 7 + ["d"] * (N - 21), "loss": [0.5] * N},
+            "test": {"flag": [i % 2 == 0 for i in range(M)]},
+            "run": {"purpose": "test"},
+        },
+    },
+    "top": {"top_k": 3, "query_groups": ["x", "y", "z"] * 3 + ["x", "y"]},
+}
+OWN = ["approximation", "block", "damping", "factors", "mean_influence", "row_scales", "rows"]
+OWN += ["scores", "self_influence", "squared_norms", "test", "test_flag", "train", "train_label"]
+OWN += ["train_loss", "width"]
+ARRAYS = [("zarr", name) for name in OWN] + [("top", name) for name in ("top", "top_scores", "end")]
+FLIPS = 12
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Stores of finished runs by kind, to be copied."""
+    folder = tmp_path_factory.mktemp("whole")
+    for kind, settings in KINDS.items():
+        run(folder / kind, **settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def right(whole):
+    return {kind: values(whole / kind) for kind in KINDS}
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return lambda kind: shutil.copytree(whole / kind, tmp_path / "run.zarr")
+
+
+def values(store):
+    """All that a run tells, as text: equal texts are equal bits."""
+    found = InfluenceRun(store)
+    found.check()
+    error = found.approximation_error
+    told = [
+        found.damping,
+        found.test_ids.tolist(),
+        {
+            side: {k: v.tolist() for k, v in found.metadata(side).items()}
+            for side in ("test", "train")
+        },
+        found.metadata("run"),
+        [part.tolist() for end in ("helpful", "harmful") for part in found.top(3, most=end)],
+        found.mean_influence().tolist(),
+        error and [error.errors.tolist(), error.cosines.tolist(), error.n, error.m],
+        error and [error.score_error, error.rank_correlation, error.blocks, error.widths.tolist()],
+        found.has_self_influence and found.self_influence().tolist(),
+    ]
+    return repr(told)
+
+
+def outcome(function, *arguments):
+    """What comes back, or what is raised, whatever it is."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
+
+
+def names_it(error, name):
+    return isinstance(error, StoreError) and f"'{name}'" in str(error)
+
+
+def flipped(content, bit):
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def some_bits(content, seed, count=FLIPS):
+    return random.Random(seed).sample(range(8 * len(content)), count)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    return result.stderr
+
+
+def assert_same(store, expected):
+    names = chunks(expected)
+    assert chunks(store) == names
+    assert [n for n in names if (store / n).read_bytes() != (expected / n).read_bytes()] == []
+    for file in expected.glob("*/zarr.json"):
+        assert (store / file.relative_to(expected)).read_bytes() == file.read_bytes()
+
+
+# The metadata of arrays
+
+
+def test_premise_these_are_all_arrays(whole):
+    for kind in KINDS:
+        there = {file.parent.name for file in (whole / kind).glob("*/zarr.json")}
+        assert there >= {name for of, name in ARRAYS if of == kind}
+    assert {file.parent.name for file in (whole / "zarr").glob("*/zarr.json")} == set(OWN)
+
+
+DAMAGES = {
+    "deleted": lambda content: None,
+    "emptied": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "without its end": lambda content: content[:-1],
+    "another kind": lambda content: content.replace(b'"array"', b'"group"'),
+    "another separator": lambda content: content.replace(b'"/"', b'"."'),
+    "another data type": lambda content: content.replace(b'"data_type": "', b'"data_type": "x'),
+    "without codecs": lambda content: content.replace(b'"crc32c"', b'"crc32d"'),
+    "a list": lambda content: b"[1, 2]",
+    "deep": lambda content: b"[" * 100_000,
+    "no text": lambda content: b"\xff\xfe\x00",
+}
+
+
+def put(file, content):
+    file.unlink()
+    for some in [content] if content is not None else []:
+        file.write_bytes(some)
+
+
+@pytest.mark.parametrize(("kind", "name"), ARRAYS)
+def test_damaged_metadata_of_an_array_are_refused_by_its_name(copied, kind, name):
+    store = copied(kind)
+    file = store / name / "zarr.json"
+    content = file.read_bytes()
+    for damage in DAMAGES.values():
+        put(file, damage(content))
+        assert not file.exists() or file.read_bytes() != content  # the premise
+        with pytest.raises(StoreError, match=f"'{name}'.* same arguments"):
+            InfluenceRun(store).check()
+        file.write_bytes(content)
+    InfluenceRun(store).check()
+
+
+@pytest.mark.parametrize(("kind", "name"), ARRAYS)
+def test_a_flipped_bit_is_refused_or_changes_nothing(copied, right, kind, name):
+    store = copied(kind)
+    file = store / name / "zarr.json"
+    content = file.read_bytes()
+    refusals = 0
+    for bit in some_bits(content, name):
+        file.write_bytes(flipped(content, bit))
+        found = outcome(values, store)
+        assert found == right[kind] or names_it(found, name), (bit, found)
+        refusals += found != right[kind]
+    assert refusals >= FLIPS / 4  # much of the file is blanks
+
+
+@pytest.mark.parametrize(("kind", "damage"), [("zarr", "deleted"), ("zarr", "cut"), ("top", "cut")])
+def test_the_same_call_makes_damaged_metadata_again(copied, whole, right, kind, damage):
+    store = copied(kind)
+    for name in (name for of, name in ARRAYS if of == kind):
+        put(store / name / "zarr.json", DAMAGES[damage]((store / name / "zarr.json").read_bytes()))
+    run(store, **KINDS[kind])
+    assert_same(store, whole / kind)
+    assert values(store) == right[kind]
+
+
+@pytest.mark.parametrize(("kind", "name"), ARRAYS)
+def test_the_same_call_makes_the_metadata_of_one_array_again(copied, whole, right, kind, name):
+    store = copied(kind)
+    file = store / name / "zarr.json"
+    put(file, DAMAGES["another separator"](file.read_bytes()))
+    run(store, **KINDS[kind])
+    assert_same(store, whole / kind)
+    assert values(store) == right[kind]
+
+
+def test_chunks_that_are_sound_are_kept(copied, whole):
+    store = copied("zarr")
+    (store / "scores/zarr.json").write_text("{")
+    before = {name: (store / name).stat().st_mtime_ns for name in chunks(store)}
+    run(store, **KINDS["zarr"])
+    assert {name: (store / name).stat().st_mtime_ns for name in chunks(store)} == before
+    attributes = [InfluenceRun(place).attrs for place in (store, whole / "zarr")]
+    assert attributes[0] == attributes[1]  # nothing was computed
+
+
+@pytest.mark.parametrize("name", ["scores", "train_label", "approximation", "self_influence"])
+def test_commands_name_the_array_whose_metadata_are_damaged(copied, tmp_path, name):
+    store = copied("zarr")
+    for damage in ("deleted", "another data type"):
+        file = store / name / "zarr.json"
+        put(file, DAMAGES[damage](file.read_bytes()))
+        for command in (["info"], ["info", "--check"]):
+            assert f"'{name}'" in refused(*command, store)
+        page = invoke("report", store, "-o", tmp_path / "page.html")
+        assert page.exit_code == 1
+        assert f"'{name}'" in page.stderr
+        file.write_bytes(b"{}")
+    for name in ("mean_influence", "train"):
+        (store / name / "zarr.json").write_text("{}")
+        assert "zarr.json" not in refused("top", store)
+
+
+def test_consolidated_metadata_that_say_something_else_are_found_and_made_again(copied, whole):
+    store = copied("zarr")
+    content = (whole / "zarr/zarr.json").read_bytes()
+    start = content.index(b'"consolidated_metadata"')
+    damaged = content[:start] + content[start:].replace(b'"level": 1', b'"level": 3')
+    (store / "zarr.json").write_bytes(damaged)
+    with pytest.raises(StoreError, match=r"consolidated metadata .*'block', .* same arguments"):
+        InfluenceRun(store).check()
+    run(store, **KINDS["zarr"])
+    assert (store / "zarr.json").read_bytes() == content
+
+
+# The group itself
+
+
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "cut", "a list", "deep", "no text"])
+def test_a_damaged_group_is_refused_with_a_remedy(copied, damage):
+    store = copied("top")
+    file = store / "zarr.json"
+    put(file, DAMAGES[damage](file.read_bytes()))
+    error = outcome(values, store)
+    assert isinstance(error, StoreError)
+    assert "run.zarr" in str(error)
+    again = outcome(partial(run, store, **KINDS["top"]))
+    assert isinstance(again, StoreError)
+    assert "by hand" in str(again)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_of_the_group_is_refused_or_changes_nothing(copied, whole, right, kind):
+    store = copied(kind)
+    content = (store / "zarr.json").read_bytes()
+    end = content.index(b'"consolidated_metadata"')
+    refusals = 0  # a flip in a number of seconds, for one, is none
+    for bit in some_bits(content[:end], kind, 3 * FLIPS):
+        (store / "zarr.json").write_bytes(flipped(content, bit))
+        found = outcome(values, store)
+        assert found == right[kind] or isinstance(found, StoreError), (bit, found)
+        refusals += found != right[kind]
+    assert refusals >= FLIPS
+
+
+@pytest.mark.parametrize("part", ["fingerprint", "plan", "columns"])
+def test_what_was_computed_has_a_checksum(copied, right, part):
+    store = copied("zarr")
+    content = (store / "zarr.json").read_text()
+    old = {"fingerprint": "0.1 of mean", "plan": '"self_tiles": ', "columns": '"train_label"'}[part]
+    new = {"fingerprint": "0.2 of mean", "plan": '"self_tiles": 1', "columns": '"train_lapel"'}[
+        part
+    ]
+    assert old in content  # the premise
+    (store / "zarr.json").write_text(content.replace(old, new))
+    with pytest.raises(StoreError, match=r"columns are not as they were written.* overwrite=True"):
+        InfluenceRun(store)
+    with pytest.raises(StoreError, match=r"columns are not as they were written.* overwrite=True"):
+        run(store, **KINDS["zarr"])
+    run(store, **KINDS["zarr"], overwrite=True)
+    assert values(store) == right["zarr"]
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_a_run_without_a_list_of_columns_is_read_and_gets_one(copied, right):
+    store = copied("zarr")
+    attributes = zarr.open_group(store, mode="r").attrs.asdict()
+    group = zarr.open_group(store, mode="r+")
+    for name in ("columns", "checksum", "extras"):
+        del group.attrs[name]
+    del zarr.open_array(store, path="approximation", mode="r+").attrs["checksum"]
+    zarr.consolidate_metadata(store)
+    assert values(store) == right["zarr"]
+    run(store, **KINDS["zarr"])
+    assert zarr.open_group(store, mode="r").attrs.asdict() == attributes
+    assert values(store) == right["zarr"]
