@@ -383,7 +383,12 @@ class InfluenceRun:
     def _top_of(self, queries: slice, k: int, end: int) -> tuple[Array, Array]:
         if self.scores is None:
             where = (queries, end, slice(k))
-            return self._store.read("top", where), self._store.read("top_scores", where)
+            positions = self._store.read("top", where)
+            if positions.min() < 0 or positions.max() >= self.plan.n:
+                raise StoreError(
+                    f"'top' in {self._store} holds positions of samples that there are not."
+                )
+            return positions, self._store.read("top_scores", where)
         scores = self._store.read("scores", queries)
         scores = scores.sum(1) if scores.ndim == 3 else scores
         order = np.argsort(scores if end else -scores, axis=1, kind="stable")[:, :k]
@@ -410,6 +415,8 @@ class InfluenceRun:
         """From the stored rows; kept where the store can be written."""
         plan = self.plan
         names, widths = self._store.read("block").tolist(), self._store.read("width").tolist()
+        if min(widths) < 1 or sum(widths) != plan.n_parameters or len(set(names)) < len(names):
+            raise StoreError(f"'block' and 'width' in {self._store} are not those of a run.")
         dtype = str(self._store.array("factors").dtype)
         place = self._store.location
         inverse = INVERSES[self.attrs["fingerprint"]["method"]]

@@ -115,16 +115,18 @@ class Store:
         Raises:
             StoreError: if there is no run here, or one of another format.
         """
-        attributes: dict[str, Any] = self.group.attrs.asdict()
-        if attributes.get("format") != FORMAT:
+        attributes: Any = self.group.attrs.asdict()
+        if type(attributes) is not dict or attributes.get("format") != FORMAT:
             raise StoreError(f"{self} is a Zarr group, but not a run of this package.")
         if attributes.get("format_version") != FORMAT_VERSION:
+            versions = attributes.get("versions")
+            writer = versions.get("pydvl-datainf") if type(versions) is dict else None
             raise StoreError(
                 f"{self} has format version {attributes.get('format_version')}; this version of "
                 f"the package reads {FORMAT_VERSION}. Install the version that wrote it: "
-                f"{attributes.get('versions', {}).get('pydvl-datainf', 'unknown')}."
+                f"{writer or 'unknown'}."
             )
-        return attributes
+        return dict(attributes)
 
     def is_vacant(self) -> bool:
         """Whether there is nothing here.

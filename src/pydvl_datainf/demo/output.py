@@ -106,7 +106,7 @@ def _is_ours(path: Path) -> bool:
 
 def _other_origin(run: InfluenceRun, settings: DemoSettings) -> list[str]:
     wanted, told = origin(settings), run.metadata("run")
-    if not told.keys() >= wanted.keys():
+    if not told.keys() >= wanted.keys() or type(told["settings"]) is not dict:
         raise OutputError(
             f"{run!r} is not of this demo, so it is never replaced; choose another folder for the "
             "results."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,10 @@ def tops_of(run: InfluenceRun, bounds: Bounds) -> Tops:
     kept = run.attrs["fingerprint"]["top_k"]
     k = min(bounds.k, run.plan.n, run.plan.n if kept is None else kept)
     shown = min(bounds.tests, run.plan.m)
-    tiles = [slice(t.start, min(t.stop, shown)) for t in run.plan.test if t.start < shown]
+    tiles = [
+        slice(t.start, min(t.stop, shown))
+        for t in takewhile(lambda tile: tile.start < shown, run.plan.test)
+    ]
     found = {end: [run._top_of(tile, k, ENDS.index(end)) for tile in tiles] for end in ENDS}
     positions, influences = (
         {end: np.concatenate([parts[i] for parts in found[end]]) for end in ENDS} for i in (0, 1)
