@@ -98,9 +98,9 @@ def top(store: str, test: str | None, k: int | None, most: str) -> None:
             _show(top_tables(run, _position(run.test_ids, test), _checked_k(run, k), ENDS[most]))
 
 
-def _opened(store: str) -> InfluenceRun:
+def _opened(store: str, follow_rows: bool = False) -> InfluenceRun:
     try:
-        return InfluenceRun(store)
+        return InfluenceRun(store, allow_other_places=follow_rows)
     except (ImportError, ValueError) as error:  # of fsspec, and of metadata that are damaged
         raise click.ClickException(f"{store} cannot be opened: {error}") from error
 
@@ -162,9 +162,22 @@ def _checked_k(run: InfluenceRun, k: int | None) -> int:
     help="Folder from which the paths of images are meant: that of the job file. Images elsewhere "
     "are not embedded; / allows for absolute paths.  [default: this]",
 )
+@click.option(
+    "--follow-rows",
+    is_flag=True,
+    help="For a further query, read self-influences of the run whose rows it used wherever it says "
+    "that this is, over the network too.  [default: only in a folder beside STORE]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace any file, not only an earlier report.")
 def report(
-    store: str, out: Path, k: int, max_test: int, suspects: int, images: Path, overwrite: bool
+    store: str,
+    out: Path,
+    k: int,
+    max_test: int,
+    suspects: int,
+    images: Path,
+    follow_rows: bool,
+    overwrite: bool,
 ) -> None:
     """Writes the run in STORE as one page of HTML.
 
@@ -175,7 +188,8 @@ def report(
     """
     with _errors_as_messages():
         bounds = Bounds(k=k, tests=max_test, suspects=suspects)
-        path = write_report(_opened(store), out, bounds=bounds, images=images, overwrite=overwrite)
+        run = _opened(store, follow_rows)
+        path = write_report(run, out, bounds=bounds, images=images, overwrite=overwrite)
     click.echo(f"Written to {path}.")
 
 
@@ -344,6 +358,7 @@ def _errors_as_messages(kind: type[click.ClickException] = click.ClickException)
         yield
     except (DataInfError, OSError, ImportError) as error:
         message = str(error).replace("overwrite=True", "--overwrite")
+        message = message.replace("open the run with allow_other_places=True", "use --follow-rows")
         raise kind(message) from error
 
 

@@ -1,41 +1,82 @@
-"""Where the training rows of a query's run are, as far as a store may lead anywhere."""
+"""The training rows of a query's run, which are in another store, as far as that is followed."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydvl_datainf.errors import StoreError
+from pydvl_datainf.layout import opened
 from pydvl_datainf.store import Store
 
+SHARED = (
+    "method",
+    "objective",
+    "dtype",
+    "model",
+    "blocks",
+    "damping",
+    "training samples",
+    "training data",
+)
+"""Parts of the fingerprint in which a query is as the run whose rows it uses."""
 
-def rows_in(attributes: Mapping[str, Any], store: Store, allow_other_places: bool) -> str | None:
+
+def rows_store(attributes: Mapping[str, Any], store: Store, anywhere: bool) -> Store | None:
     """The store whose training rows a run uses.
-
-    A run may come from anybody, and what it names may be any file here or any address in the
-    network; so what is not beside it is followed only on request.
 
     Args:
         attributes: of the run.
         store: of the run.
-        allow_other_places: follow whatever is named.
+        anywhere: follow whatever place is named.
 
     Returns:
-        The place; None where the run has rows of its own, or none at all.
+        The store, read-only; None where the run is no query.
 
     Raises:
-        StoreError: if the place is not beside the store, and that is not allowed.
+        StoreError: if the place is not to be followed, or there is no run, or another one by now.
     """
-    place: str | None = attributes["rows_in"]
-    if place is None or allow_other_places or _is_beside(place, store.path):
-        return place
-    raise StoreError(
-        f"{store} uses the training rows in {place}, which is not a folder beside it. If you trust "
-        "that place, open the run with allow_other_places=True."
-    )
+    place = attributes["rows_in"]
+    if place is None:
+        return None
+    if not is_followed(place, store, anywhere):
+        raise StoreError(
+            f"{store} uses the training rows in {place}, which is no folder beside it. If you "
+            "trust that place, open the run with allow_other_places=True."
+        )
+    rows = Store(place, read_only=True)
+    theirs = opened(rows)
+    if not theirs["complete"]:
+        raise StoreError(f"{place}, the store whose rows {store} uses, is not complete.")
+    mine, other = attributes["fingerprint"], theirs["fingerprint"]
+    different = [key for key in SHARED if mine[key] != other[key]]
+    if different:
+        raise StoreError(
+            f"{place}, the store whose rows this run used, holds another run now: "
+            f"{', '.join(different)} differ. Put the run that was there back, or query the one "
+            "that is there now."
+        )
+    return rows
+
+
+def is_followed(place: str, store: Store, anywhere: bool) -> bool:
+    """Whether the rows of a run are read where it says that they are.
+
+    A run may come from anybody, and what it names may be any file here and any address in a
+    network. So only what is beside it is followed, unless more is allowed.
+
+    Args:
+        place: that the run names.
+        store: of the run.
+        anywhere: follow whatever place is named.
+
+    Returns:
+        Whether they are.
+    """
+    return anywhere or _is_beside(place, store.path)
 
 
 def _is_beside(place: str, store: Path | None) -> bool:
-    # Not even looked at: with two slashes, either way round, a host may be meant.
+    # Not even looked at: two slashes, either way round, begin the name of a host to some systems.
     if store is None or place.startswith(("//", "\\\\")):
         return False
     try:

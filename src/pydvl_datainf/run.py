@@ -27,24 +27,12 @@ from pydvl_datainf.layout import (
     opened,
 )
 from pydvl_datainf.plan import Plan
-from pydvl_datainf.rows_in import rows_in
+from pydvl_datainf.rows_in import is_followed, rows_store
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import REPAIR, Array, Store
 from pydvl_datainf.training import Parent
 from pydvl_datainf.wishes import Wishes
 from pydvl_datainf.work import all_self_influences
-
-SHARED = (
-    "method",
-    "objective",
-    "dtype",
-    "model",
-    "blocks",
-    "damping",
-    "training samples",
-    "training data",
-)
-"""Parts of the fingerprint in which a query is as the run whose rows it uses."""
 
 
 class InfluenceRun:
@@ -216,7 +204,7 @@ class InfluenceRun:
 
         Raises:
             StoreError: if the run is not complete, or neither computed them nor kept rows; for a
-                query also if the run whose rows it used is gone or was replaced.
+                query also if the run whose rows it used is gone, was replaced or is not followed.
         """
         self._check_complete()
         if self.attrs["rows_in"] is not None:
@@ -230,6 +218,12 @@ class InfluenceRun:
                 )
             return self._computed_self_influence()
         return self._store.read(SELF_INFLUENCE)
+
+    @property
+    def rows_are_followed(self) -> bool:
+        """Whether training rows are read where the run says: False if elsewhere than is allowed."""
+        place = self.attrs["rows_in"]
+        return place is None or is_followed(place, self._store, self._allow_other_places)
 
     @property
     def has_self_influence(self) -> bool:
@@ -396,20 +390,8 @@ class InfluenceRun:
 
     def _run_of_rows(self) -> "InfluenceRun":
         """The run whose rows this one used: itself, but for a query."""
-        place = rows_in(self.attrs, self._store, self._allow_other_places)
-        if place is None:
-            return self
-        rows = InfluenceRun(place)
-        rows._check_complete()
-        mine, theirs = (run.attrs["fingerprint"] for run in (self, rows))
-        other = [key for key in SHARED if mine[key] != theirs[key]]
-        if other:
-            raise StoreError(
-                f"{place}, the store whose rows this run used, holds another run now: "
-                f"{', '.join(other)} differ. Put the run that was there back, or query the one "
-                "that is there now."
-            )
-        return rows
+        rows = rows_store(self.attrs, self._store, self._allow_other_places)
+        return self if rows is None else InfluenceRun(rows)
 
     def _computed_self_influence(self) -> Array:
         """From the stored rows; kept where the store can be written."""

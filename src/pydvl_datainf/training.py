@@ -8,7 +8,7 @@ from pydvl_datainf.errors import ModelError, StoreError
 from pydvl_datainf.inputs import Description
 from pydvl_datainf.layout import opened
 from pydvl_datainf.plan import Plan
-from pydvl_datainf.rows_in import rows_in
+from pydvl_datainf.rows_in import rows_store
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store, differences, is_shared, listed
 
@@ -92,9 +92,9 @@ class Parent:
         return Plan(**self.attributes["plan"])
 
     @property
-    def rows_in(self) -> Any:
+    def rows_in(self) -> str:
         """Where the rows are: a run that was itself a query has none of its own."""
-        return rows_in(self.attributes, self.store, self.allow_other_places) or str(self.store)
+        return str(rows_store(self.attributes, self.store, self.allow_other_places) or self.store)
 
     def fingerprint(self, model: Description) -> dict[str, Any]:
         """What both runs have in common.

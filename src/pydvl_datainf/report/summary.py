@@ -99,6 +99,11 @@ class Extent:
                 f"shares of blocks in the influences: {by_block:,} influences by block are more "
                 f"than the {MOST_SCORES:,} that a page is made from."
             )
+        if not self.run.rows_are_followed:
+            yield (
+                f"self-influences: those of '{place_name(self.run.attrs['rows_in'])}', whose rows "
+                "this run used, are not in a folder beside it (--follow-rows reads them)."
+            )
         for name, different in self.uncounted.items():
             yield (
                 f"counts by {name}: {different:,} different labels among {plan.n:,} training "

@@ -1,0 +1,163 @@
+"""Where the training rows of a further query are read: beside its store, or where one allows it."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+
+from pydvl_datainf import StoreError
+from pydvl_datainf.cli import main
+from pydvl_datainf.report import write_report
+from pydvl_datainf.run import InfluenceRun
+from stopped_run import build, loader, run, samples
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run with rows, and queries of it beside it and elsewhere."""
+    folder = tmp_path_factory.mktemp("made")
+    parent = run(folder / "here/run.zarr", rows="zarr", self_influence=True)
+    for place in ("here", "there"):
+        query(parent, folder / place / "query.zarr")
+    return folder
+
+
+def query(parent, store):
+    return parent.query(build(), loader(samples(4, 3), 4), store, progress=False)
+
+
+@pytest.fixture
+def own(made):
+    return InfluenceRun(made / "here/run.zarr").self_influence()
+
+
+@pytest.fixture
+def led_to(made, tmp_path):
+    """A query that says that its rows are in any place."""
+
+    def make(place):
+        store = shutil.copytree(made / "here/query.zarr", tmp_path / "foreign/query.zarr")
+        content = json.loads((store / "zarr.json").read_text())
+        content["attributes"]["rows_in"] = str(place)
+        (store / "zarr.json").write_text(json.dumps(content))
+        return store
+
+    return make
+
+
+@pytest.fixture
+def visited(monkeypatch):
+    """Whatever Zarr is asked to open."""
+    places = []
+
+    def open_group(store, **settings):
+        places.append(str(store))
+        return opening(store, **settings)
+
+    opening = zarr.open_group
+    monkeypatch.setattr(zarr, "open_group", open_group)
+    return places
+
+
+def test_rows_beside_a_query_are_read(made, own):
+    found = InfluenceRun(made / "here/query.zarr")
+    assert found.rows_are_followed
+    assert found.has_self_influence
+    np.testing.assert_array_equal(found.self_influence(), own)
+
+
+def test_rows_elsewhere_are_read_where_that_is_allowed(made, own):
+    found = InfluenceRun(made / "there/query.zarr", allow_other_places=True)
+    np.testing.assert_array_equal(found.self_influence(), own)
+    found = InfluenceRun.open(made / "there/query.zarr", allow_other_places=True)
+    np.testing.assert_array_equal(found.self_influence(), own)
+
+
+PLACES = [
+    "s3://bucket/run.zarr",
+    "http://192.0.2.1/run.zarr",
+    "memory://run.zarr",
+    "file:///elsewhere/run.zarr",
+    "simplecache::http://192.0.2.1/run.zarr",
+    "//192.0.2.1/share/run.zarr",
+    r"\\192.0.2.1\share\run.zarr",
+    "/elsewhere/run.zarr",
+    "~nobody-of-this-name/run.zarr",
+    "run.zip",
+    "a\0b",
+    "",
+    "x" * 5000,
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_other_places_are_refused_by_name_and_not_visited(led_to, visited, tmp_path, place):
+    store = led_to(place)
+    found = InfluenceRun(store)
+    found.check()
+    with pytest.raises(StoreError) as caught:
+        found.self_influence()
+    assert place in str(caught.value)
+    assert "allow_other_places=True" in str(caught.value)
+    with pytest.raises(StoreError, match="allow_other_places"):
+        query(found, tmp_path / "second.zarr")
+    assert not found.has_self_influence
+    for command in (["info", "--check"], ["top"], ["report", "-o", tmp_path / "page.html"]):
+        result = CliRunner().invoke(main, [str(a) for a in (*command, store)])
+        assert result.exit_code == 0, result.output
+    page = (tmp_path / "page.html").read_text()
+    assert "are not in a folder beside it (--follow-rows reads them)" in page
+    assert {p for p in visited if str(store) not in p and "second.zarr" not in p} == set()
+
+
+def test_what_a_link_leads_to_counts(led_to, made, own):
+    store = led_to("placeholder")
+    link = store.parent / "run.zarr"
+    link.symlink_to(made / "here/run.zarr")
+    shutil.rmtree(store)
+    store = led_to(link)
+    with pytest.raises(StoreError, match="allow_other_places"):
+        InfluenceRun(store).self_influence()
+    beside = store.parent / "sub/../run.zarr"
+    os.unlink(link)
+    shutil.copytree(made / "here/run.zarr", link)
+    (store.parent / "sub").mkdir()
+    shutil.rmtree(store)
+    np.testing.assert_array_equal(InfluenceRun(led_to(beside)).self_influence(), own)
+
+
+def test_a_query_into_another_place_works_and_goes_on(made, tmp_path, own):
+    parent = InfluenceRun(made / "here/run.zarr")
+    first = query(parent, tmp_path / "elsewhere/query.zarr")
+    np.testing.assert_array_equal(first.self_influence(), own)
+    (tmp_path / "elsewhere/query.zarr/scores/c/0/0").unlink()
+    query(parent, tmp_path / "elsewhere/query.zarr").check()
+    second = query(first, tmp_path / "elsewhere/second.zarr")  # the rows of the first one
+    np.testing.assert_array_equal(second.scores[:], first.scores[:])
+    opened = InfluenceRun(tmp_path / "elsewhere/query.zarr")
+    with pytest.raises(StoreError, match="allow_other_places"):
+        query(opened, tmp_path / "elsewhere/third.zarr")
+
+
+def test_a_query_of_a_query_does_not_take_the_rows_of_another_run(made, tmp_path):
+    parent = run(tmp_path / "run.zarr", rows="zarr")
+    first = query(parent, tmp_path / "query.zarr")
+    run(tmp_path / "run.zarr", rows="zarr", train=loader(samples(23, 5), 5), overwrite=True)
+    with pytest.raises(StoreError, match="holds another run now: training data differ"):
+        query(first, tmp_path / "second.zarr")
+
+
+def test_the_report_follows_on_request(made, tmp_path):
+    store, page = made / "there/query.zarr", tmp_path / "page.html"
+    arguments = ["report", str(store), "-o", str(page)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert '"self-influence":[' not in page.read_text()
+    assert CliRunner().invoke(main, [*arguments, "--follow-rows"]).exit_code == 0
+    assert '"self-influence":[' in page.read_text()
+    write_report(InfluenceRun(store, allow_other_places=True), page)
+    assert '"self-influence":[' in page.read_text()
+    assert "--follow-rows reads them" not in page.read_text()
