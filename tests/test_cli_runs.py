@@ -269,7 +269,7 @@ def test_every_column_is_shown_and_no_text_is_cut_or_read_as_markup(plain):
         loss, label = METADATA["train"]["loss"][i], METADATA["train"]["label"][i]
         row = rf" {i} +{flipped} +{loss:.4g} +{label} +{re.escape(f'{i}: {LONG}')}"
         assert re.search(row, result.stdout)
-    assert "[red]query[/red] [31m0" in result.stdout
+    assert r"[red]query[/red] \x1b[31m0" in result.stdout
     assert "\x1b" not in result.stdout
 
 

@@ -12,6 +12,7 @@ from pydvl.influence.torch.util import BlockMode
 from torch import Tensor, nn
 
 from pydvl_datainf.errors import BlockError
+from pydvl_datainf.terminal import visible
 from pydvl_datainf.vectors import BlockVectors
 
 BlockStructure: TypeAlias = str | BlockMode | Mapping[str, Sequence[str]]
@@ -223,7 +224,7 @@ def _is_trainable(
         raise BlockError(
             f"Block '{block}' names '{name}', which is tied to '{first}'; use that name."
         )
-    warn(f"'{name}' of block '{block}' is frozen and takes no part.", stacklevel=6)
+    warn(visible(f"'{name}' of block '{block}' is frozen and takes no part."), stacklevel=6)
     return False
 
 

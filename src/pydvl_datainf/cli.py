@@ -21,6 +21,7 @@ from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Array, Store
 from pydvl_datainf.tables import End, info_tables, mean_tables, top_tables
+from pydvl_datainf.terminal import visible
 
 Function: TypeAlias = Callable[..., None]
 
@@ -45,7 +46,22 @@ def _setting(
     return click.option(option, type=kind, default=default, show_default=True, help=text)
 
 
-@click.group()
+class _Commands(click.Group):
+    """Commands whose messages, which may quote anybody, cannot play tricks on the terminal."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            vars(error).update(message=visible(error.message))
+            raise
+
+
+def _say(line: str, *, err: bool = False) -> None:
+    click.echo(visible(line), err=err)
+
+
+@click.group(cls=_Commands)
 @click.version_option(__version__, package_name="pydvl-datainf")
 def main() -> None:
     """DataInf for pyDVL: which training examples helped or hurt which predictions."""
@@ -190,7 +206,7 @@ def report(
         bounds = Bounds(k=k, tests=max_test, suspects=suspects)
         run = _opened(store, follow_rows)
         path = write_report(run, out, bounds=bounds, images=images, overwrite=overwrite)
-    click.echo(f"Written to {path}.")
+    _say(f"Written to {path}.")
 
 
 @main.command()
@@ -275,13 +291,13 @@ def _run_job(
         result = prepared.run(place.location, overwrite=overwrite, progress=progress)
         _show(info_tables(result))
     name = shlex.quote(str(place))
-    click.echo(f"Written to {place}. To go on:")
+    _say(f"Written to {place}. To go on:")
     for command, tells in (
         (f"top {name}", "what helps and harms on average"),
         (f"top {name} --test ID", "what helps and harms on one test sample"),
         (f"report {name} -o report.html", "all of it in a browser"),
     ):
-        click.echo(f"  pydvl-datainf {command}  # {tells}")
+        _say(f"  pydvl-datainf {command}  # {tells}")
 
 
 @main.command()
@@ -341,11 +357,11 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
     with _errors_as_messages():
         check_packages()
         _run(DemoSettings(**settings), out, overwrite, progress)
-    click.echo(f"Written to {out.resolve()}:")
+    _say(f"Written to {out.resolve()}:")
     for path in sorted(out.iterdir()):
         if path.name != LOCK:
-            click.echo(f"  {path.name}")
-    click.echo(f"To look at it, open {out.resolve() / REPORT} in a browser.")
+            _say(f"  {path.name}")
+    _say(f"To look at it, open {out.resolve() / REPORT} in a browser.")
 
 
 class _Invalid(click.ClickException):
@@ -372,7 +388,7 @@ def _run(settings: DemoSettings, out: Path, overwrite: bool, progress: bool) -> 
         out,
         overwrite=overwrite,
         progress=progress,
-        announce=lambda line: click.echo(line, err=True),
+        announce=lambda line: _say(line, err=True),
     )
     _show(tables(result))
 

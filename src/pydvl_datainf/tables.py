@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +18,9 @@ from pydvl_datainf.inverse.methods import INVERSES
 from pydvl_datainf.labels import block_labels
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Array, Store
+from pydvl_datainf.terminal import visible
 
 End = Literal["helpful", "harmful"]
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What could move the cursor or change colours; line feeds and tabs stay."""
 
 
 def info_tables(run: InfluenceRun, blocks: bool = False) -> Iterator[Table]:
@@ -125,7 +122,7 @@ def titled_table(title: str, caption: str | None = None, header: bool = True) ->
     return Table(
         title=_text(title, style="bold"),
         title_justify="left",
-        caption=caption,
+        caption=None if caption is None else _text(caption),
         caption_justify="left",
         show_header=header,
         box=SIMPLE_HEAD,
@@ -270,4 +267,4 @@ def _shown(value: Any) -> str:
 
 def _text(value: str, style: str = "") -> Text:
     # As Text, so that square brackets are not read as markup.
-    return Text(CONTROL.sub("", value), style=style)
+    return Text(visible(value), style=style)

@@ -12,6 +12,7 @@ from pydvl_datainf.demo.reviews import LABELS, Reviews
 from pydvl_datainf.demo.scoring import MEAN_INFLUENCE
 from pydvl_datainf.evaluation import Floats, largest
 from pydvl_datainf.tables import titled_table
+from pydvl_datainf.terminal import visible
 
 SUSPECTS = 10
 QUERIES = 3
@@ -158,4 +159,4 @@ def _add_reviews(
     for i in chosen:
         flipped = Text("flipped", style="red") if reviews.flipped[i] else ""
         label = LABELS[reviews.labels[i]]
-        table.add_row(f"{influences[i]:+.2e}", label, flipped, Text(reviews.texts[i]))
+        table.add_row(f"{influences[i]:+.2e}", label, flipped, Text(visible(reviews.texts[i])))

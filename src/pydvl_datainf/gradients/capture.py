@@ -34,6 +34,7 @@ from pydvl_datainf.gradients.trust import (
     check_independent,
 )
 from pydvl_datainf.objectives import Objective, check_losses
+from pydvl_datainf.terminal import visible
 from pydvl_datainf.vectors import BlockVectors
 
 _OUTSIDE = "they are used outside their layers"
@@ -217,7 +218,8 @@ class CaptureEngine:
                 f'Capture cannot explain {told}. Use gradients="auto" or "functional".'
             )
         self._unexplained |= set(new)
-        warn(f"One backward pass per sample for {told}. This is exact, but slower.", stacklevel=2)
+        told = visible(f"One backward pass per sample for {told}. This is exact, but slower.")
+        warn(told, stacklevel=2)
 
     def _sample_by_sample(self, batch: Batch, parameters: Mapping[str, nn.Parameter]) -> Rows:
         """Rows of the parameters by one forward and backward pass per sample."""
