@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from io import StringIO
 from pathlib import Path
 
@@ -452,6 +453,41 @@ def test_texts_hold_no_formula_for_programs_that_end_cells_at_semicolons(page):
     for text in saved:
         cells = re.split(r"[;\t\r\n]", text)
         assert not [cell for cell in cells if re.match(r'[\s"\u200b]*[=+\-@|]', cell)]
+
+
+SKIPPED = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) in ("Cc", "Cf", "Zs")]
+SKIPPED += [
+    *"\u0301\u034f\u115f\u2028\u2029\u2800\u3164\ufe0f\ufffe\U000e0100",
+    "\ufeff \u00ad\x01",
+]
+SIGNS = "=+-@|＝＋－＠\u2212\ufe62\ufe66"
+
+
+def test_formulas_are_found_behind_whatever_is_skipped(browser, tmp_path):
+    texts = [f"{skipped}=1+1" for skipped in SKIPPED] + [f"\ufe0f{sign}1" for sign in SIGNS]
+    notes = [f"a;{text}" for text in texts]
+    plain = ["é=1", "(=1+1)", "1 - 2", "\u200bword", "a\u0301-b", "#=1"]
+    told = {"text": texts + plain, "note": notes + plain}
+    run = run_influences(
+        DataInfInfluence(nn.Linear(3, 2), F.cross_entropy),
+        samples(1, 2),
+        samples(len(told["text"]), 1),
+        tmp_path / "run.zarr",
+        metadata={"train": told},
+        progress=False,
+    )
+    page = write_report(run, tmp_path / "report.html", bounds=Bounds(suspects=1000))
+    watched = Watched(browser, page)
+    lines = {int(line["id"]): line for line in downloaded(watched.page, "suspects")}
+    watched.close()
+    assert len(lines) == len(told["text"])
+    for i, text in enumerate(texts):
+        saved, note = lines[i]["text"], lines[i]["note"]
+        assert saved[0] == "'"
+        assert re.search(f"'[{re.escape(SIGNS)}]1", note)
+        assert saved.replace("'", "") == text
+        assert note.replace("'", "") == f"a;{text}"
+    assert [lines[i + len(texts)]["text"] for i in range(len(plain))] == plain
 
 
 def test_texts_are_saved_in_quotes_and_numbers_without(page):

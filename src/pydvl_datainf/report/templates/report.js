@@ -325,12 +325,16 @@ table("blocks-table", blockColumns, blocks, "blocks", { order: [] });
 
 // Downloads
 
-/** A text that begins like a formula would be one to a spreadsheet, blanks before it or not. */
-const FORMULA = /^[\s\u200b-\u200f\u2060\ufeff]*[=+\-@|\uff1d\uff0b\uff0d\uff20]|^[\t\r]/;
+// What programs skip before a formula, or do not show: controls, formats, blanks, marks by themselves.
+const SKIPPED = String.raw`\s\p{C}\p{Z}\p{M}\p{Default_Ignorable_Code_Point}\u2800`;
+const SIGNS = String.raw`=+\-@|\u2212\ufe62\ufe63\ufe66\ufe6b\uff0b\uff0d\uff1d\uff20`;
+
+/** A text that begins like a formula would be one to a spreadsheet, whatever it skips before it. */
+const FORMULA = new RegExp(`^[${SKIPPED}]*[${SIGNS}]|^[\\t\\r]`, "u");
 
 /** One that takes semicolons for separators ends cells in the middle of texts, quoted or not. */
-const GAP = /[;"\s\u200b-\u200f\u2060\ufeff]+(?=([=+\-@|\uff1d\uff0b\uff0d\uff20])?)/g;
-const ENDS_CELL = /[;\t\r\n]/;
+const GAP = new RegExp(`[;"${SKIPPED}]+(?=([${SIGNS}])?)`, "gu");
+const ENDS_CELL = /[;\p{Cc}\u2028\u2029]/u;
 
 const guarded = (text) => {
   const inside = text.replace(GAP, (gap, formula) =>
