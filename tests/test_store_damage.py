@@ -18,7 +18,7 @@ from pydvl_datainf.chunks import ChunkGuard, expanded_size
 from pydvl_datainf.cli import main
 from pydvl_datainf.layout import arrays_said
 from pydvl_datainf.run import InfluenceRun
-from stopped_run import M, N, chunks, run
+from stopped_run import TIGHT, Interrupt, M, N, chunks, run
 
 KINDS = {
     "zarr": {
@@ -269,6 +269,43 @@ def test_a_flipped_bit_of_the_group_is_refused_or_changes_nothing(copied, whole,
         assert found == right[kind] or isinstance(found, StoreError), (bit, found)
         refusals += found != right[kind]
     assert refusals >= FLIPS
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_call_with_a_flipped_bit_in_the_group_refuses_or_changes_nothing(
+    copied, whole, right, seed
+):
+    store = copied("top")
+    content = (store / "zarr.json").read_bytes()
+    (bit,) = some_bits(content, seed, 1)
+    (store / "zarr.json").write_bytes(flipped(content, bit))
+    again = outcome(partial(run, store, **KINDS["top"]))
+    assert isinstance(again, StoreError | InfluenceRun), again
+    assert [
+        n for n in chunks(store) if (store / n).read_bytes() != (whole / "top" / n).read_bytes()
+    ] == []
+
+
+def test_damaged_metadata_of_intermediate_results_are_made_again(tmp_path):
+    run(tmp_path / "whole.zarr", memory=TIGHT["recompute"])
+    store = tmp_path / "run.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        run(store, Interrupt(50), memory=TIGHT["recompute"])
+    files = list(store.glob("work/**/zarr.json"))
+    assert len(files) >= 2  # the premise
+    for i, file in enumerate(files):
+        put(file, [b"{", None][i % 2])
+    run(store, memory=TIGHT["recompute"])
+    assert_same(store, tmp_path / "whole.zarr")
+    assert not (store / "work").exists()
+
+
+@pytest.mark.parametrize("name", ["scores", "train"])
+def test_other_readers_are_not_handed_damaged_metadata(copied, name):
+    store = copied("zarr")
+    (store / name / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=f"'{name}'"):
+        InfluenceRun(store).to_xarray()
 
 
 @pytest.mark.parametrize("part", ["fingerprint", "plan", "columns"])

@@ -278,6 +278,7 @@ class InfluenceRun:
 
         Raises:
             ModuleNotFoundError: if xarray is not installed.
+            StoreError: if the metadata of an array are missing or damaged.
         """
         try:
             import xarray
@@ -285,6 +286,7 @@ class InfluenceRun:
             raise ModuleNotFoundError(
                 "to_xarray needs xarray: pip install pydvl-datainf[xarray]"
             ) from None
+        self._names()  # checks them
         return xarray.open_zarr(self._store.location, consolidated=False)
 
     # Further queries
