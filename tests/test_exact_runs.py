@@ -30,8 +30,8 @@ from pydvl_datainf import (
     run_influences,
     work,
 )
+from pydvl_datainf.attributes import APPROXIMATION
 from pydvl_datainf.inverse.methods import DATAINF
-from pydvl_datainf.layout import APPROXIMATION
 from pydvl_datainf.plan import sample_bytes, sampled_queries
 from pydvl_datainf.planning import exact_sample_of
 from pydvl_datainf.run import InfluenceRun

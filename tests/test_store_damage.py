@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 
 import google_crc32c
+import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
@@ -14,6 +15,7 @@ from numcodecs import Zstd
 from zarr.storage import LocalStore
 
 from pydvl_datainf import StoreError
+from pydvl_datainf.attributes import sealed_attributes
 from pydvl_datainf.chunks import ChunkGuard, expanded_size
 from pydvl_datainf.cli import main
 from pydvl_datainf.layout import arrays_said
@@ -326,19 +328,14 @@ def test_what_was_computed_has_a_checksum(copied, right, part):
     assert values(store) == right["zarr"]
 
 
-@pytest.mark.filterwarnings("ignore:Consolidated metadata")
-def test_a_run_without_a_list_of_columns_is_read_and_gets_one(copied, right):
-    store = copied("zarr")
-    attributes = zarr.open_group(store, mode="r").attrs.asdict()
-    group = zarr.open_group(store, mode="r+")
-    for name in ("columns", "checksum", "extras"):
-        del group.attrs[name]
-    del zarr.open_array(store, path="approximation", mode="r+").attrs["checksum"]
-    zarr.consolidate_metadata(store)
-    assert values(store) == right["zarr"]
-    run(store, **KINDS["zarr"])
-    assert zarr.open_group(store, mode="r").attrs.asdict() == attributes
-    assert values(store) == right["zarr"]
+def test_the_same_ids_in_another_type_are_the_same_run(tmp_path):
+    ids = {"train": np.arange(N, dtype=np.int32)}
+    run(tmp_path / "run.zarr", ids=ids, top_k=3)
+    before = (tmp_path / "run.zarr/train/zarr.json").read_bytes()
+    again = run(tmp_path / "run.zarr", ids={"train": np.arange(N)}, top_k=3)
+    again.check()
+    assert again.train_ids.tolist() == list(range(N))
+    assert (tmp_path / "run.zarr/train/zarr.json").read_bytes() == before
 
 
 # What no run says of itself
@@ -393,8 +390,7 @@ def rewritten(store, changes, without=()):
         *parents, name = path.split(".", 1)
         place = attributes[parents[0]] if parents else attributes
         place[name] = value
-    del attributes["checksum"]
-    attributes.update({"checksum": changes["checksum"]} if "checksum" in changes else {})
+    attributes["checksum"] = changes.get("checksum", sealed_attributes(attributes)["checksum"])
     for name in without:
         del attributes[name]
     (store / "zarr.json").write_text(json.dumps(content))
@@ -415,7 +411,9 @@ def test_attributes_that_no_run_has_are_refused_by_name(copied, name, value):
     assert_refused(store, rf"attributes of .*run\.zarr.*{name.rpartition('.')[2]}.*zarr\.json")
 
 
-@pytest.mark.parametrize("name", ["seconds", "complete", "plan", "versions", "rows_in"])
+@pytest.mark.parametrize(
+    "name", ["seconds", "complete", "plan", "versions", "rows_in", "columns", "checksum"]
+)
 def test_attributes_that_are_missing_are_refused_by_name(copied, name):
     store = copied("zarr")
     rewritten(store, {}, without=[name])
@@ -455,7 +453,7 @@ def absurd(copied):
     def make(changes):
         store = copied("zarr")
         attributes = rewritten(store, changes)
-        for name, layout in arrays_said(attributes, attributes["columns"]).items():
+        for name, layout in arrays_said(attributes).items():
             (store / name / "zarr.json").unlink(missing_ok=True)
             zarr.create_array(store, zarr_format=3, **layout.settings(name))
         return store

@@ -1,10 +1,18 @@
-"""Chunks that would expand beyond their size are not handed out."""
+"""Chunks of an array: which are missing, and which would expand beyond their size."""
 
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from math import prod
 from typing import Any
 
 from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, Store
 from zarr.storage import WrapperStore
+
+Chunk = tuple[int, ...]
+
+NAMED = 10
+"""Chunks that a message names, at most."""
 
 MAGIC = bytes.fromhex("28b52ffd")
 HEADER = 18
@@ -71,10 +79,7 @@ def guarded(store: Store, array: Any) -> ChunkGuard:
         A store for reading it.
     """
     varies = array.dtype.kind not in "iufb"
-    size = array.dtype.itemsize
-    for side in array.chunks:
-        size *= side
-    return ChunkGuard(store, None if varies else size)
+    return ChunkGuard(store, None if varies else array.dtype.itemsize * prod(array.chunks))
 
 
 def expanded_size(header: bytes) -> int | None:
@@ -94,3 +99,29 @@ def expanded_size(header: bytes) -> int | None:
     if not length or len(header) < start + length:
         return None
     return int.from_bytes(header[start : start + length], "little") + 256 * (kind == 1)
+
+
+def lacking(grid: Sequence[range], there: set[Chunk]) -> tuple[list[Chunk], int]:
+    """Which chunks of a grid are missing, without going through all of it.
+
+    Args:
+        grid: the chunks along each axis.
+        there: those that are not missing.
+
+    Returns:
+        The first of the others, and how many others there are.
+    """
+    own = (chunk for chunk in there if len(chunk) == len(grid))
+    count = prod(map(len, grid)) - sum(all(map(range.__contains__, grid, c)) for c in own)
+    missing = (chunk for chunk in _all_of(grid) if chunk not in there)
+    return list(islice(missing, min(count, NAMED))), count
+
+
+def _all_of(grid: Sequence[range]) -> Iterator[Chunk]:
+    """As itertools.product, which would hold each of the ranges in memory."""
+    if not grid:
+        yield ()
+        return
+    for i in grid[0]:
+        for rest in _all_of(grid[1:]):
+            yield i, *rest

@@ -11,21 +11,14 @@ import numpy as np
 from pydvl_datainf import work
 from pydvl_datainf._version import __version__
 from pydvl_datainf.arrays import WORK
+from pydvl_datainf.attributes import EXTRAS, sealed_attributes
 from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
 from pydvl_datainf.errors import SourceError, StoreError, StoreExistsError
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inputs import Built, Description, Inputs
 from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.job import Job
-from pydvl_datainf.layout import (
-    ENDS,
-    EXTRAS,
-    arrays_of,
-    column_type,
-    extras_in,
-    opened,
-    sealed_attributes,
-)
+from pydvl_datainf.layout import ENDS, arrays_of, column_type, extras_in, opened
 from pydvl_datainf.plan import Plan
 from pydvl_datainf.planning import exact_sample_of, planned
 from pydvl_datainf.samples import Samples, Survey, as_samples
@@ -82,6 +75,8 @@ def launch(
         )
         known = columns | _known(job)
         types = {name: column_type(values.dtype) for name, values in columns.items()}
+        # As they were written: the same numbers may come in wider types another time.
+        types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
         _enter(store, stored, fingerprint, plan, types, training.rows_in, model.inverse)
         _lay_out(store, job, types, known)
         training.copy_norms(store)
@@ -162,7 +157,7 @@ def _enter(
         }
     )
     if stored is None:
-        store.create(_about(inverse) | mine | {"complete": False, "gradients": 0, "seconds": {}})
+        store.create(_about(inverse) | mine | _UNDONE)
         return
     other = [
         line for part in ("fingerprint", "plan") for line in differences(stored[part], mine[part])
@@ -173,8 +168,9 @@ def _enter(
             "replace this one with overwrite=True."
         )
     store.sweep()
-    if "checksum" not in stored:
-        store.update({name: mine[name] for name in ("columns", "checksum")})
+
+
+_UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}
 
 
 def _about(inverse: Inverse) -> dict[str, Any]:
@@ -244,6 +240,6 @@ def _perform(
     store.delete(WORK)
     extras = extras_in(store)
     names = [name for name in store.layouts if name not in EXTRAS] + extras
-    is_told = before.get("extras") == extras and not store.not_as_consolidated(names)
+    is_told = before["extras"] == extras and not store.not_as_consolidated(names)
     if stages.is_new or not before["complete"] or not is_told:
         store.finish(extras)

@@ -9,6 +9,7 @@ import zarr
 from distributed import Client
 
 from pydvl_datainf.approximation import ApproximationError
+from pydvl_datainf.attributes import APPROXIMATION, EXTRAS, SELF_INFLUENCE
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.evaluation import relative_influence
 from pydvl_datainf.executors import executor_for
@@ -16,16 +17,7 @@ from pydvl_datainf.inputs import Built
 from pydvl_datainf.inverse.methods import INVERSES
 from pydvl_datainf.job import Job
 from pydvl_datainf.launch import launch
-from pydvl_datainf.layout import (
-    APPROXIMATION,
-    ENDS,
-    EXTRAS,
-    SELF_INFLUENCE,
-    comparison_in,
-    extras_in,
-    has_extra,
-    opened,
-)
+from pydvl_datainf.layout import ENDS, comparison_in, extras_in, has_extra, opened
 from pydvl_datainf.plan import Plan
 from pydvl_datainf.rows_in import is_followed, rows_store
 from pydvl_datainf.samples import Survey
@@ -354,7 +346,7 @@ class InfluenceRun:
 
     def _names(self) -> list[str]:
         """The arrays that this run must have, or has by now, all of them laid out as it says."""
-        extras = [n for n in EXTRAS if n in self._store or n in self.attrs.get("extras", ())]
+        extras = [n for n in EXTRAS if n in self._store or n in self.attrs["extras"]]
         names = [n for n in self._store.layouts if n not in EXTRAS] + extras
         if not self.is_complete:
             names = [name for name in names if name in self._store]

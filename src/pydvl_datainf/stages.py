@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from pydvl_datainf import work
+from pydvl_datainf.attributes import APPROXIMATION, SELF_INFLUENCE
+from pydvl_datainf.chunks import Chunk
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inverse.damping import SquaredNorms, automatic_damping, check_representable
 from pydvl_datainf.job import VECTORS, Job
-from pydvl_datainf.layout import APPROXIMATION, ENDS, SELF_INFLUENCE, comparison_in, has_extra
+from pydvl_datainf.layout import ENDS, comparison_in, has_extra
 from pydvl_datainf.plan import Tiling
-from pydvl_datainf.store import Chunk, Store
+from pydvl_datainf.store import Store
 
 
 @dataclass

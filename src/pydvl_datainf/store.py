@@ -11,7 +11,7 @@ import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice, product
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from pydvl_datainf.arrays import WORK, Layout, is_compressed
-from pydvl_datainf.chunks import guarded
+from pydvl_datainf.chunks import FREE, NAMED, Chunk, guarded, lacking
 from pydvl_datainf.errors import StoreError, StoreExistsError
 
 FORMAT = "pydvl-datainf influences"
@@ -42,11 +42,10 @@ REPAIR = (
     " Call run_influences again with the same arguments: what is damaged or missing is made again, "
     "and nothing else is computed."
 )
-NAMED = 10
-"""Chunks that a message names, at most."""
+FEW = 1000
+"""Chunks that are read without looking first whether there are so many."""
 
 Array = npt.NDArray[Any]
-Chunk = tuple[int, ...]
 
 
 class Store:
@@ -329,14 +328,17 @@ class Store:
         Returns:
             Names of those whose consolidated metadata are missing or say something else.
         """
-        return [name for name in names if not self._is_consolidated(name)]
-
-    def _is_consolidated(self, name: str) -> bool:
-        own = self._as_described(name).metadata.to_dict()
         try:
             group = zarr.open_group(self._files, mode="r", use_consolidated=True)
-            return cast("zarr.Array[Any]", group[name]).metadata.to_dict() == own
         except Exception:  # damaged metadata raise anything
+            return list(names)
+        return [name for name in names if not self._is_consolidated(name, group)]
+
+    def _is_consolidated(self, name: str, group: zarr.Group) -> bool:
+        own = self._as_described(name).metadata.to_dict()
+        try:
+            return cast("zarr.Array[Any]", group[name]).metadata.to_dict() == own
+        except Exception:
             return False
 
     def names(self) -> list[str]:
@@ -398,15 +400,17 @@ class Store:
         return values
 
     def _check_count(self, name: str, touched: Sequence[range]) -> None:
-        """Metadata can tell of more chunks than anybody could go through."""
-        count = prod(map(len, touched))
+        """Metadata can tell of more than anybody could go through, or hold in memory."""
+        count, array = prod(map(len, touched)), self.array(name)
+        if count <= FEW and count * prod(array.chunks) * array.dtype.itemsize <= FREE:
+            return
         if count > self._counts.get(name, 0):
             self._counts[name] = len(self.present(name))
         if count > self._counts[name]:
             self._check_present(name, touched)
 
     def _check_present(self, name: str, touched: Sequence[range]) -> None:
-        first, count = _lacking(touched, self.present(name))
+        first, count = lacking(touched, self.present(name))
         if count:
             raise self._damaged(_keys_of(name, first), count)
 
@@ -437,7 +441,7 @@ class Store:
 
     def lacking(self, name: str) -> tuple[list[Chunk], int]:
         """The first chunks of an array that are missing or damaged, and how many are."""
-        return _lacking([range(c) for c in self.array(name).cdata_shape], self.sound(name))
+        return lacking([range(c) for c in self.array(name).cdata_shape], self.sound(name))
 
     def is_whole(self, name: str) -> bool:
         """Whether an array is there, and all of its chunks are sound."""
@@ -445,9 +449,8 @@ class Store:
 
     def present(self, name: str) -> set[Chunk]:
         """The chunks of an array that are there, sound or not."""
-        pattern = re.compile(
-            re.escape(name) + r"/c((?:/(?:0|[1-9]\d*))+)"
-        )  # not what a killed writer left
+        # Not what a killed writer left, and not "00".
+        pattern = re.compile(re.escape(name) + r"/c((?:/(?:0|[1-9]\d*))+)")
         keys = _listed(self._files.list_prefix(f"{name}/c/"))
         matches = (pattern.fullmatch(key) for key in keys)
         return {tuple(map(int, match[1].split("/")[1:])) for match in matches if match}
@@ -594,25 +597,6 @@ def listed(lines: Sequence[str]) -> str:
 
 def _keys_of(name: str, chunks: Iterable[Chunk]) -> list[str]:
     return [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in sorted(chunks)]
-
-
-def _lacking(touched: Sequence[range], there: set[Chunk]) -> tuple[list[Chunk], int]:
-    """The first chunks that are not there, and how many: without going through all of them."""
-    own = (chunk for chunk in there if len(chunk) == len(touched))
-    inside = sum(all(map(range.__contains__, touched, chunk)) for chunk in own)
-    count = prod(map(len, touched)) - inside
-    missing = (chunk for chunk in _grid(touched) if chunk not in there)
-    return list(islice(missing, min(count, NAMED))), count
-
-
-def _grid(ranges: Sequence[range]) -> Iterator[Chunk]:
-    """As itertools.product, which would hold each of the ranges in memory."""
-    if not ranges:
-        yield ()
-        return
-    for i in ranges[0]:
-        for rest in _grid(ranges[1:]):
-            yield i, *rest
 
 
 def _listed(keys: AsyncIterator[str]) -> list[str]:

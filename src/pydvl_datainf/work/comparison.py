@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pydvl_datainf.attributes import APPROXIMATION, sealed
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.comparison import compared_with_exact
 from pydvl_datainf.job import Job
-from pydvl_datainf.layout import APPROXIMATION, sealed
 from pydvl_datainf.plan import sampled_queries
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
 
