@@ -106,12 +106,17 @@ def test_other_places_are_refused_by_name_and_not_visited(led_to, visited, tmp_p
     with pytest.raises(StoreError, match="allow_other_places"):
         query(found, tmp_path / "second.zarr")
     assert not found.has_self_influence
-    for command in (["info", "--check"], ["top"], ["report", "-o", tmp_path / "page.html"]):
+    for command in (["info", "--check"], ["top"]):
         result = CliRunner().invoke(main, [str(a) for a in (*command, store)])
         assert result.exit_code == 0, result.output
-    page = (tmp_path / "page.html").read_text()
-    assert "are not in a folder beside it (--follow-rows reads them)" in page
     assert {p for p in visited if str(store) not in p and "second.zarr" not in p} == set()
+
+
+def test_a_report_follows_nothing_by_itself_and_says_so(led_to, visited, tmp_path):
+    store = led_to(PLACES[0])
+    page = write_report(store, tmp_path / "page.html").read_text()
+    assert "are not in a folder beside it (--follow-rows reads them)" in page
+    assert {place for place in visited if str(store) not in place} == set()
 
 
 def test_what_a_link_leads_to_counts(led_to, made, own):
