@@ -96,6 +96,12 @@ def test_labels_of_another_text_of_the_same_width_are_not_cut():
     assert piece["input_ids"].shape == (1, 6)
 
 
+def test_kinds_of_tokens_are_cut_like_the_tokens():
+    kinds = {name: torch.ones(2, 6).long() for name in ("token_type_ids", "mm_token_type_ids")}
+    (_, piece), *_ = pieces_by_length(batch_of(torch.tensor([2, 3]), 6) | kinds, 1)
+    assert {tuple(piece[name].shape) for name in (*kinds, "input_ids")} == {(1, 3)}
+
+
 def test_other_tensors_are_not_cut():
     batch = batch_of(torch.tensor([2, 3]), 6) | {"weights": torch.rand(2, 6)}
     (_, piece), *_ = pieces_by_length(batch, 1)

@@ -1,4 +1,6 @@
-"""Padding on either side: what the objectives take out."""
+"""Padding on either side: what the objectives take out, and what models let through."""
+
+import pickle
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ import dense
 import tiny
 from pydvl_datainf import (
     CausalLM,
+    DataInfInfluence,
     Preference,
     Seq2SeqLM,
+    SequenceClassification,
     TokenClassification,
 )
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.gradients import CaptureEngine
+from pydvl_datainf.gradients import CaptureEngine, gradient_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore:One backward pass per sample")
 
@@ -204,3 +208,143 @@ def test_translations_with_padding_on_the_left_of_both_texts():
     assert (left["attention_mask"][:, 0] == 0).any()
     assert (left["decoder_attention_mask"][:, 0] == 0).any()
     tiny.assert_rows_close(rows_of(model, left, Seq2SeqLM()), exact)
+
+
+# What models let through
+
+
+def classifier(name, **kwargs):
+    head = getattr(transformers, f"{name}ForSequenceClassification")
+    return far(head(getattr(transformers, f"{name}Config")(**kwargs)))
+
+
+def convbert():
+    """Whose convolutions reach into padding."""
+    sizes = {"embedding_size": 16, "conv_kernel_size": 3, "head_ratio": 1}
+    return classifier("ConvBert", **tiny.ENCODER, **sizes, pad_token_id=PAD)
+
+
+def fnet():
+    """Which takes no mask."""
+    sizes = {k: v for k, v in tiny.ENCODER.items() if k != "num_attention_heads"}
+    return classifier("FNet", **sizes, pad_token_id=3, bos_token_id=1, eos_token_id=2)
+
+
+def gpt2_classifier():
+    """Which counts positions from padding."""
+    sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    return classifier("GPT2", **sizes, pad_token_id=PAD)
+
+
+def classes(lengths, columns, right=0, pad=PAD):
+    return {**padded(lengths, columns, right, pad), "labels": torch.tensor([0, 1, 1])}
+
+
+def without_masks(batch):
+    return {k: v for k, v in batch.items() if k != "attention_mask"}
+
+
+def influence_of(model, objective=None, **kwargs):
+    objective = objective or SequenceClassification()
+    return DataInfInfluence(model, objective, regularization=1e-3, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("build", "batch", "remedy"),
+    [
+        (convbert, lambda: classes([9, 8, 10], 10, 10), "Give batches of samples of one length"),
+        (fnet, lambda: without_masks(classes([9, 8, 10], 10, 10, 3)), "Give batches of samples"),
+        (gpt2_classifier, lambda: classes([9, 8, 10], 10), r"Pad on the right\. If that warns"),
+        (tiny.bert, lambda: classes([9, 8, 10], 10), r"Pad on the right\. If that warns"),
+    ],
+    ids=["convbert", "fnet", "gpt2", "bert"],
+)
+def test_a_model_that_does_not_ignore_padding_is_named(build, batch, remedy):
+    torch.manual_seed(0)
+    model, texts = build().eval(), batch()
+    influence = influence_of(model)
+    named = rf"{type(model).__name__} does not ignore padding: .*sample 1 of a batch .*{remedy}"
+    with pytest.warns(UserWarning, match=named):
+        influence.loss_gradients(texts)
+    influence.loss_gradients(texts)  # once is enough
+
+
+@pytest.mark.parametrize(
+    ("build", "batch"),
+    [
+        (convbert, lambda: classes([9, 9, 9], 9)),
+        (fnet, lambda: without_masks(classes([9, 9, 9], 9))),
+        (gpt2_classifier, lambda: classes([9, 8, 10], 12, 12)),
+        (tiny.bert, lambda: classes([9, 8, 10], 12, 12)),
+        (tiny.llama_classifier, lambda: classes([9, 8, 10], 12, 2, 0)),
+    ],
+    ids=["convbert", "fnet", "gpt2", "bert", "llama"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_ignores_its_padding_or_has_none_is_not(build, batch, dtype):
+    torch.manual_seed(0)
+    model = build().to(torch.float32 if build is fnet else dtype).eval()
+    rows = influence_of(model).loss_gradients(batch())
+    assert rows.isfinite().all()
+
+
+def test_lengths_that_a_model_counts_are_noticed_among_texts_of_an_answer():
+    """The scale of its positions changes where the longest text of a batch is long."""
+    torch.manual_seed(0)
+    scaled = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    sizes = tiny.DECODER | {"max_position_embeddings": 9}
+    model = decoder("LlamaForCausalLM", **sizes, rope_parameters=scaled)
+    with pytest.warns(UserWarning, match="LlamaForCausalLM does not ignore padding"):
+        influence_of(model, CausalLM()).loss_gradients(padded([10, 8, 12], 12, pad=0))
+
+
+def test_without_padding_there_is_neither_a_warning_nor_a_difference():
+    torch.manual_seed(0)
+    model, batch = convbert(), classes([9, 8, 10], 10, 10)
+    rows = influence_of(model, max_tokens=1).loss_gradients(batch)
+    alone = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+    def loss(model, one):
+        length = int(one["attention_mask"].sum())
+        logits = model(input_ids=one["input_ids"][:, :length]).logits
+        return F.cross_entropy(logits, one["labels"])
+
+    exact = dense.gradients(model, loss, alone | {"labels": batch["labels"]}, tiny.names_of(model))
+    tiny.assert_rows_close(rows, exact)
+    with pytest.warns(UserWarning, match="does not ignore padding"):
+        whole = influence_of(model).loss_gradients(batch)
+    assert ((whole - exact).norm(dim=1) > 1e-3 * exact.norm(dim=1)).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", ["auto", "capture"])
+def test_the_comparison_leaves_rows_model_and_random_state_as_they_were(kind):
+    torch.manual_seed(0)
+    model, batch = far(tiny.bert()), classes([9, 8, 10], 10, 10)
+    blocks = Blocks.from_model(model, "module")
+    engine = gradient_engine(kind, model, SequenceClassification(), blocks)
+    state = torch.get_rng_state()
+    rows = blocks.flatten(engine.rows(batch))
+    assert torch.get_rng_state().equal(state)
+    assert all(p.grad is None and not p._backward_hooks for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    exact = dense.gradients(model, tiny.classification_loss, batch, tiny.names_of(model))
+    tiny.assert_rows_close(rows, exact)
+    again = pickle.loads(pickle.dumps(engine)).rows(batch)
+    torch.testing.assert_close(blocks.flatten(again), rows, rtol=1e-12, atol=0)
+
+
+class FixedLength:
+    """An objective that can do nothing with a shorter text."""
+
+    def losses(self, model, batch):
+        if batch["input_ids"].shape[1] != 10:
+            raise ValueError("ten tokens, please")
+        return SequenceClassification().losses(model, batch)
+
+
+def test_what_takes_no_shorter_text_is_left_in_peace():
+    torch.manual_seed(0)
+    model, batch = convbert(), classes([9, 8, 10], 10, 10)
+    rows = influence_of(model, FixedLength()).loss_gradients(batch)
+    exact = dense.gradients(model, tiny.classification_loss, batch, tiny.names_of(model))
+    tiny.assert_rows_close(rows, exact)
