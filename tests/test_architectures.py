@@ -123,6 +123,19 @@ def test_rows_are_those_of_one_backward_pass_per_sample(case, attention):
         tiny.assert_rows_close(rows_of(engine, batch), exact)
 
 
+def test_a_model_is_compared_once_whatever_the_sizes(case, monkeypatch):
+    """One pass more for each batch would take half as long again."""
+    compared = []
+    compare = CaptureEngine._compared
+    monkeypatch.setattr(
+        CaptureEngine, "_compared", lambda *given: (compared.append(1), compare(*given))[1]
+    )
+    engine = engine_of(case, case.model().eval())
+    for length, positions in ((4, 7), (6, 6), (3, 9), (4, 7), (2, 5), (5, 8)):
+        engine.rows(case.batch(length, positions))
+    assert len(compared) == 1
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2)])
 def test_rows_of_narrower_models(case, dtype, bound):
     model = case.model().to(dtype).eval()

@@ -79,7 +79,7 @@ class FunctionalEngine:
                 check_finite_losses(losses)
                 if signature(batch) not in self._checked:
                     together = module(copy_batch(batch)).detach()
-                    check_independent(together, losses, Tolerance.of(self.model, device))
+                    check_independent(together, losses, Tolerance.of(self.model, device), "alone")
                     self._checked.add(signature(batch))
         except DataInfError:
             raise
