@@ -183,11 +183,11 @@ def test_an_undecided_router_costs_a_pass_and_no_error():
     class Undecided(nn.Module):
         def __init__(self):
             super().__init__()
-            self.free, self.inner = nn.Parameter(torch.ones(3)), nn.Linear(3, 2)
+            self.outside, self.inner = nn.Linear(3, 3), nn.Linear(3, 2)
 
         def forward(self, x):
             tied = (x[:, :1] > 5) & (torch.tensor(len(x)) > 1)
-            return self.inner(x * self.free * torch.where(tied, 1.01, 1.0))
+            return self.inner(x @ self.outside.weight * torch.where(tied, 1.01, 1.0))
 
     torch.manual_seed(0)
     watched = engine(Undecided().double())

@@ -7,6 +7,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
     GPT2Config,
@@ -22,6 +23,8 @@ from transformers import (
     OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaConfig,
@@ -45,6 +48,11 @@ def bert(**kwargs):
 
 def bert_tokens(**kwargs):
     return BertForTokenClassification(BertConfig(**ENCODER, num_labels=3, **kwargs))
+
+
+def bert_masked(**kwargs):
+    """Whose output layer shares its bias with the head around it, and its weight with the input."""
+    return BertForMaskedLM(BertConfig(**ENCODER, **kwargs))
 
 
 def roberta(**kwargs):
@@ -84,6 +92,13 @@ def opt(**kwargs):
 
 def qwen2(**kwargs):
     return Qwen2ForCausalLM(Qwen2Config(**DECODER, **kwargs))
+
+
+def qwen2_moe(**kwargs):
+    """Whose shared expert sees samples and positions in one dimension."""
+    sizes = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 12, "num_experts": 3}
+    experts = {"num_experts_per_tok": 2, "experts_implementation": "eager"}
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**DECODER, **sizes, **experts, **kwargs))
 
 
 def t5(**kwargs):

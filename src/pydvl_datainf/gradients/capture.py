@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pydvl_datainf.batches import (
     Batch,
     batch_length,
+    batch_named,
     copy_batch,
     reversed_batch,
     signature,
@@ -44,7 +45,7 @@ from pydvl_datainf.objectives import Objective, check_losses
 from pydvl_datainf.vectors import BlockVectors
 
 _OUTSIDE = "they are used outside their layers"
-_NOT_LEADING = "their layers' inputs or outputs are not single tensors that lead with the samples"
+_NOT_LEADING = "their layers' inputs and outputs are not tensors that lead with the samples"
 
 SAMPLES_PER_CHECK = 64
 """One sample in so many is computed alone too, to find what the graph does not show."""
@@ -140,7 +141,7 @@ class CaptureEngine:
         """Tries again without repeating inputs, since that may be what the model cannot take."""
         try:
             return compute()
-        except ModelError:
+        except (ModelError, torch.OutOfMemoryError):
             raise
         except Exception:
             if not self._expand:
@@ -165,7 +166,7 @@ class CaptureEngine:
         if not checked.steps:
             return self._compared(batch, parameters, tolerance, checked)
         losses, recording = self._forward(batch, parameters)
-        if not self._path(losses, recording.calls, parameters) <= checked.steps:
+        if not self._path(batch, losses, recording.calls, parameters) <= checked.steps:
             del losses, recording  # and their graph
             return self._compared(batch, parameters, tolerance, checked)
         grads = _backward(losses.sum(), [call.edge for call in recording.calls])
@@ -176,11 +177,23 @@ class CaptureEngine:
         return losses.detach(), rows
 
     def _path(
-        self, losses: Tensor, calls: Iterable[Call], parameters: Mapping[str, nn.Parameter]
+        self,
+        batch: Batch,
+        losses: Tensor,
+        calls: Iterable[Call],
+        parameters: Mapping[str, nn.Parameter],
     ) -> Path:
         """What of a pass has to be compared: all but what is computed sample by sample."""
         explained = {n: p for n, p in parameters.items() if n not in self._unexplained}
-        return path_of(losses, explained, [n for c in calls for n in c.layer.owned.values()])
+        # The number of tokens is no other path; a number that data decides, as experts have it, is.
+        tokens = {t.shape[1] for t in batch_named(batch).values() if t.ndim == 2}
+        called = [
+            (name, "tokens" if call.each in tokens else call.each)
+            for call in calls
+            for name in call.layer.owned.values()
+            if name in explained
+        ]
+        return path_of(losses, explained, called)
 
     def _forward(
         self, batch: Batch, parameters: Mapping[str, nn.Parameter], *, watch: bool = False
@@ -216,12 +229,14 @@ class CaptureEngine:
         """The sum of the rows of all calls; zeros for explained parameters that no call used."""
         dtype = rows_dtype(parameters.values())
         rows: Rows = {}
+        unmapped: set[str] = set()
         for call, grad in zip(calls, grads, strict=True):
             new = {} if grad is None else call.rows(grad, dtype)
             if grad is not None and not new:
-                self._give_up(call.layer.owned.values(), "their layers cannot be mapped by vmap")
+                unmapped |= set(call.layer.owned.values())
             for name, value in new.items():
                 rows[name] = rows[name] + value if name in rows else value
+        self._give_up(unmapped, "their layers cannot be mapped by vmap")
         for name, p in parameters.items():
             if name not in rows:
                 rows[name] = p.new_zeros(length, *p.shape, dtype=dtype)
@@ -240,7 +255,11 @@ class CaptureEngine:
                 f'Capture cannot explain {told}. Use gradients="auto" or "functional".'
             )
         self._unexplained |= set(new)
-        warn(f"One backward pass per sample for {told}. This is exact, but slower.", stacklevel=2)
+        warn(
+            f"One backward pass per sample for {told}. This is exact, but slower. Freeze these "
+            "parameters, or leave them out with a block_structure, to avoid it.",
+            stacklevel=2,
+        )
 
     def _completed(
         self,
@@ -295,7 +314,7 @@ class CaptureEngine:
         for i in (0, len(losses) - 1):
             wrong = self._unlike_alone(i, batch, parameters, tolerance, losses, rows)
             self._give_up(wrong, "their rows are not those of a sample alone")
-        checked.steps |= self._path(losses, calls, parameters)
+        checked.steps |= self._path(batch, losses, calls, parameters)
         checked.lengths.add(len(losses))
         checked.unchecked = 0
         checked.checks += 1

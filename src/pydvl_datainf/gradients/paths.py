@@ -1,7 +1,7 @@
 """The path that a forward pass took, as far as the graph behind its losses shows it."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ _LEAF = "torch::autograd::AccumulateGrad"
 
 
 def path_of(
-    losses: Tensor, parameters: Mapping[str, nn.Parameter], calls: Collection[str] = ()
+    losses: Tensor,
+    parameters: Mapping[str, nn.Parameter],
+    calls: Iterable[tuple[str, int | str]] = (),
 ) -> Path:
     """Which operations followed which, and how parameters entered.
 
@@ -29,7 +31,8 @@ def path_of(
     Args:
         losses: one per sample, (B,), with a graph.
         parameters: those whose uses are told apart.
-        calls: for each call of a layer the names of its parameters, one after the other.
+        calls: for each call of a layer the names of its parameters, each with how many positions of
+            a sample the call had.
 
     Returns:
         The steps, in no order.
@@ -38,7 +41,7 @@ def path_of(
         ModelError: if a part is checkpointed in the re-entrant form: parameters in it would have no
             gradient, which is zeros without an error.
     """
-    names, called = {id(p): name for name, p in parameters.items()}, Counter(calls)
+    names = {id(p): name for name, p in parameters.items()}
     steps: set[tuple[Any, ...]] = set()
     uses: Counter[str] = Counter()
     nodes: list[Any] = [losses.grad_fn]
@@ -61,4 +64,5 @@ def path_of(
             if parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
-    return frozenset(steps | {(name, uses[name], called[name]) for name in parameters})
+    steps |= {(*call, count) for call, count in Counter(calls).items()}
+    return frozenset(steps | {(name, uses[name]) for name in parameters})
