@@ -81,7 +81,7 @@ class FunctionalEngine:
                     together = module(copy_batch(batch)).detach()
                     check_independent(together, losses, Tolerance.of(self.model, device), "alone")
                     self._checked.add(signature(batch))
-        except DataInfError:
+        except (DataInfError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:
             raise ModelError(

@@ -128,6 +128,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         content = fingerprint(self.model)
         check_own_buffers(before, content)
         self._source, self._norms, self._damping = source, norms, damping
+        self._rows_device = self.model_device
         self._content, self._fixed_order, self._data = content, fixed_order, seen
         return self
 
@@ -187,6 +188,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return self._source is not None
 
     @property
+    def model_device(self) -> torch.device:
+        """Where the parameters in blocks are now, however they got there."""
+        return self.model.get_parameter(next(iter(self.blocks.shapes))).device
+
+    @property
     def block_names(self) -> list[str]:
         """The names of the blocks: paths of modules or parameters, or the caller's names."""
         return list(self.blocks.names)
@@ -194,6 +200,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     @property
     def parameter_dict(self) -> dict[str, dict[str, Tensor]]:
         """For each block its parameters by name, detached."""
+        self._select_parameters()  # the model may have been moved since
         members = self.blocks.members.items()
         return {block: {n: self._model_params[n] for n in names} for block, names in members}
 
@@ -572,11 +579,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             The instance itself.
         """
-        target = torch.device(device)
-        super().to(target)
+        super().to(torch.device(device))
         self._select_parameters()
-        if self._source is not None:
-            self._source = self._source.to(target)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -620,6 +624,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def _fitted_source(self) -> RowSource:
         if self._source is None:
             raise NotFittedException(type(self))
+        if self._rows_device != self.model_device:  # the model was moved by itself
+            self._source = self._source.to(self.model_device)
+            self._rows_device = self.model_device
         return self._source
 
     def _ordered_source(self) -> RowSource:
