@@ -19,11 +19,6 @@ Tokens: TypeAlias = Mapping[str, Tensor]
 
 MASK = "attention_mask"
 DECODER = "decoder_"
-BY_TOKEN = (
-    *("input_ids", MASK, "token_type_ids", "mm_token_type_ids"),
-    *("position_ids", "special_tokens_mask"),
-)
-"""Tensors with an entry for each token, where they are of shape (B, T); labels may be, too."""
 
 
 class ByLengthEngine:
@@ -132,7 +127,9 @@ def _numbers(count: int, like: Tensor) -> Tensor:
 
 
 def trimmed(piece: Tokens, widths: Mapping[str, int]) -> Tokens:
-    """Without the columns from a width on, unless labels count there.
+    """Without the columns from a width on, in all that has the shape of tokens.
+
+    Where labels count there nothing is cut: they may be those of classes, as many as tokens.
 
     Args:
         piece: some samples.
@@ -145,14 +142,13 @@ def trimmed(piece: Tokens, widths: Mapping[str, int]) -> Tokens:
     for prefix, width in widths.items():
         shape = piece[prefix + MASK].shape
         own = {
-            name.removeprefix(prefix): name
+            name: tensor[:, :width]
             for name, tensor in piece.items()
-            if tensor.shape == shape and _prefix_of(name, piece, widths) == prefix
+            if tensor.shape[:2] == shape and _prefix_of(name, piece, widths) == prefix
         }
-        labels = [name for short, name in own.items() if short not in BY_TOKEN]
-        counted = [n for n in labels if not bool((piece[n][:, width:] == IGNORED).all())]
-        if not any(name.endswith("labels") for name in counted):
-            result |= {n: piece[n][:, :width] for n in own.values() if n not in counted}
+        labels = (piece[name][:, width:] for name in own if name.endswith("labels"))
+        if all(bool((beyond == IGNORED).all()) for beyond in labels):
+            result |= own
     return result
 
 

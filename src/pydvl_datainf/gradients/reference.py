@@ -59,6 +59,7 @@ class FunctionalEngine:
         Raises:
             ModelError: if vmap cannot enter the model.
             DataInfError: whatever the objective refuses.
+            OutOfMemoryError: if the device has too little memory.
         """
         check_model(self.model)
         check_mode(self.model)
