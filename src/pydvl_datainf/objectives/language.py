@@ -135,19 +135,25 @@ class Seq2SeqLM:
 
     def _moved(self, model: Any, labels: Tensor) -> Tensor:
         """What the decoder is given: the target moved by one, as in the model's own loss."""
-        move = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        if move is None:
-            raise ObjectiveError(
-                f"{type(self).__name__}: a {type(model).__name__} does not tell what its "
-                "decoder is given. Put 'decoder_input_ids' into the batch."
-            )
         if labels.ndim != 2 or labels.is_floating_point():
             raise ObjectiveError(
                 f"'{self.labels}' must be integers of shape (B, T), one for each token of the "
                 f"target; got {labels.dtype} of shape {tuple(labels.shape)}."
             )
-        moved: Tensor = move(labels=labels)
-        return moved
+        move = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if move is not None:
+            moved: Tensor = move(labels=labels)
+            return moved
+        config: Any = getattr(model, "config", None)
+        start, pad = (getattr(config, f"{n}_token_id", None) for n in ("decoder_start", "pad"))
+        if start is None or pad is None:
+            raise ObjectiveError(
+                f"{type(self).__name__}: a {type(model).__name__} does not tell what its decoder "
+                "is given: set decoder_start_token_id and pad_token_id in its config, or put "
+                "'decoder_input_ids' into the batch."
+            )
+        begun = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], 1)
+        return begun.masked_fill(begun == IGNORED, pad)
 
 
 def _shape_of_tokens(inputs: dict[str, Any]) -> torch.Size:
