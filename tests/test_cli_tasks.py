@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -317,6 +318,28 @@ def test_arrays_give_the_same(denoising, tmp_path):
     done(tmp_path, denoising | arrays)
     first, second = (InfluenceRun(tmp_path / f"{n}.zarr").scores[...] for n in ("out", "arrays"))
     np.testing.assert_array_equal(first, second)
+
+
+def test_classes_that_are_stored_as_numbers_go_by_their_names(denoising, tmp_path):
+    done(tmp_path, denoising)
+    label = datasets.ClassLabel(names=["c", "b", "a"])
+    for name, count in (("train", 7), ("test", 3)):
+        columns = {
+            "image": [f"images/{i}.png" for i in range(count)],
+            "label": ["abc"[i % 3] for i in range(count)],
+        }
+        features = datasets.Features({"image": datasets.Value("string"), "label": label})
+        datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / name)
+    job = denoising | {"train": "train", "test": "test", "out": "named.zarr"}
+    result = run(tmp_path, job)
+    assert result.exit_code == 2
+    assert "must be the number of a class, got 'a'. Name the model's classes" in result.stderr
+    done(tmp_path, job | {"labels": ["a", "b", "c"]})
+    first, second = (InfluenceRun(tmp_path / f"{n}.zarr") for n in ("out", "named"))
+    np.testing.assert_array_equal(second.scores[...], first.scores[...])
+    assert second.metadata("test")["label"].tolist() == ["a", "b", "c"]
+    result = run(tmp_path, job | {"labels": ["a", "b"]})
+    assert "label 'c' must be a number from 0 to 1, or one of a, b" in result.stderr
 
 
 def test_a_model_alone_with_its_schedule(denoising, tmp_path):

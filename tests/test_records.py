@@ -120,6 +120,53 @@ def test_folders_with_a_format_give_plain_values(tmp_path):
     assert read_records(tmp_path / "formatted")[0][1] == {"words": ["a"], "tags": [1]}
 
 
+def named():
+    """Numbers that stand for names, as `datasets` stores labels and tags; -1 is no label."""
+    features = datasets.Features(
+        {
+            "verdict": datasets.ClassLabel(names=["good", "bad"]),
+            "tags": datasets.List(datasets.ClassLabel(names=["O", "B"])),
+            "nested": datasets.List(datasets.List(datasets.ClassLabel(names=["x", "y"]))),
+            "count": datasets.Value("int64"),
+        }
+    )
+    columns = {
+        "verdict": [0, 1, -1, None],
+        "tags": [[1, 0], [], None, [0]],
+        "nested": [[[1], [0]], [], None, [[]]],
+        "count": [0, 1, -1, 1],
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+NAMED = {
+    "folder": lambda path: named().save_to_disk(path),
+    "a.parquet": lambda path: named().to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_labels_are_read_by_their_names(tmp_path, name):
+    NAMED[name](tmp_path / name)
+    records = [dict(record) for _, record in read_records(tmp_path / name)]
+    assert records == [
+        {"verdict": "good", "tags": ["B", "O"], "nested": [["y"], ["x"]], "count": 0},
+        {"verdict": "bad", "tags": [], "nested": [], "count": 1},
+        {"verdict": None, "tags": None, "nested": None, "count": -1},
+        {"verdict": None, "tags": ["O"], "nested": [[]], "count": 1},
+    ]
+
+
+def test_categories_are_read_by_their_names(tmp_path):
+    tags = pa.ListArray.from_arrays([0, 2, 3], pa.array(["B", "O", "B"]).dictionary_encode())
+    verdicts = pa.array(["good", "bad"]).dictionary_encode()
+    pq.write_table(pa.table({"verdict": verdicts, "tags": tags}), tmp_path / "a.parquet")
+    assert [dict(record) for _, record in read_records(tmp_path / "a.parquet")] == [
+        {"verdict": "good", "tags": ["B", "O"]},
+        {"verdict": "bad", "tags": ["B"]},
+    ]
+
+
 def test_long_cells_and_half_characters(tmp_path):
     (tmp_path / "a.csv").write_text(f"text\n{'x' * 200_000}\n")
     limit = csv.field_size_limit()

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.encoder import check_some_count
-from pydvl_datainf.huggingface.records import Placed, column, text_column
+from pydvl_datainf.huggingface.records import LabelName, Placed, column, text_column
 from pydvl_datainf.huggingface.tokens import Encoded
 from pydvl_datainf.objectives.tokens import IGNORED
 
@@ -157,7 +157,7 @@ def label_id(value: Any, ids: Mapping[str, int], n: int, placed: Placed) -> int:
         return ids[str(value)]
     named = f", or one of {', '.join(ids)}" if ids else ""
     try:
-        number = -1 if mixed else int(value)
+        number = -1 if mixed or isinstance(value, LabelName) else int(value)
     except (TypeError, ValueError):
         number = -1
     if isinstance(value, bool | float) or not 0 <= number < n:

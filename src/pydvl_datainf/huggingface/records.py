@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,6 +11,9 @@ from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.extra import imported
 
 Record: TypeAlias = Mapping[str, Any]
+
+LISTS = ("List", "LargeList", "Sequence")
+"""What `datasets` calls lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,12 @@ class Place:
 Placed: TypeAlias = tuple[Place, Record]
 
 
+class LabelName(str):
+    """A label's name that a file stores as a number; it is never a number of an output itself."""
+
+    __slots__ = ()
+
+
 def read_records(path: Path) -> list[Placed]:
     """Reads all samples of a file or folder.
 
@@ -42,7 +51,8 @@ def read_records(path: Path) -> list[Placed]:
             are strings), or .parquet, or a folder that `datasets` saved.
 
     Returns:
-        For each sample its place and its columns, in the order of the file.
+        For each sample its place and its columns, in the order of the file. Labels that `datasets`
+        keeps as numbers of names are the names, and None where there is no label.
 
     Raises:
         SourceError: if there is no such file, it is of another kind, empty, or cannot be read;
@@ -114,10 +124,12 @@ def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
 def _parquet(path: Path) -> Iterator[Placed]:
     parquet, arrow = imported("pyarrow.parquet"), imported("pyarrow")
     try:
-        rows = parquet.read_table(path).to_pylist()
+        table = parquet.read_table(path)
+        rows = table.to_pylist()
     except arrow.ArrowException as error:
         raise SourceError(f"{path} cannot be read as Parquet: {error}.") from error
-    yield from ((Place(path, "row", i), row) for i, row in enumerate(rows))
+    told = (table.schema.metadata or {}).get(b"huggingface", b"{}")  # what `datasets` writes
+    yield from _rows(path, rows, json.loads(told).get("info", {}).get("features") or {})
 
 
 def _datasets_folder(path: Path) -> Iterator[Placed]:
@@ -129,8 +141,36 @@ def _datasets_folder(path: Path) -> Iterator[Placed]:
     if isinstance(loaded, datasets.DatasetDict):
         some = ", ".join(str(path / split) for split in loaded)
         raise SourceError(f"{path} holds several splits. Name one of them: {some}.")
-    plain = loaded.with_format(None)
-    yield from ((Place(path, "row", i), row) for i, row in enumerate(plain))
+    yield from _rows(path, loaded.with_format(None), loaded.features.to_dict())
+
+
+def _rows(path: Path, rows: Iterable[Record], features: Mapping[str, Any]) -> Iterator[Placed]:
+    """Records of a table, with labels by name."""
+    naming = {name: _naming(feature) for name, feature in features.items()}
+    for i, row in enumerate(rows):
+        named = {name: give(row[name]) for name, give in naming.items() if give and name in row}
+        yield Place(path, "row", i), {**row, **named}
+
+
+def _naming(feature: Any) -> Callable[[Any], Any] | None:
+    """What makes names of a column's values, by its type in `datasets`; None = they are none."""
+    if isinstance(feature, list):  # a list, as `datasets` below 4 writes it
+        feature = {"_type": "List", "feature": feature[0]}
+    if feature.get("_type") == "ClassLabel":
+        return _names(feature["names"])
+    inner = _naming(feature["feature"]) if feature.get("_type") in LISTS else None
+    if inner is None:
+        return None
+    return lambda values: None if values is None else [inner(value) for value in values]
+
+
+def _names(names: Sequence[str]) -> Callable[[Any], Any]:
+    """What makes names of numbers, and None of -1, which stands for no label."""
+    numbers = [str(i) for i in range(len(names))]
+    # Names such as 0, 1, 2 may be numbers of outputs.
+    texts = names if list(names) == numbers else [LabelName(name) for name in names]
+    named = dict(enumerate(texts)) | {-1: None}
+    return lambda value: named.get(value, value)
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[Placed]]] = {

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import JobError, SourceError
 from pydvl_datainf.huggingface.builder import Files
-from pydvl_datainf.huggingface.records import Placed, column
+from pydvl_datainf.huggingface.records import LabelName, Placed, column
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import Objective
 
@@ -119,7 +119,8 @@ def _stored(
     name: str, records: Sequence[Placed], kinds: tuple[type, ...] = (str, int, float, bool)
 ) -> list[Any]:
     """Values of a column, all of one kind that a result can hold."""
-    values = [column(placed, name) for placed in records]
+    read = (column(placed, name) for placed in records)
+    values = [str(value) if isinstance(value, LabelName) else value for value in read]
     for value, (place, _) in zip(values, records, strict=True):
         if type(value) not in kinds or (type(value) is str) != (type(values[0]) is str):
             raise SourceError(

@@ -14,9 +14,10 @@ from pydvl_datainf.huggingface import (
     read_arrays,
     read_records,
 )
+from pydvl_datainf.huggingface.classes import label_id
 from pydvl_datainf.huggingface.diffusion import embeddings_of, latents_of
 from pydvl_datainf.huggingface.images import seed_of
-from pydvl_datainf.huggingface.records import Placed, column, text_column
+from pydvl_datainf.huggingface.records import LabelName, Placed, column, text_column
 from pydvl_datainf.jobfile.material import Material, Side, columns_of
 from pydvl_datainf.jobfile.places import path_in
 from pydvl_datainf.jobfile.schema import Job
@@ -93,7 +94,9 @@ class Conditions:
         told: dict[str, Sequence[Any]] = {}
         label, prompt = self.job.columns.label, self.job.columns.prompt
         if label is not None:
-            told["class_labels"] = [_class(placed, label) for placed in records]
+            told["class_labels"] = [
+                _class(placed, label, self.job.labels or ()) for placed in records
+            ]
         if prompt is not None:
             texts = [text_column(placed, prompt) for placed in records]
             told["encoder_hidden_states"] = embeddings_of(self.tokenizer, self.encoder, texts)
@@ -124,11 +127,14 @@ def _side(job: Job, path: Path, conditions: Conditions) -> Side:
     return Side(conditions.samples(records, images), columns, ids)
 
 
-def _class(placed: Placed, name: str) -> int:
+def _class(placed: Placed, name: str, labels: Sequence[str]) -> int:
     value = column(placed, name)
+    if labels:
+        return label_id(value, {label: i for i, label in enumerate(labels)}, len(labels), placed)
     try:
-        return int(value)
+        return int("" if isinstance(value, LabelName) else value)
     except (TypeError, ValueError):
         raise SourceError(
-            f"{placed[0]}: column '{name}' must be the number of a class, got {value!r}."
+            f"{placed[0]}: column '{name}' must be the number of a class, got {value!r}. Name the "
+            "model's classes, in their order, in the job: labels: [first, second, ...]."
         ) from None

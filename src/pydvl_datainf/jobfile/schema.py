@@ -44,7 +44,7 @@ COLUMNS = {
 
 TEXTS = tuple(task for task in COLUMNS if task != "denoising")
 FIELDS = {
-    "labels": ("sequence-classification", "token-classification"),
+    "labels": ("sequence-classification", "token-classification", "denoising"),
     "chat": ("causal-lm", "preference"),
     "reduction": ("causal-lm", "seq2seq-lm", "token-classification"),
     "beta": ("preference",),
@@ -114,7 +114,7 @@ class Job(_Part):
         test: file of the test data.
         out: where the result goes.
         columns: what the columns of the data are called.
-        labels: the names of the model's outputs, in their order.
+        labels: the names of the model's outputs, or of the classes of its images, in their order.
         chat: whether prompt and answer are put into the tokenizer's chat template.
         max_length: tokens at which a sample is cut.
         parameters: which take part: the adapter's matrices, these and the heads that were trained

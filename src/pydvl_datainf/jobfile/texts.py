@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
-from pydvl_datainf.errors import SourceError
+from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
     ChatEncoder,
@@ -135,7 +135,7 @@ def encoder_of(job: Job, tokenizer: Any, config: Any) -> Encoder:
     if job.task == "seq2seq-lm":
         source, target = names.source or "source", names.target or "target"
         return TranslationEncoder(tokenizer, length, source, target)
-    labels, count = dict(config.label2id), config.num_labels
+    labels, count = _label_ids(config), config.num_labels
     if job.task == "token-classification":
         words, tags = names.words or "words", names.tags or "tags"
         return TagEncoder(tokenizer, length, labels, count, words, tags)
@@ -150,3 +150,15 @@ def encoder_of(job: Job, tokenizer: Any, config: Any) -> Encoder:
         text_pair=names.text_pair,
         label=names.label or "label",
     )
+
+
+def _label_ids(config: Any) -> dict[str, int]:
+    """The number of each name of an output, of which a configuration may hold either table."""
+    named = {name: i for i, name in config.id2label.items()}
+    numbered = config.label2id or {}
+    if any(named.get(name, i) != i for name, i in numbered.items()):
+        raise ModelError(
+            f"The model's configuration contradicts itself: id2label is {config.id2label}, and "
+            f"label2id {numbered}. Correct the one that is wrong in its config.json."
+        )
+    return named | numbered
