@@ -98,17 +98,6 @@ def test_what_is_no_conversation_is_refused(messages):
         ChatEncoder(TOKENIZER, 64).encode(placed(messages=messages))
 
 
-def test_templates_that_rewrite_earlier_turns_are_refused():
-    rewriting = tokenizer()
-    rewriting.chat_template = (
-        "{{ messages | length }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
-        "{% endfor %}"
-    )
-    record = placed(prompt="What?", answer="It.")
-    with pytest.raises(SourceError, match="writes turn 1 differently"):
-        AnswerEncoder(rewriting, 64, chat=True).encode(record)
-
-
 def test_templates_that_refuse_a_conversation_are_told_with_its_place():
     strict = tokenizer()
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
