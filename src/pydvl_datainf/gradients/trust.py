@@ -97,8 +97,8 @@ def check_finite_losses(losses: Tensor) -> None:
     if len(bad):
         i = int(bad[0])
         raise NonFiniteError(
-            f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, and "
-            "for overflow in a float16 model.",
+            f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, for "
+            "labels that the loss ignores, such as -100, and for overflow in a float16 model.",
             i,
         )
 
