@@ -19,6 +19,7 @@ from pydvl_datainf import (
 )
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine, FunctionalEngine
+from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.objectives import OutputLoss, as_objective, check_losses
 
 X, Y = torch.randn(4, 3), torch.randn(4, 2)
@@ -146,6 +147,26 @@ def test_a_mean_that_keeps_the_weights_is_taken(made, targets):
         model, lambda out, y: each(out, y).mean(), (x, targets), ["weight", "bias"]
     )
     torch.testing.assert_close(rows, exact, rtol=1e-12, atol=1e-12)
+
+
+def words(loss):
+    """How a run's fingerprint tells of a loss."""
+    return Inputs(DataInfInfluence(nn.Linear(2, 3), loss), [], None).describe().objective
+
+
+def test_a_run_is_known_by_the_weights_of_its_loss():
+    other = WEIGHT + torch.tensor([0.0, 0.0, 1e-12])
+    made = [
+        *(nn.CrossEntropyLoss(weight, reduction="sum") for weight in (None, WEIGHT, other)),
+        *(partial(F.cross_entropy, weight=w, reduction="sum") for w in (None, WEIGHT, other)),
+        *(partial(loss, reduction="sum") for loss in (F.cross_entropy, F.mse_loss)),
+        *(partial(F.huber_loss, delta=delta) for delta in (1.0, 2.0)),
+        *(Penalised(reduction) for reduction in ("sum", "none")),
+    ]
+    told = [words(loss) for loss in made]
+    assert len(set(told)) == len(made)
+    assert told == [words(loss) for loss in made]
+    assert "weight" not in told[0]
 
 
 def test_a_label_that_the_loss_ignores_is_told():
