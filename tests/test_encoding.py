@@ -267,6 +267,15 @@ def test_several_labels_and_numbers():
         number.encode(placed(text="x", label="nan"))
 
 
+def test_zeros_and_ones_for_each_label_are_no_list_of_labels():
+    several = classes(problem="multi_label_classification", n_labels=3, label_ids={})
+    with pytest.raises(SourceError, match=r"line 3: column 'label' names label 1 twice.*that hold"):
+        several.encode(placed(text="x", label=[0, 1, 1]))
+    named = classes(problem="multi_label_classification")
+    with pytest.raises(SourceError, match="names label 'good' twice"):
+        named.encode(placed(text="x", label=["good", "good"]))
+
+
 def test_the_first_token_of_a_word_has_its_label():
     encoder = TagEncoder(TOKENIZER, 64, {"O": 0, "B": 1}, 2)
     record = placed(words=["What", "zebra", "is"], tags=["O", "B", "O"])

@@ -47,7 +47,7 @@ class ClassEncoder:
             What the tokenizer gives, and the label's number.
 
         Raises:
-            SourceError: if the text has no tokens.
+            SourceError: if the text has no tokens, or the label is none of the model's.
         """
         texts = [text_column(placed, self.text)]
         if self.text_pair is not None:
@@ -67,7 +67,13 @@ class ClassEncoder:
                     f"{placed[0]}: column '{self.label}' must be a list of labels, since the model "
                     "gives several."
                 )
-            ids = {label_id(label, self.label_ids, self.n_labels, placed) for label in value}
+            ids = [label_id(label, self.label_ids, self.n_labels, placed) for label in value]
+            twice = next((label for i, label in enumerate(value) if ids[i] in ids[:i]), None)
+            if twice is not None:
+                raise SourceError(
+                    f"{placed[0]}: column '{self.label}' names label {twice!r} twice. It must be "
+                    "the list of the labels that hold, not a zero or a one for each."
+                )
             return [float(i in ids) for i in range(self.n_labels)]
         return label_id(value, self.label_ids, self.n_labels, placed)
 
