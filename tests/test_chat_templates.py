@@ -186,6 +186,29 @@ def test_a_thought_of_the_assistant_counts_where_the_template_keeps_it():
     assert_counts(sample, tokenizer, followed)
 
 
+def test_what_is_left_of_an_answer_whose_thought_the_template_drops_counts():
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{{ '<|user|>' + m['content'] + '<|assistant|>' }}"
+        "{% else %}{{ m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    )
+    thought = ("assistant", "<think>\nTwo.\n</think>\n\na")
+    pieces = [("<|user|>a<|assistant|>", False), ("\n\na</s>", True)]
+    tokenizer = words(template)
+    assert_counts(sample_of(tokenizer, [("user", "a"), thought]), tokenizer, pieces)
+    sample = sample_of(tokenizer, [("user", "a"), thought, ("user", "a"), thought])
+    assert_counts(sample, tokenizer, pieces * 2)
+
+
+def test_a_thought_in_a_template_that_takes_no_request_for_a_prompt_is_refused():
+    silent = THINKING.partition("{% if add_generation_prompt %}")[0]
+    messages = [("user", "What?"), ("assistant", "<think>\nTwo.\n</think>\n\na")]
+    with pytest.raises(SourceError, match="does not show where the answer in turn 1 is"):
+        sample_of(words(silent), messages)
+    with pytest.raises(SourceError, match="does not show where the answer in turn 0 is"):
+        sample_of(words(THINKING), messages[1:])
+
+
 def test_marks_of_a_template_say_what_counts():
     template = MARKED.replace("m['content'] + eos_token }}{% endgen", "m['content'] }}{% endgen")
     template = template.replace("{% endgeneration %}", "{% endgeneration %}{{ eos_token }}")
@@ -195,6 +218,7 @@ def test_marks_of_a_template_say_what_counts():
 
 
 HIDING = {
+    "preview": "{% for m in messages %}{{ m['content'][:2] ~ '|' ~ m['content'] }}{% endfor %}",
     "twice": "{% for m in messages %}{{ m['content'] + m['content'] }}{% endfor %}",
     "short": "{% for m in messages %}{{ m['role'] + m['content'][:2] }}{% endfor %}",
     "length": "{% for m in messages %}{{ m['content'] | length ~ m['content'] }}{% endfor %}",

@@ -92,13 +92,17 @@ def _span(write: Callable[..., str], messages: Messages, i: int, text: str) -> S
     taken = text + content
     first, last = [character for character in PRIVATE if character not in taken][:2]
     framed = {**messages[i], "content": f"{first}{content}{last}"}
-    alone, whole = (write([*messages[:i], framed, *rest]) for rest in ((), messages[i + 1 :]))
-    if alone.count(last) != 1 or whole.count(last) != 1:
+    others = messages[:i], messages[i + 1 :]
+    alone, whole = (write([*others[0], framed, *rest]) for rest in ((), others[1]))
+    if alone.count(last) != 1 or whole.count(last) != 1 or whole.count(first) > 1:
         return None
     until, _, after = whole.partition(last)
     end, stop = alone.partition(last)[2], len(text) - len(after)
-    # Templates that tell a thought from what is said drop what stands before the thought.
-    before = until.partition(first)[0] if first in until else _prompt(write, messages[:i])
+    if first in until:
+        before: str | None = until.partition(first)[0]
+    else:  # it tells thoughts from what is said, and drops what stands before them
+        bare = write([*others[0], {**framed, "content": first}, *others[1]]).partition(first)[0]
+        before = bare if text.startswith(bare) else _prompt(write, others[0])
     if before is None or len(before) > stop:
         return None
     shown = text.startswith(before) and text.endswith(after) and text.startswith(end, stop)
@@ -106,6 +110,6 @@ def _span(write: Callable[..., str], messages: Messages, i: int, text: str) -> S
 
 
 def _prompt(write: Callable[..., str], messages: Messages) -> str | None:
-    """What a template writes before the assistant's turn; None = it cannot be asked for that."""
-    written = write(messages, prompt=True) if messages else ""
-    return written if messages and written != write(messages) else None
+    """What a template writes before the assistant's turn; None = it cannot be asked for it."""
+    asked = write(messages, prompt=True) if messages else ""
+    return asked if messages and asked != write(messages) else None
