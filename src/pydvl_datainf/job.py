@@ -71,6 +71,11 @@ class Job:
         return self._store
 
     @property
+    def precision(self) -> str:
+        """The dtype of factors and of what is added up for them, by NumPy's name."""
+        return self.inverse.precision(self.dtype)
+
+    @property
     def parts(self) -> Tiling:
         """The test samples, cut into parts, each of which adds to its groups by itself."""
         return Tiling(self.test.n, self.plan.part)
@@ -174,7 +179,8 @@ class Job:
             tile: which.
 
         Yields:
-            From which sample of the tile to which, and their rows.
+            From which sample of the tile to which, and their rows; stored ones in the dtype of the
+            factors.
         """
         if self.plan.rows == "zarr":
             yield from self._stored_rows(device_of(inputs), tile)
@@ -232,7 +238,7 @@ class Job:
             block: which.
 
         Returns:
-            Gradients as rows, (n, d_l).
+            Gradients as rows, (n, d_l); stored ones in the dtype of the factors.
         """
         tiles = range(len(self.plan.train))
         if self.plan.rows == "zarr":
@@ -247,12 +253,13 @@ class Job:
         columns = slice(start, start + self.widths[block])
         halves = torch.from_numpy(self.rows_store.read("rows", (wanted, columns)))
         scales = torch.from_numpy(self.rows_store.read("row_scales", wanted))[:, b]
-        return decoded(halves.to(device), scales.to(device))
+        return decoded(halves.to(device), scales.to(device), getattr(torch, self.precision))
 
     def _stored_rows(self, device: torch.device, tile: int) -> Iterator[tuple[slice, BlockVectors]]:
         wanted = self.plan.train[tile]
         halves = torch.from_numpy(self.rows_store.read("rows", wanted))
         scales = torch.from_numpy(self.rows_store.read("row_scales", wanted))
+        dtype = getattr(torch, self.precision)
         for start in range(0, len(halves), self.plan.step):
             place = slice(start, min(start + self.plan.step, len(halves)))
             parts = self.blocks(halves[place].to(device)).items()
@@ -260,7 +267,8 @@ class Job:
             yield (
                 place,
                 OrderedDict(
-                    (block, decoded(h, s)) for (block, h), s in zip(parts, lengths, strict=True)
+                    (block, decoded(h, s, dtype))
+                    for (block, h), s in zip(parts, lengths, strict=True)
                 ),
             )
 
@@ -269,7 +277,7 @@ class Job:
     def read_matrix(self, name: str, queries: slice, inputs: Inputs) -> Tensor:
         """An array (m, D), or the sum over the parts of an array (parts, m, D), tile by tile."""
         array = self.store.array(name)
-        device, dtype = inputs.influence.model_device, inputs.influence.dtype
+        device, dtype = inputs.influence.model_device, getattr(torch, self.precision)
         # In memory of torch's own, whose alignment does not change the bits of products.
         flat = torch.zeros(
             queries.stop - queries.start, self.plan.n_parameters, dtype=dtype, device=device

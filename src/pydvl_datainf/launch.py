@@ -172,7 +172,7 @@ def _lay_out(store: Store, job: Job, columns: Mapping[str, Array]) -> None:
     L, D, t, r = len(blocks), plan.n_parameters, plan.test_tile, plan.train_tile
     store.require("squared_norms", (plan.n, L), (r, L), "float64", ("train", "block"))
     store.require("damping", (L,), (L,), "float64", ("block",))
-    store.require("factors", (plan.m, D), (t, plan.columns), job.dtype, ("test", "parameter"))
+    store.require("factors", (plan.m, D), (t, plan.columns), job.precision, ("test", "parameter"))
     store.require("mean_influence", (plan.n,), (r,), "float64", ("train",))
     if plan.rows == "zarr" and job.train is not None:
         store.require("row_scales", (plan.n, L), (r, L), job.dtype, ("train", "block"))

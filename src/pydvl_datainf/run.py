@@ -389,7 +389,7 @@ class InfluenceRun:
         """From the stored rows; kept where the store can be written."""
         plan = self.plan
         names, widths = self._store.read("block").tolist(), self._store.read("width").tolist()
-        dtype = str(self._store.array("factors").dtype)
+        dtype = self.attrs["fingerprint"]["dtype"]
         place = self._store.location
         inverse = INVERSES[self.attrs["fingerprint"]["method"]]
         by_name, none = dict(zip(names, widths, strict=True)), Survey((), ())

@@ -107,7 +107,8 @@ class Stages:
     def _corrections(self, q: int) -> None:
         plan, queries, name = self.job.plan, self.job.plan.group(q), f"{work.CORRECTIONS}/{q}"
         shape = (len(plan.spans), queries.stop - queries.start, plan.n_parameters)
-        self.store.require(name, shape, (1, plan.test_tile, plan.columns), self.job.dtype, None)
+        chunk = (1, plan.test_tile, plan.columns)
+        self.store.require(name, shape, chunk, self.job.precision, None)
         missing = self._missing(plan.spans, self._complete(name, axis=0))
         wanted = [(q, span) for span in missing]
         self._map("corrections", work.write_correction, wanted, home=lambda item: item[1])
@@ -117,7 +118,7 @@ class Stages:
         plan, queries, wanted = self.job.plan, self.job.plan.group(q), []
         for b, d in enumerate(self.job.widths.values()):
             name, shape = f"{work.SOLUTIONS}/{q}/{b}", (queries.stop - queries.start, d)
-            self.store.require(name, shape, (plan.test_tile, d), self.job.dtype, None)
+            self.store.require(name, shape, (plan.test_tile, d), self.job.precision, None)
             if self.store.sound(name) != self.store.expected(name):
                 wanted.append((q, b))
         self._map("solutions", work.write_solution, wanted)
@@ -126,7 +127,8 @@ class Stages:
         plan, grouped = self.job.plan, self.job.codes is not None
         chunk = (1, plan.test_tile, plan.columns)
         parts = len(self.job.parts) if grouped else 1
-        self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, self.job.dtype, None)
+        dtype = self.job.precision if grouped else self.job.dtype
+        self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, dtype, None)
         wanted = range(len(self.job.parts)) if grouped else _range(self.job.plan.groups[q])
         done = self._complete(VECTORS, axis=0 if grouped else 1)
         self._map("test gradients", work.write_vectors, [i for i in wanted if i not in done])
@@ -188,7 +190,7 @@ class Stages:
 
     def _self_parts(self) -> None:
         name, shape = work.SELF_PARTS, (len(self.job.widths), self.job.plan.n)
-        self.store.require(name, shape, (1, shape[1]), self.job.dtype, None)
+        self.store.require(name, shape, (1, shape[1]), self.job.precision, None)
         done = {c[0] for c in self.store.sound(name)}
         wanted = [b for b in range(shape[0]) if b not in done]
         self._map("self-influences", work.write_self_part, wanted)

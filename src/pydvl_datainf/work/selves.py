@@ -32,7 +32,7 @@ def self_influences(group: int, job: Job, inputs: Inputs | None) -> Array:
     tiles = plan.self_groups[group]
     own = [rows for j in range(tiles.start, tiles.stop) for _, rows in job.rows(inputs, j)]
     forms = job.inverse.forms(concatenated(own), _all_rows(job, inputs), plan.n, job.damping)
-    return total(forms).cpu().numpy()
+    return total(forms).cpu().numpy().astype(job.dtype)
 
 
 def write_self_part(b: int, job: Job, inputs: Inputs) -> int:
@@ -53,14 +53,14 @@ def all_self_influences(job: Job) -> Array:
     """Σ_l g_kᵀ (inverse_l) g_k for all training samples k, from rows in a store."""
     if job.inverse.rows == "together":
         parts = [self_part(b, job, None) for b in range(len(job.widths))]
-        return np.asarray(np.sum(parts, axis=0))
+        return np.sum(parts, axis=0).astype(job.dtype)
     groups = range(len(job.plan.self_groups))
     return np.concatenate([self_influences(group, job, None) for group in groups])
 
 
 def write_self_sum(_: None, job: Job, inputs: Inputs) -> int:
     """Self-influences as sums of the parts of the blocks."""
-    job.store.write("self_influence", ..., job.store.read(SELF_PARTS).sum(0))
+    job.store.write("self_influence", ..., job.store.read(SELF_PARTS).sum(0).astype(job.dtype))
     return 0
 
 
