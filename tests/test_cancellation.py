@@ -1,7 +1,7 @@
-"""float32 models whose training rows are nearly parallel: the inverse is a difference that cancels.
+"""float32 models whose training rows are nearly parallel, so that the inverse cancels.
 
-With λ = 0.1 ‖g‖²/d of a block of d parameters, v − c/n is v/(1 + 10 d) where v is along the rows: of
-a block of 60,003 parameters nothing is left in float32.
+With λ = 0.1 ‖g‖²/d of a block of d parameters, v − c/n is v/(1 + 10 d) where v is along the rows:
+of a block of 60,003 parameters nothing is left in float32.
 """
 
 from functools import cache
@@ -43,7 +43,7 @@ def data(kind):
 
 
 def rows(kind):
-    """The float32 gradients of queries and training samples, which the formula takes as they are."""
+    """The float32 gradients of queries and training samples, which the formula takes as given."""
     model, train, test = data(kind)
     influence = DataInfInfluence(model, F.cross_entropy)
     return influence.loss_gradients_by_block(*test), influence.loss_gradients_by_block(*train)
@@ -114,7 +114,7 @@ def test_influences_of_float32_models(kind, share):
 
 @pytest.mark.parametrize("kind", ["one", "copies"])
 def test_the_exact_inverse_of_copies_is_that_of_one(kind):
-    """Whose answers therefore are DataInf's; both forms of its solution end in such a difference."""
+    """Whose answers therefore are DataInf's; its solution ends in such a difference too."""
     model, train, test = data(kind)
     v, g = rows(kind)
     influence = ExactInfluence(model, F.cross_entropy).fit([train])
@@ -151,10 +151,23 @@ def test_perturbations_of_float32_models(kind):
     model, train, _ = data(kind)
     influence = DataInfInfluence(model, F.cross_entropy).fit([train])
     found = influence.influences(*train, *train, mode="perturbation")
-    v = {b: dense.gradients(dense.in_float64(model), F.cross_entropy, (train[0].double(), train[1]), names) for b, names in NAMES.items()}
-    factors = {b: g / (influence.damping[b] + g.square().sum(1, keepdim=True)) for b, g in v.items()}
-    wide = DataInfInfluence(dense.in_float64(model), F.cross_entropy).fit([(train[0].double(), train[1])])
-    expected = sum(wide.influences_from_factors_by_block(factors, train[0].double(), train[1], mode="perturbation").values())
+    v = {
+        b: dense.gradients(
+            dense.in_float64(model), F.cross_entropy, (train[0].double(), train[1]), names
+        )
+        for b, names in NAMES.items()
+    }
+    factors = {
+        b: g / (influence.damping[b] + g.square().sum(1, keepdim=True)) for b, g in v.items()
+    }
+    wide = DataInfInfluence(dense.in_float64(model), F.cross_entropy).fit(
+        [(train[0].double(), train[1])]
+    )
+    expected = sum(
+        wide.influences_from_factors_by_block(
+            factors, train[0].double(), train[1], mode="perturbation"
+        ).values()
+    )
     torch.testing.assert_close(
         found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
     )

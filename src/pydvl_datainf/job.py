@@ -212,23 +212,27 @@ class Job:
         assert self.train is not None
         wanted = self.plan.train[tile]
         kept: list[BlockVectors] = []
-        norms, halves, scales = [], [], []
+        norms, scales = [], []
+        to_store = self.plan.rows == "zarr"
+        length = wanted.stop - wanted.start if to_store else 0
+        halves = torch.empty(length, self.plan.n_parameters, dtype=torch.float16)
         for place, rows in self.computed(inputs, inputs.train, self.train, wanted):
             norms.append(_columns([squared_norms(v) for v in rows.values()]))
             if self.plan.rows == "memory":
                 kept.append(rows)
-            if self.plan.rows == "zarr":
+            if to_store:
                 parts = [encoded(v) for v in rows.values()]
-                halves.append(torch.cat([h for h, _ in parts], 1).cpu())
+                for target, (h, _) in zip(self.blocks(halves[place]).values(), parts, strict=True):
+                    target[:] = h
                 scales.append(_columns([s for _, s in parts]))
             yield place, rows
         if norms_too or not self.store.has("squared_norms", (tile, 0)):
             self.store.write("squared_norms", wanted, torch.cat(norms).numpy())
         if kept:
             self._kept[tile] = kept
-        if halves:  # rows last: where they are, their scales are
+        if to_store:  # rows last: where they are, their scales are
             self.store.write("row_scales", wanted, torch.cat(scales).numpy())
-            self.store.write("rows", wanted, torch.cat(halves).numpy())
+            self.store.write("rows", wanted, halves.numpy())
 
     def block_rows(self, inputs: Inputs | None, block: str) -> Tensor:
         """The rows of one block of all training samples.
@@ -275,22 +279,35 @@ class Job:
     # Vectors of the queries, as flat matrices
 
     def read_matrix(self, name: str, queries: slice, inputs: Inputs) -> Tensor:
-        """An array (m, D), or the sum over the parts of an array (parts, m, D), tile by tile."""
+        """An array (m, D), or the sum over the parts of an array (parts, m, D), chunk by chunk."""
         array = self.store.array(name)
         device, dtype = inputs.influence.model_device, getattr(torch, self.precision)
         # In memory of torch's own, whose alignment does not change the bits of products.
         flat = torch.zeros(
             queries.stop - queries.start, self.plan.n_parameters, dtype=dtype, device=device
         )
+        parts: list[tuple[int, ...]] = (
+            [()] if array.ndim == 2 else [(p,) for p in range(array.shape[0])]
+        )
+        for rows, columns in self._chunks(queries):
+            target = flat[rows.start - queries.start : rows.stop - queries.start, columns]
+            for part in parts:
+                read = self.store.read(name, (*part, rows, columns))
+                target += torch.from_numpy(read).to(device)
+        return flat
+
+    def write_matrix(self, name: str, flat: Tensor, queries: slice, *part: int) -> None:
+        """Writes into an array (m, D), or into a part of an array (parts, m, D), chunk by chunk."""
+        for rows, columns in self._chunks(queries):
+            values = flat[rows.start - queries.start : rows.stop - queries.start, columns]
+            self.store.write(name, (*part, rows, columns), values.cpu().numpy())
+
+    def _chunks(self, queries: slice) -> Iterator[tuple[slice, slice]]:
+        """The chunks of a matrix of vectors; several at once would be copied at once."""
         for start in range(queries.start, queries.stop, self.plan.test_tile):
             rows = slice(start, min(start + self.plan.test_tile, queries.stop))
-            target = flat[rows.start - queries.start : rows.stop - queries.start]
-            if array.ndim == 2:
-                target += torch.from_numpy(self.store.read(name, rows)).to(device)
-                continue
-            for part in range(array.shape[0]):
-                target += torch.from_numpy(self.store.read(name, (part, rows))).to(device)
-        return flat
+            for columns in Tiling(self.plan.n_parameters, self.plan.columns):
+                yield rows, columns
 
     def vectors(self, inputs: Inputs, queries: slice) -> Tensor:
         """Gradients of queries, or mean gradients of groups of them, flat, (b, D)."""
@@ -299,6 +316,10 @@ class Job:
             counts = np.bincount(self.codes)[queries]
             flat /= torch.from_numpy(counts).to(flat)[:, None]
         return flat
+
+    def release(self) -> None:
+        """Forgets what is held, before another piece of work takes its place in memory."""
+        self._held = None
 
     def held(self, name: str, q: int, inputs: Inputs) -> Tensor:
         """Vectors or factors of a group of queries, read once for neighbouring pieces of work."""

@@ -56,6 +56,7 @@ def planned(
         longest=max(training.longest, *tests.lengths),
         by_block=wishes.by_block,
         top_k=wishes.top_k,
+        precision=np.dtype(model.inverse.precision(model.dtype)).itemsize,
     )
     tile, rows = wishes.tile or (None, None), wishes.rows
     together = model.inverse.rows == "together"

@@ -17,6 +17,7 @@ from pydvl_datainf.inverse.methods import INVERSES
 from pydvl_datainf.job import Job
 from pydvl_datainf.launch import launch
 from pydvl_datainf.plan import Plan
+from pydvl_datainf.ranking import Best
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store
 from pydvl_datainf.training import Parent
@@ -363,10 +364,11 @@ class InfluenceRun:
         if self.scores is None:
             where = (queries, end, slice(k))
             return self._store.read("top", where), self._store.read("top_scores", where)
-        scores = self._store.read("scores", queries)
-        scores = scores.sum(1) if scores.ndim == 3 else scores
-        order = np.argsort(scores if end else -scores, axis=1, kind="stable")[:, :k]
-        return order, np.take_along_axis(scores, order, axis=1)
+        best = Best(end, k)
+        for wanted in self.plan.train:  # all scores of a tile of queries may take gigabytes
+            scores = self._store.read("scores", (queries, ..., wanted))
+            best.add_tile(scores.sum(1) if scores.ndim == 3 else scores, wanted.start)
+        return best.positions, best.scores
 
     def _run_of_rows(self) -> "InfluenceRun":
         """The run whose rows this one used: itself, but for a query."""

@@ -22,14 +22,12 @@ def n_bytes(vectors: Mapping[str, Tensor]) -> int:
 
 
 def products(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> BlockVectors:
-    """Per block the inner products of rows of `left` (m, d_l) with rows of `right` (b, d_l).
-
-    They are in the wider dtype of both sides.
-    """
-    return OrderedDict((block, _product(v, right[block])) for block, v in left.items())
+    """Per block the inner products of rows of `left` (m, d_l) with rows of `right` (b, d_l)."""
+    return OrderedDict((block, product(v, right[block])) for block, v in left.items())
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Products of rows of `left` (m, d) with rows of `right` (b, d), in the wider dtype."""
     dtype = torch.promote_types(left.dtype, right.dtype)
     return left.to(dtype) @ right.to(dtype).mT
 

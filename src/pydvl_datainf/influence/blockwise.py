@@ -304,7 +304,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ValueError: if x comes without y or y without x.
             ModelError: if the model changed after `fit`.
         """
-        return self._added(self._influences(x_test, y_test, x, y, mode))
+        return self._added(self._products(x_test, y_test, x, y, mode))
 
     def influences_by_block(
         self,
@@ -328,10 +328,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
         Raises:
             BatchError: if y comes without x.
-        """  # noqa: DOC502 - by _influences
-        return self._narrowed(self._influences(x_test, y_test, x, y, mode))
+        """
+        return self._narrowed(self._products(x_test, y_test, x, y, mode))
 
-    def _influences(
+    def _products(
         self,
         x_test: Inputs,
         y_test: Tensor | None,
@@ -438,7 +438,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
         Raises:
             BlockError: if there are no factors, or they are not those of a block.
-        """  # noqa: DOC502 - by _from_factors
+        """
         return self._narrowed(self._from_factors(z_test_factors, x, y, mode))
 
     def _from_factors(

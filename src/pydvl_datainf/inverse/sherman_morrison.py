@@ -4,11 +4,13 @@ For one block, with the gradients g_i of the n training samples as rows of G (n,
 
     (1/n) Σ_i (g_i g_iᵀ + λ I)⁻¹ v  =  (1/λ) ( v − (1/n) Gᵀ ( w ⊙ (G v) ) ),   w_i = 1/(λ + ‖g_i‖²)
 
-by Sherman and Morrison. Where the rows are nearly parallel (n = 1, copies of a sample) the difference
-cancels to about λ/‖g‖² of v, which under automatic damping is 1/(10 d): to nothing in float32. So all
-of this is float64, whatever the dtype of the rows, and so are its results: products of factors with
-rows cancel again where v has a part that is orthogonal to them. The correction Gᵀ(w ⊙ (G v)) is a sum over training samples, so it is
+by Sherman and Morrison. The correction Gᵀ(w ⊙ (G v)) is a sum over training samples, so it is
 computed chunk by chunk, and chunks may be added in any grouping.
+
+Where rows are nearly parallel (n = 1, copies of a sample), the difference cancels to about λ/‖g‖²
+of v, which under automatic damping is 1/(10 d): to nothing in float32. So all of this is float64,
+whatever the dtype of the rows, and so are the results: their products with rows cancel again where
+v has a part that is orthogonal to the rows.
 Source: Kwon, Wu, Wu, Zou, "DataInf", ICLR 2024, equation 5.
 """
 
@@ -43,7 +45,7 @@ def transformed(
     V: Float[Tensor, "m d"], summed: Float[Tensor, "m d"], n: int, λ: float
 ) -> Float[Tensor, "m d"]:
     """(v − c/n)/λ for each row v of V, with c its correction summed over all n training samples."""
-    return (V.double() - summed / n) / λ
+    return torch.sub(V.double(), summed, alpha=1 / n).div_(λ)
 
 
 def quadratic_correction(

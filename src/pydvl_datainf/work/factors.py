@@ -38,7 +38,10 @@ def write_vectors(part: int, job: Job, inputs: Inputs) -> int:
         else:
             of_place = codes[wanted.start + place.start : wanted.start + place.stop]
             flat.index_add_(0, torch.tensor(of_place), vectors.to(flat.dtype))
-    job.store.write(VECTORS, (0, wanted) if codes is None else (part,), flat.numpy())
+    if codes is None:
+        job.write_matrix(VECTORS, flat, wanted, 0)
+    else:
+        job.write_matrix(VECTORS, flat, slice(0, plan.m), part)
     return job.gradients - before
 
 
@@ -54,12 +57,13 @@ def write_correction(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
         for _, rows in job.rows(inputs, tile):
             for block, G in rows.items():
                 add_correction(parts[block], G, vectors[block], job.damping[block])
-    job.store.write(f"{CORRECTIONS}/{q}", span, summed.cpu().numpy())
+    job.write_matrix(f"{CORRECTIONS}/{q}", summed, slice(0, len(flat)), span)
     return job.gradients - before
 
 
 def write_factors(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
     """The inverse times the vectors of a tile of queries."""
+    job.release()
     q, i = item
     queries, first = job.plan.test[i], job.plan.group(q).start
     local = slice(queries.start - first, queries.stop - first)
@@ -70,7 +74,7 @@ def write_factors(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
         flat = job.vectors(inputs, queries)
         _transform(flat, q, local, job, inputs)
     check_finite(job.blocks(flat))
-    job.store.write("factors", queries, flat.cpu().numpy())
+    job.write_matrix("factors", flat, queries)
     return 0
 
 
