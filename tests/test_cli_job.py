@@ -12,7 +12,7 @@ from distributed import LocalCluster
 from transformers import BertConfig
 
 import dense
-from pydvl_datainf import CausalLM, InfluenceRun, ModelError, work
+from pydvl_datainf import CausalLM, InfluenceRun, ModelError, planning, work
 from pydvl_datainf.cli import main
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
@@ -155,12 +155,54 @@ def test_a_stopped_run_goes_on(folder, monkeypatch):
     monkeypatch.setattr(work, "write_scores", stopping)
     result = invoke("run", folder / "job.yaml", "--no-progress")
     assert result.exit_code == 130
-    assert "the same command goes on" in result.output
+    assert "the same command goes on; the pass over" in result.output
     assert not InfluenceRun(folder / "out.zarr").is_complete
     monkeypatch.undo()
     done("run", folder / "job.yaml", "--no-progress")
     whole, resumed = (InfluenceRun(folder / f"{name}.zarr") for name in ("whole", "out"))
     assert np.array_equal(whole.scores[...], resumed.scores[...])
+
+
+@pytest.mark.parametrize(
+    ("rows", "told", "again"),
+    [
+        ("memory", "are gone: those that are still needed, 20 at most, are computed again", 20),
+        ("zarr", "the training gradients on disk are not computed again", 0),
+    ],
+)
+def test_a_stop_tells_what_is_computed_again(folder, monkeypatch, rows, told, again):
+    """And that is what is: beside the gradients of 4 + 4 test and 20 training samples."""
+
+    def stopping(*arguments):
+        raise KeyboardInterrupt
+
+    changed(folder, rows=rows)
+    monkeypatch.setattr(work, "write_factors", stopping)
+    result = invoke("run", folder / "job.yaml", "--no-progress")
+    assert result.exit_code == 130
+    assert told in result.output
+    monkeypatch.undo()
+    done("run", folder / "job.yaml", "--no-progress")
+    assert InfluenceRun(folder / "out.zarr").attrs["gradients"] == 28 + again
+
+
+def test_a_stop_before_there_is_a_run_says_so(folder, monkeypatch):
+    def stopping(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "describe", stopping)
+    result = invoke("run", folder / "job.yaml", "--no-progress")
+    assert result.exit_code == 130
+    assert "before there was anything of the result" in result.output
+
+
+def test_a_dry_run_foretells_that_many_gradients_go_to_the_disk(folder, monkeypatch):
+    monkeypatch.setattr(planning, "MOST_IN_MEMORY", 19)
+    shown = done("run", folder / "job.yaml", "--dry-run", "--no-progress")
+    assert "Rows kept on disk, in half precision" in shown
+    assert "Disk 18.31 kiB" in shown  # 2·20·256 of rows, 4·20·4 of scores, 8·4·256 of factors
+    done("run", folder / "job.yaml", "--no-progress")
+    assert InfluenceRun(folder / "out.zarr").plan.rows == "zarr"
 
 
 def test_a_dry_run_tells_and_writes_nothing(folder):

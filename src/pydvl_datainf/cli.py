@@ -15,7 +15,7 @@ from pydvl_datainf._version import __version__
 from pydvl_datainf.demo.output import LOCK, REPORT
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
-from pydvl_datainf.errors import DataInfError
+from pydvl_datainf.errors import DataInfError, StoreError
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.run import InfluenceRun
@@ -232,8 +232,8 @@ def run(
     """  # noqa: D301 - click reads the backspaces
     try:
         _run_job(job, options, overwrite=overwrite, dry_run=dry_run, progress=progress)
-    except KeyboardInterrupt:
-        click.echo("Stopped. What there is of the result is kept: the same command goes on.")
+    except KeyboardInterrupt:  # before there was a result
+        click.echo("Stopped. Nothing was computed by this call.")
         sys.exit(130)
 
 
@@ -258,7 +258,11 @@ def _run_job(
         if dry_run:
             _show(estimate_tables(prepared, place))
             return
-        result = prepared.run(place.location, overwrite=overwrite, progress=progress)
+        try:
+            result = prepared.run(place.location, overwrite=overwrite, progress=progress)
+        except KeyboardInterrupt:
+            click.echo(_stopped(place))
+            sys.exit(130)
         _show(info_tables(result, Store(place.location, read_only=True)))
     name = shlex.quote(str(place))
     click.echo(f"Written to {place}. To go on:")
@@ -268,6 +272,23 @@ def _run_job(
         (f"report {name} -o report.html", "all of it in a browser"),
     ):
         click.echo(f"  pydvl-datainf {command}  # {tells}")
+
+
+def _stopped(place: Store) -> str:
+    """What is kept of a run that was stopped, and what is computed again."""
+    try:
+        run = InfluenceRun(place)
+    except StoreError:
+        return "Stopped before there was anything of the result: the same command starts anew."
+    kept = "Stopped. What there is of the result is kept, and the same command goes on"
+    if run.plan.rows == "zarr":
+        return f"{kept}; the training gradients on disk are not computed again."
+    if run.plan.rows == "recompute":
+        return f"{kept}; the pass over the training gradients that was begun is computed again."
+    return (
+        f"{kept}. The training gradients were kept in memory and are gone: those that are still "
+        f"needed, {run.plan.n:,} at most, are computed again (rows: zarr keeps them on disk)."
+    )
 
 
 @main.command()
@@ -310,12 +331,13 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
     The result is a run in OUT/influences.zarr, which `pydvl-datainf info` and `top` read too, and a
     report on it to look at, OUT/report.html. Where the complete result of the same settings is
     there already, it is shown again, and nothing is computed. Where the demo was stopped while it
-    computed influences, it goes on from what is there, after tuning the model again. To compute
-    all anew, delete the folder.
+    computed influences, it goes on from what is there, after tuning the model again and computing
+    gradients again that were in memory. To compute all anew, delete the folder.
 
     Time grows in proportion to --train (times --epochs for tuning), --test and --tokens; memory
-    in proportion to --train times --rank: 300 MB of gradients for 2,000 reviews at rank 4. From
-    2 GiB on, gradients go to disk in half precision instead. Where other programs use the same
+    in proportion to --train times --rank: 300 MB of gradients for 2,000 reviews at rank 4. Of more
+    than 2,000 reviews, or where they do not fit in 2 GiB, gradients go to disk in half precision
+    instead. Where other programs use the same
     cores, set OMP_WAIT_POLICY=PASSIVE in the environment: torch's threads then do not spin while
     they wait for each other.
 

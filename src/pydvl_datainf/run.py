@@ -429,7 +429,8 @@ def run_influences(
     """Computes the influence of each training sample on each test sample, into a Zarr store.
 
     A run that was stopped, however, goes on from what is in the store when the same call is made
-    again, and ends with the same bits as one that was not.
+    again, and ends with the same bits as one that was not. Training gradients that were in memory
+    alone are computed again.
 
     Args:
         influence: a `DataInfInfluence`, or a picklable callable without arguments that builds one
@@ -448,7 +449,8 @@ def run_influences(
         memory: what our arrays may take in each process, in bytes or as text; the model, its
             activations and the data come on top.
         rows: gradients of training samples are kept in "memory", or in the store in half precision
-            ("zarr"), or computed again ("recompute"); "auto" takes the first that fits.
+            ("zarr"), or computed again ("recompute"); "auto" takes the first that fits, but keeps
+            no more than 2,000 gradients in memory where the disk has room: a stop loses them.
         top_k: keep only the k largest and k smallest influences on each test sample.
         by_block: keep the influences of each block.
         query_groups: a label for each test sample: the mean influence on each group is computed,

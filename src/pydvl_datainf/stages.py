@@ -72,6 +72,8 @@ class Stages:
             done &= self._tiles("rows") & self._tiles("row_scales")
         elif self._sound["damping"] or self.given.keys() >= self.job.widths.keys():
             return  # other stages store the norms on their way
+        elif plan.rows == "memory":
+            done = set()  # what was in memory is gone, and needed next: the bar is to show it
         self._map("gradients", work.write_rows, self._missing(plan.train, done), home=self._span)
 
     def _choose_damping(self) -> None:
