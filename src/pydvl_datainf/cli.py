@@ -15,7 +15,7 @@ from pydvl_datainf._version import __version__
 from pydvl_datainf.demo.output import LOCK, REPORT
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
-from pydvl_datainf.errors import DataInfError, StoreError
+from pydvl_datainf.errors import DataInfError, ModelError, StoreError
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.run import InfluenceRun
@@ -226,6 +226,9 @@ def run(
 
     A run that was stopped goes on where it was when the same command is given again.
 
+    Weights are loaded from safetensors. Pickles, which can run code, are refused unless JOB says
+    trust_pickle: true; code that comes with a model, unless it says trust_remote_code: true.
+
     \b
     Exit codes: 0 the run is complete; 1 it failed, and what it has is kept; 2 the job or its data
     is not valid, and nothing was begun; 130 it was stopped by Ctrl-C, and what it has is kept.
@@ -252,14 +255,18 @@ def _run_job(
         folder = Path() if job is None else job.parent
         what = read_job(job, anchored(options))
         place = Store(path_in(folder, what.out))
-        place.is_vacant()  # or holds a run; anything else is refused
+        is_new = place.is_vacant()  # or holds a run; anything else is refused
         prepared = prepare(what, folder, progress)
     with _errors_as_messages():
-        if dry_run:
-            _show(estimate_tables(prepared, place))
-            return
         try:
+            if dry_run:
+                _show(estimate_tables(prepared, place))
+                return
             result = prepared.run(place.location, overwrite=overwrite, progress=progress)
+        except ModelError as error:
+            if is_new and place.is_vacant():  # some damage shows only when the model is loaded
+                raise _Invalid(str(error)) from error
+            raise
         except KeyboardInterrupt:
             click.echo(_stopped(place))
             sys.exit(130)

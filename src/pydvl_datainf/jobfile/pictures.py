@@ -41,7 +41,9 @@ def image_material(job: Job, folder: Path) -> Material:
         model=path_in(folder, job.model),
         adapter=None if job.adapter is None else path_in(folder, job.adapter),
         dtype=job.dtype,
+        trust_pickle=job.trust_pickle,
     )
+    files.check()
     conditions = Conditions(files, job)
     objective = Denoising.from_scheduler(files.scheduler(), job.timesteps)
     test, train = (
@@ -78,8 +80,14 @@ class Conditions:
         if self.vae is not None:
             channels = int(self.vae.config.in_channels)
             times = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        size = config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
+        size = config.get("sample_size")
+        sides = [size, size] if isinstance(size, int) else size
+        if not isinstance(sides, list) or [type(side) for side in sides] != [int, int]:
+            raise SourceError(
+                f"The model's configuration says that its sample_size is {size!r}, so it is not "
+                "known to which size images are to be scaled. Give them as arrays (.npz)."
+            )
+        height, width = sides
         return ImageReader(
             folder, channels, (height * times, width * times), self.job.columns.image or "image"
         )

@@ -28,7 +28,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_n
 Amount = Annotated[str, AfterValidator(_amount)]
 Truth = StrictBool
 
-OUTSIDE = frozenset({"out", "scheduler", "jobs", "device", "max_tokens", "exact_sample"})
+OUTSIDE = frozenset(
+    {"out", "scheduler", "jobs", "device", "max_tokens", "exact_sample", "trust_pickle"}
+)
 """Fields that say where and how a run is done, and change its scores by rounding at most."""
 
 COLUMNS = {
@@ -140,6 +142,7 @@ class Job(_Part):
         dtype: of the weights.
         attention: its implementation in transformers.
         trust_remote_code: whether code that comes with the model may run.
+        trust_pickle: whether weights may be pickles, where there are no safetensors.
         scheduler: address of a Dask scheduler whose workers do the work.
         jobs: processes on this machine.
     """
@@ -184,6 +187,7 @@ class Job(_Part):
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     attention: Text | None = None
     trust_remote_code: Truth = False
+    trust_pickle: Truth = False
     scheduler: Text | None = None
     jobs: Count | None = None
 

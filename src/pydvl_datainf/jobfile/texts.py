@@ -52,7 +52,9 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
         dtype=job.dtype,
         attention=job.attention,
         trust_remote_code=job.trust_remote_code,
+        trust_pickle=job.trust_pickle,
     )
+    files.check()
     heads = files.adapter_heads()
     config = files.config()
     encoder, padding = encoder_of(job, files.tokenizer(), config), files.padding()
