@@ -2,13 +2,16 @@
 
 import json
 import re
+from typing import ClassVar
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from distributed import LocalCluster
+from fsspec.implementations.memory import MemoryFileSystem
 from transformers import BertConfig
 
 import dense
@@ -493,6 +496,84 @@ def test_invalid_jobs_begin_nothing(folder, fields, message):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"id": "\ud800"}, "train.jsonl, line 21: column 'id' is not text"),
+        ({"prompt": "\udc80"}, "train.jsonl, line 21: column 'prompt' is not text"),
+        ({"extra": "\ud800"}, "train.jsonl, line 21: column 'extra' is not text"),
+        ({"id": 10**20}, "train.jsonl, line 21: column 'id' holds 1000"),
+        ({"id": float("nan")}, "line 21: column 'id' holds nan; it must be all texts or all num"),
+        ({"id": True}, "line 21: column 'id' holds True; it must be all texts or all numbers"),
+        (
+            {"extra": True},
+            "line 21: column 'extra' holds True; .*all texts or all numbers or all t",
+        ),
+        ({"extra": 2**63}, "line 21: column 'extra' holds a number beyond 64 bits"),
+    ],
+)
+def test_hostile_records_begin_nothing(folder, record, message):
+    records = [{**one, "extra": 1} for one in sums(20)]
+    last = {"id": "last", "prompt": "What is 3?", "answer": " It is 3.", "extra": 1}
+    write_lines(folder / "test.jsonl", records[:3])
+    write_lines(folder / "train.jsonl", [*records, last | record])
+    changed(folder, columns={"id": "id", "show": ["extra"]})
+    before = sorted(folder.iterdir())
+    assert re.search(message, failed(2, "run", folder / "job.yaml", "--no-progress"))
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("foo://bar", "foo://bar cannot be opened: Protocol not known: foo"),
+        ("reference://x", "reference://x cannot be opened: .*missing 1 required"),
+        ("nobucket://bucket/x", "Writing to .* failed: The bucket does not exist.* mend the cause"),
+        ("train.jsonl", "train.jsonl is a file"),
+        ("train.jsonl/x", "train.jsonl is a file"),
+        ("/proc/x", "/proc/x cannot be written: /proc takes no files"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_places_that_take_no_result_are_told_with_the_true_reason(folder, out, message):
+    fsspec.register_implementation("nobucket", NoBucket, clobber=True)
+    changed(folder, out=out)
+    before = sorted(folder.iterdir())
+    told = failed(2, "run", folder / "job.yaml", "--no-progress")
+    assert re.search(message, told)
+    assert "make room" not in told
+    assert "never replaced" not in told
+    assert "Another run" not in told
+    assert sorted(folder.iterdir()) == before
+
+
+class NoBucket(MemoryFileSystem):
+    """Answers as an object store does whose bucket is not there."""
+
+    protocol = "nobucket"
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+    def pipe_file(self, path, value, **options):
+        raise FileNotFoundError("The bucket does not exist")
+
+
+def test_a_path_with_colons_is_a_path(folder):
+    changed(folder, rows="zarr")
+    done("run", folder / "job.yaml", "--no-progress", "--out", folder / "a::b.zarr")
+    assert InfluenceRun(folder / "a::b.zarr").is_complete
+    assert "Training samples 20" in done("info", folder / "a::b.zarr", "--check")
+    done("run", folder / "job.yaml", "--no-progress", "--jobs", 2, "--out", folder / "c::d.zarr")
+    one, two = (InfluenceRun(folder / name).scores[...] for name in ("a::b.zarr", "c::d.zarr"))
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6 * np.abs(one).max())
+
+
+def test_too_little_memory_begins_nothing(folder):
+    changed(folder, memory=1)
+    assert "memory are too few" in failed(2, "run", folder / "job.yaml", "--no-progress")
+    assert not (folder / "out.zarr").exists()
+
+
 def test_an_unknown_method_is_told_with_those_that_there_are(folder):
     message = failed(2, "run", folder / "job.yaml", "--no-progress", "--method", "lissa")
     assert "option --method: 'method' must be 'datainf', 'exact', 'hessian-free' or" in message
@@ -525,7 +606,7 @@ def test_folders_that_hold_something_else_are_refused_before_anything(folder):
 
 def test_a_model_that_cannot_be_used_is_told(folder):
     changed(folder, parameters=["*.nothing"])
-    assert "No parameter fits" in failed(1, "run", folder / "job.yaml", "--no-progress")
+    assert "No parameter fits" in failed(2, "run", folder / "job.yaml", "--no-progress")
 
 
 def test_a_run_that_fails_keeps_what_it_has(folder, monkeypatch):

@@ -142,6 +142,28 @@ def test_long_samples_are_cut_as_long_as_some_of_the_answer_remains():
         AnswerEncoder(TOKENIZER, prompt).encode(record)
 
 
+class Slices(list):
+    """A list of which only parts are looked at."""
+
+    def __iter__(self):
+        raise AssertionError("all of it was looked at")
+
+
+def test_of_a_text_far_too_long_no_more_is_looked_at_than_stays():
+    words = tokenizer()
+
+    def long(text, **options):
+        encoded = words(text, **options)
+        return {**encoded, "offset_mapping": Slices(encoded["offset_mapping"])}
+
+    long.eos_token_id = words.eos_token_id
+    placed = (Place("x", "line", 1), {"prompt": "What is 2?", "answer": " It is 2." * 100})
+    cut = AnswerEncoder(long, 12).encode(placed)
+    whole = AnswerEncoder(words, 10**6).encode(placed)
+    assert len(whole["labels"]) > 100
+    assert cut == {name: values[:12] for name, values in whole.items()}
+
+
 def test_a_text_of_one_token_has_no_loss():
     with pytest.raises(SourceError, match="no token has a label"):
         AnswerEncoder(TOKENIZER, 1, prompt=None, answer="text").encode(placed(text="What"))

@@ -15,7 +15,7 @@ from pydvl_datainf._version import __version__
 from pydvl_datainf.demo.output import LOCK, REPORT
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
-from pydvl_datainf.errors import DataInfError, ModelError, StoreError
+from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.run import InfluenceRun
@@ -230,8 +230,9 @@ def run(
     trust_pickle: true; code that comes with a model, unless it says trust_remote_code: true.
 
     \b
-    Exit codes: 0 the run is complete; 1 it failed, and what it has is kept; 2 the job or its data
-    is not valid, and nothing was begun; 130 it was stopped by Ctrl-C, and what it has is kept.
+    Exit codes: 0 the run is complete; 1 it failed, and what it has is kept; 2 the job, its data or
+    its model is not valid, and nothing was begun; 130 it was stopped by Ctrl-C, and what it has is
+    kept.
     """  # noqa: D301 - click reads the backspaces
     try:
         _run_job(job, options, overwrite=overwrite, dry_run=dry_run, progress=progress)
@@ -263,10 +264,11 @@ def _run_job(
                 _show(estimate_tables(prepared, place))
                 return
             result = prepared.run(place.location, overwrite=overwrite, progress=progress)
-        except ModelError as error:
-            if is_new and place.is_vacant():  # some damage shows only when the model is loaded
-                raise _Invalid(str(error)) from error
-            raise
+        except DataInfError as error:  # what shows only when the model is loaded or planned for
+            is_begun = isinstance(error, ClusterError) or not is_new or not place.is_vacant()
+            if is_begun:
+                raise
+            raise _Invalid(str(error)) from error
         except KeyboardInterrupt:
             click.echo(_stopped(place))
             sys.exit(130)

@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -87,7 +88,7 @@ class Store:
             )
         except (GroupNotFoundError, ContainsArrayError, FileNotFoundError) as error:
             raise StoreError(f"{self} holds no Zarr group.") from error
-        except ValueError as error:  # Zarr has no narrower ones
+        except (ValueError, TypeError) as error:  # Zarr and fsspec have no narrower ones
             if "read-only" in str(error):
                 raise StoreError(f"{self} is read-only.") from error
             raise StoreError(f"{self} cannot be opened: {error}.") from error
@@ -121,8 +122,9 @@ class Store:
             StoreError: if the run is of another format.
         """
         if self.path is not None:
-            if self.path.exists() and not self.path.is_dir():
-                raise StoreExistsError(f"{self} is a file. Choose another place for the store.")
+            for path in (self.path, *self.path.parents):
+                if path.exists() and not path.is_dir():
+                    raise StoreExistsError(f"{path} is a file. Choose another place for the store.")
             there = self.path.iterdir() if self.path.exists() else ()
             if all(_PARTIAL.fullmatch(path.name) and path.is_file() for path in there):
                 return True
@@ -131,7 +133,8 @@ class Store:
         except StoreError as error:
             if self.path is None and isinstance(error.__cause__, GroupNotFoundError):
                 return True
-            if "format version" in str(error):
+            is_unreachable = self.path is None and "cannot be opened" in str(error)
+            if "format version" in str(error) or is_unreachable:
                 raise
             raise StoreExistsError(
                 f"{self} holds something that is not a run of this package, so it is never "
@@ -203,6 +206,11 @@ class Store:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
+                if not Path(lock.lock_file).exists():  # filelock says so of /proc, too
+                    raise StoreError(
+                        f"{self} cannot be written: {beside.parent} takes no files. Choose another "
+                        "place for the store."
+                    ) from None
                 raise StoreError(
                     f"Another run is writing to {self}. Wait for it, or choose another store."
                 ) from None
@@ -430,7 +438,10 @@ def as_location(location: Any) -> Any:
     # Zarr opens file:// through fsspec, which does not write files at once.
     text = re.sub(r"^(file|local)://", "", str(location))
     # Absolute: workers have other working directories.
-    return text if "://" in text else str(Path(text).expanduser().absolute())
+    if "://" in text:
+        return text
+    path = Path(text).expanduser().absolute()
+    return LocalStore(path) if "::" in text else str(path)  # Zarr takes text with :: for a URL
 
 
 def is_shared(store: Store) -> bool:
@@ -460,8 +471,9 @@ def os_errors_named(store: Store) -> Iterator[None]:
     except PermissionError as error:
         raise StoreError(f"{store} cannot be written: {error}.") from error
     except OSError as error:
+        remedy = "make room" if error.errno in (ENOSPC, EDQUOT) else "mend the cause"
         raise StoreError(
-            f"Writing to {store} failed: {error}. What was written before stays; make room, and "
+            f"Writing to {store} failed: {error}. What was written before stays; {remedy}, and "
             "call run_influences again with the same arguments to go on."
         ) from error
     except ValueError as error:

@@ -237,14 +237,15 @@ def _sample(
 ) -> Encoded:
     """Tokens of a text; those that reach into one of the spans of characters carry a label."""
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     end = [token for token in end if not (ids and ids[-1] == token)]
-    labels = [
+    labels = [  # of the tokens that stay: there may be millions more
         token if any(stop > s and start < e and stop > start for s, e in spans) else IGNORED
-        for token, (start, stop) in zip(ids, encoded["offset_mapping"], strict=True)
+        for token, (start, stop) in zip(ids[:max_length], offsets[:max_length], strict=True)
     ]
-    if special and ids and not end and ids[-1] == tokenizer.eos_token_id:
-        labels[-1] = ids[-1]  # the tokenizer's own end
+    has_own_end = special and ids and not end and ids[-1] == tokenizer.eos_token_id
+    if has_own_end and len(ids) <= max_length:
+        labels[-1] = ids[-1]
     ids, labels = [*ids, *end][:max_length], [*labels, *end][:max_length]
     check_some_count(labels[1:], max_length, placed)  # nothing predicts the first token
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}

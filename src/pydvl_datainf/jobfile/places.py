@@ -28,6 +28,24 @@ def path_in(folder: Path, name: str) -> str:
         raise JobError(f"{name!r} names no file or folder: {error}.") from error
 
 
+def file_in(folder: Path, name: str) -> Path:
+    """The absolute path of data.
+
+    Args:
+        folder: from which relative paths are meant.
+        name: as the job has it.
+
+    Returns:
+        A path.
+
+    Raises:
+        JobError: if it is a URL, from which data is not read.
+    """
+    if "://" in name:
+        raise JobError(f"{name} is a URL, and data is read from files. Download it, and name that.")
+    return Path(path_in(folder, name))
+
+
 def model_in(folder: Path, name: str) -> str:
     """The absolute path of a model or adapter, or its name on the hub.
 

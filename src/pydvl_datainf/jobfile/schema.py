@@ -13,18 +13,32 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
-def _amount(value: str) -> str:
-    try:
-        parse_bytes(value)
-    except ValueError:
-        raise ValueError('an amount such as "2GiB"') from None
+def _in_float32(value: float) -> float:
+    """In which gradients are kept; with room for their squares."""
+    if not 1e-30 <= value <= 1e30:
+        raise ValueError("from 1e-30 to 1e30")
     return value
 
 
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(gt=0), BeforeValidator(_no_truth)]
-Position = Annotated[int, Field(ge=0), BeforeValidator(_no_truth)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth)]
+def _amount(value: str) -> str:
+    try:
+        is_amount = 0 < parse_bytes(value) <= MOST
+    except (ValueError, OverflowError):
+        is_amount = False
+    if not is_amount:
+        raise ValueError('an amount such as "2GiB"')
+    return value
+
+
+MOST = 2**53
+"""Numbers that are larger count nothing that there is, and do not fit into arrays."""
+
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Count = Annotated[int, Field(gt=0, le=MOST), BeforeValidator(_no_truth)]
+Position = Annotated[int, Field(ge=0, le=MOST), BeforeValidator(_no_truth)]
+Positive = Annotated[
+    float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth), AfterValidator(_in_float32)
+]
 Amount = Annotated[str, AfterValidator(_amount)]
 Truth = StrictBool
 
@@ -189,7 +203,7 @@ class Job(_Part):
     trust_remote_code: Truth = False
     trust_pickle: Truth = False
     scheduler: Text | None = None
-    jobs: Count | None = None
+    jobs: Annotated[Count, Field(le=1024)] | None = None
 
     def as_told(self) -> dict[str, object]:
         """The job as it is kept in the result, as JSON holds it."""

@@ -21,7 +21,7 @@ from pydvl_datainf.huggingface import (
 )
 from pydvl_datainf.huggingface.records import Placed
 from pydvl_datainf.jobfile.material import Material, Side, columns_of
-from pydvl_datainf.jobfile.places import model_in, path_in
+from pydvl_datainf.jobfile.places import file_in, model_in
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import (
     CausalLM,
@@ -60,7 +60,7 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
     encoder, padding = encoder_of(job, files.tokenizer(), config), files.padding()
 
     def side(name: str, what: str) -> Side:
-        records = read_records(Path(path_in(folder, name)))
+        records = read_records(file_in(folder, name))
         bar = tqdm(records, f"tokenising {what} data", leave=False, disable=not progress)
         samples = TokenSamples([encoder.encode(placed) for placed in bar], padding)
         _check_lengths(samples, records, config)
