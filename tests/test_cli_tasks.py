@@ -459,8 +459,28 @@ def test_an_adapter_as_pipelines_save_it(drawing, tmp_path):
     foreign = {f"text_encoder.{name}": tensor for name, tensor in load_file(weights).items()}
     save_file(foreign, tmp_path / "foreign.safetensors")
     result = run(tmp_path, job | {"adapter": "foreign.safetensors", "out": "foreign.zarr"})
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "foreign.safetensors" in result.stderr
+    assert not (tmp_path / "foreign.zarr").exists()
+
+
+@pytest.mark.parametrize("value", ["3", "-1", "inf", "9" * 30])
+def test_classes_that_the_model_does_not_have_begin_nothing(denoising, tmp_path, value):
+    path = tmp_path / "train.csv"
+    path.write_text(path.read_text().replace("images/1.png,1", f"images/1.png,{value}"))
+    result = run(tmp_path, denoising)
+    assert result.exit_code == 2, result.output
+    assert "line 3: column 'label' must be the number of a class" in result.stderr
+    assert "they go from 0 to 2" in result.stderr
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_pixels_of_no_known_size_are_refused(denoising, tmp_path):
+    path = tmp_path / "pipeline" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": None}))
+    result = run(tmp_path, denoising)
+    assert result.exit_code == 2, result.output
+    assert "sample_size is None" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
 import torch
 from click.testing import CliRunner
@@ -98,6 +99,19 @@ def test_safetensors_come_first(files, tmp_path):
     files.load()
     replace(files, trust_pickle=True).load()
     assert not (tmp_path / "code was run").exists()
+
+
+def test_a_pickle_on_the_hub_is_loaded_only_where_it_is_trusted(files, tmp_path, monkeypatch):
+    pickled(tmp_path, "adapter")
+    on_hub = tmp_path / "hub" / "models--some--adapter"
+    (on_hub / "refs").mkdir(parents=True)
+    (on_hub / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tmp_path / "adapter", on_hub / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    named = replace(files, adapter="some/adapter")
+    with pytest.raises(ModelError, match="Could not load safetensors of the adapter some/adapter"):
+        named.load()
+    assert replace(named, trust_pickle=True).load().peft_config["default"].r == 2  # the premise
 
 
 # Damage

@@ -155,6 +155,23 @@ def test_arrays_that_cannot_be_read_are_named(tmp_path, content, arrays, message
         read_arrays(image_file(tmp_path / "a.npz", content, **arrays))
 
 
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"_data_files": 3}', b"\xff" * 100])
+def test_damaged_folders_of_datasets_are_named(tmp_path, name, content):
+    WRITERS["folder"](tmp_path / "folder")
+    assert len(read_records(tmp_path / "folder")) == len(RECORDS)
+    (tmp_path / "folder" / name).write_bytes(content)
+    with contextlib.suppress(SourceError):  # of dataset_info.json, {} is fine
+        assert [dict(record) for _, record in read_records(tmp_path / "folder")] == RECORDS
+
+
+def test_times_that_python_does_not_know_are_named(tmp_path):
+    times = pa.array([2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"time": times}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="cannot be read as Parquet"):
+        read_records(tmp_path / "a.parquet")
+
+
 def test_an_array_in_place_of_arrays_is_named(tmp_path):
     np.save(tmp_path / "a.npy", PIXELS)
     (tmp_path / "a.npy").rename(tmp_path / "a.npz")

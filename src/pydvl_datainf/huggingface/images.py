@@ -119,7 +119,7 @@ class ImageReader:
             check_is_file(self.folder / name)
             with pil.open(self.folder / name) as file:
                 image = file.convert("L" if self.channels == 1 else "RGB")
-        except (OSError, ValueError, pil.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise anything about damaged files
             raise SourceError(f"{placed[0]}: the image {name} cannot be read: {error}") from error
         if image.size != self.size[::-1]:
             image = ops.fit(image, self.size[::-1])

@@ -163,11 +163,11 @@ def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
 
 
 def _parquet(path: Path) -> Iterator[Placed]:
-    parquet, arrow = imported("pyarrow.parquet"), imported("pyarrow")
+    parquet = imported("pyarrow.parquet")
     try:
         table = parquet.read_table(path)
         rows = table.to_pylist()
-    except arrow.ArrowException as error:
+    except Exception as error:  # times beyond Python's, text that is none, and so on
         raise SourceError(f"{path} cannot be read as Parquet: {error}.") from error
     told = (table.schema.metadata or {}).get(b"huggingface", b"{}")  # what `datasets` writes
     yield from _rows(path, rows, json.loads(told).get("info", {}).get("features") or {})
@@ -177,7 +177,7 @@ def _datasets_folder(path: Path) -> Iterator[Placed]:
     datasets = imported("datasets")
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError, OSError) as error:
+    except Exception as error:  # of whatever its files may hold
         raise SourceError(f"{path} is not a folder that datasets saved: {error}.") from error
     if isinstance(loaded, datasets.DatasetDict):
         some = ", ".join(str(path / split) for split in loaded)
