@@ -41,6 +41,7 @@ class Job:
         codes: for each test sample its group, where there are groups.
         by_block: whether each block has scores of its own.
         top_k: how many scores are kept at either end; None = all.
+        writer: of the store, while it is this run's.
     """
 
     plan: Plan
@@ -55,6 +56,7 @@ class Job:
     codes: tuple[int, ...] | None = None
     by_block: bool = False
     top_k: int | None = None
+    writer: str | None = None
     gradients: int = 0
     _is_checked: bool = False
     _store: Store | None = None
@@ -67,7 +69,7 @@ class Job:
     def store(self) -> Store:
         """The store of the run, opened on first use."""
         if self._store is None:
-            self._store = Store(self.location)
+            self._store = Store(self.location, writer=self.writer)
         return self._store
 
     @property

@@ -1,7 +1,9 @@
 """From what a caller asks to a plan, a store and the work on it."""
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from math import ceil
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from pydvl_datainf import work
 from pydvl_datainf._version import __version__
 from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
-from pydvl_datainf.errors import SourceError, StoreError, StoreExistsError
+from pydvl_datainf.errors import PlanError, SourceError, StoreError, StoreExistsError
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inputs import Built, Description, Inputs
 from pydvl_datainf.inverse.methods import Inverse
@@ -54,8 +56,11 @@ def launch(
         m = tests.n if labels is None else len(labels)
         columns = columns_of(wishes.ids, wishes.metadata, {"test": m, "train": training.n}, labels)
         columns |= training.columns()
-        plan = planned(model, wishes, m, tests, training, executor, store, stored)
         fingerprint = training.fingerprint(model) | _asked(wishes, tests, codes, columns)
+        cut = partial(planned, model, wishes, m, tests, training, executor, store)
+        if wishes.overwrite and not _is_begun(stored, fingerprint, cut):
+            stored = None
+        plan = cut(stored)
         job = Job(
             plan=plan,
             location=store.location,
@@ -69,8 +74,9 @@ def launch(
             codes=codes,
             by_block=wishes.by_block,
             top_k=None if wishes.top_k is None else min(wishes.top_k, plan.n),
+            writer=uuid.uuid4().hex,
         )
-        _enter(store, stored, fingerprint, plan, training.rows_in, model.inverse)
+        _enter(store, stored, fingerprint, training.rows_in, job)
         _lay_out(store, job, columns)
         training.copy_norms(store)
         _perform(store, job, executor, shared, model, wishes.self_influence, sample)
@@ -103,7 +109,24 @@ def _stored(store: Store, executor: Executor, wishes: Wishes) -> dict[str, Any] 
     """The attributes of the run that is to go on; None where a new one is made."""
     if not (executor.shares_memory or is_shared(store)):
         raise StoreError(f"{store} is in this process's memory, which workers do not see.")
-    return None if store.is_vacant() or wishes.overwrite else store.attributes
+    if store.is_vacant():
+        return None
+    stored = store.attributes
+    return None if wishes.overwrite and stored.get("complete") else stored
+
+
+def _is_begun(
+    stored: Mapping[str, Any] | None, fingerprint: Mapping[str, Any], cut: Callable[..., Plan]
+) -> bool:
+    """Whether a call that replaces runs finds its own there, stopped, by the same versions."""
+    if stored is None or stored.get("fingerprint") != fingerprint:
+        return False
+    try:
+        return (
+            stored.get("versions") == _versions() and stored["plan"] == cut(stored).as_attributes()
+        )
+    except PlanError:
+        return False
 
 
 def _survey(executor: Executor, shared: Any, side: str, samples: Samples | None) -> Survey:
@@ -135,14 +158,14 @@ def _enter(
     store: Store,
     stored: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any],
-    plan: Plan,
     rows_in: Any,
-    inverse: Inverse,
+    job: Job,
 ) -> None:
     """Makes the group, or checks that the one that is there holds the same run."""
-    mine = {"fingerprint": dict(fingerprint), "plan": plan.as_attributes(), "rows_in": rows_in}
+    mine = {"fingerprint": dict(fingerprint), "plan": job.plan.as_attributes(), "rows_in": rows_in}
     if stored is None:
-        store.create(_about(inverse) | mine | {"complete": False, "gradients": 0, "seconds": {}})
+        new = {"complete": False, "gradients": 0, "seconds": {}, "writer": job.writer}
+        store.create(_about(job.inverse) | mine | new)
         return
     other = [
         line for part in ("fingerprint", "plan") for line in differences(stored[part], mine[part])
@@ -156,14 +179,18 @@ def _enter(
 
 
 def _about(inverse: Inverse) -> dict[str, Any]:
-    packages = ("torch", "numpy", "zarr", "pydvl")
     return {
         "title": "Influences of training samples (train) on test samples (test)",
         "method": f"{inverse.name}: {inverse.formula}",
         "sign": "positive: more weight on the training sample lowers the test sample's loss",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"pydvl-datainf": __version__, **{p: version(p) for p in packages}},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "zarr", "pydvl")
+    return {"pydvl-datainf": __version__, **{p: version(p) for p in packages}}
 
 
 def _lay_out(store: Store, job: Job, columns: Mapping[str, Array]) -> None:
@@ -220,6 +247,8 @@ def _perform(
         gradients=before["gradients"],
     )
     stages.run(self_influence=self_influence, exact_sample=exact_sample)
+    if not before["complete"]:
+        stages.take_over()
     store.delete(WORK)
-    if stages.is_new or not before["complete"]:
+    if stages.is_new:
         store.finish()

@@ -398,6 +398,8 @@ class InfluenceRun:
         job = Job(plan, place, place, by_name, dtype, inverse, none, _store=self._store)
         values, store = all_self_influences(job), Store(place)
         with suppress(StoreError), store.locked():
+            if store.attributes != self.attrs:  # another call has replaced the run or works on it
+                return values
             name, tile = "self_influence", plan.train_tile
             store.require(name, values.shape, (tile,), dtype, ("train",))
             store.write(name, ..., values)

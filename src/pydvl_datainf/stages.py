@@ -201,8 +201,9 @@ class Stages:
     def _approximation_error(self, samples: int) -> None:
         name, blocks = work.APPROXIMATION, len(self.job.widths)
         shape, names = (2, blocks), ("measure", "block")
-        if name in self.store and self.store.array(name).attrs.get("asked") != samples:
-            self.store.delete(name)  # at once: never old numbers beside a new size
+        if name not in self.store or self.store.array(name).attrs.get("asked") != samples:
+            self.take_over()
+            self.store.delete(name)  # never old numbers beside a new size
         self.store.require(name, shape, shape, "float64", names)
         if not self.store.sound(name):
             self._map("approximation error", work.write_approximation_error, [samples])
@@ -212,8 +213,14 @@ class Stages:
     def _drop_unfinished(self, name: str) -> None:
         """Deletes what a call that was stopped had begun, and this one does not ask for."""
         if name in self.store and self.store.sound(name) != self.store.expected(name):
+            self.take_over()
             self.store.delete(name)
-            self.is_new = True
+
+    def take_over(self) -> None:
+        """Keeps writers of a stopped call out, before this one writes; a complete run is left."""
+        self.is_new = True
+        if self.job.writer is not None:
+            self.store.take_over(self.job.writer)
 
     def _names(self) -> list[str]:
         names = ["squared_norms", "damping", "factors", "mean_influence"]
@@ -249,7 +256,7 @@ class Stages:
     ) -> None:
         if not items:
             return
-        self.is_new = True
+        self.take_over()
         home = home if self.job.plan.rows == "memory" else None
         start = perf_counter()
         try:

@@ -4,12 +4,13 @@ A chunk is the unit of work and of writing: it has one writer, appears at once a
 carries a checksum. What was done is what is there and sound; there is no other book-keeping.
 """
 
+import json
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from errno import EDQUOT, ENOSPC
 from itertools import product
 from pathlib import Path
@@ -19,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import zarr
-from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from pydvl_datainf.errors import StoreError, StoreExistsError
+from pydvl_datainf.locking import acquire, release, taking_over, writing_in
 
 FORMAT = "pydvl-datainf influences"
 FORMAT_VERSION = 1
@@ -52,12 +54,15 @@ class Store:
     Args:
         location: a path, a URL that fsspec knows, or a Zarr store.
         read_only: refuse to write.
+        writer: refuse to write where the attribute `writer` is another one; None = write anyway.
     """
 
-    def __init__(self, location: Any, *, read_only: bool = False):
+    def __init__(self, location: Any, *, read_only: bool = False, writer: str | None = None):
         self.location = as_location(location)
         self.read_only = read_only
+        self.writer = writer
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._zarr: ZarrStore | None = None
 
     # The group
 
@@ -146,9 +151,10 @@ class Store:
         """Makes the group, in place of a run that is there; its attributes come in the same file.
 
         Args:
-            attributes: what JSON can hold.
+            attributes: what JSON can hold; `writer` among them says who may write here.
         """
         self._arrays.clear()
+        self.writer = attributes.get("writer")
         marks = {"format": FORMAT, "format_version": FORMAT_VERSION}
         with os_errors_named(self):
             if self.path is not None:
@@ -164,9 +170,71 @@ class Store:
         """Renames it first: a folder that is half deleted would not be known as a run."""
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
+            with taking_over(path):
+                path.rename(old)
             shutil.rmtree(old)
         path.mkdir(parents=True)
+
+    def _remove_replaced(self, path: Path) -> None:
+        """Deletes what killed processes left of runs that they were replacing."""
+        pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.old")
+        for old in path.parent.iterdir():
+            if pattern.fullmatch(old.name) and old.is_dir():
+                shutil.rmtree(old)
+
+    # Its writers
+
+    def take_over(self, writer: str) -> None:
+        """From now on only who has this as `writer` writes here: nobody of a run that was killed.
+
+        Args:
+            writer: another one for each call that works on the run.
+        """
+        if writer == self.writer:
+            return
+        with os_errors_named(self), nullcontext() if self.path is None else taking_over(self.path):
+            self._edit({"writer": writer})
+        self.writer = writer
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Refuses to write where another run is now, which cannot come while a file is written.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StoreError: if there is another run, or the file system or the store refuses.
+        """
+        if self.writer is None:
+            with os_errors_named(self):
+                yield
+            return
+        if self.path is not None and not self.path.is_dir():
+            raise self._lost()
+        with os_errors_named(self), nullcontext() if self.path is None else writing_in(self.path):
+            # Searched, since it takes a hundredth of the time of reading all attributes.
+            if self.writer.encode() not in self._metadata():
+                raise self._lost()
+            yield
+
+    def _metadata(self) -> bytes:
+        self._zarr = self._zarr or self.group.store
+        found = sync(self._zarr.get("zarr.json", default_buffer_prototype()))
+        return b"" if found is None else found.to_bytes()
+
+    def _edit(self, attributes: Mapping[str, Any]) -> None:
+        """Changes attributes of the group; unlike Zarr's own way it keeps consolidated metadata."""
+        store, metadata = self.group.store, json.loads(self._metadata())
+        metadata["attributes"] |= attributes
+        text = json.dumps(metadata, indent=2).encode()
+        sync(store.set("zarr.json", default_buffer_prototype().buffer.from_bytes(text)))
+
+    def _lost(self) -> StoreError:
+        return StoreError(
+            f"{self} is no longer the store of this run: another call has replaced it or works on "
+            "it. Nothing more is written there. Let one call at a time work on a store."
+        )
 
     def sweep(self) -> None:
         """Deletes what killed writers left, of which other programs would warn."""
@@ -176,19 +244,24 @@ class Store:
 
     def update(self, attributes: Mapping[str, Any]) -> None:
         """Changes some attributes."""
-        with os_errors_named(self):
-            self.group.attrs.update(attributes)
+        with self._writing():
+            self._edit(attributes)
+
+    def label(self, name: str, attributes: Mapping[str, Any]) -> None:
+        """Changes some attributes of an array."""
+        with self._writing():
+            self.array(name).attrs.update(attributes)
 
     def finish(self) -> None:
         """Marks the run as complete, and consolidates the metadata: xarray warns without that."""
-        with os_errors_named(self), warnings.catch_warnings():
+        with self._writing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
             group = zarr.consolidate_metadata(self.group.store)
             group.attrs["complete"] = True  # last, in one file with the rest
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other runs off this store, on this machine's file systems.
+        """Keeps other runs off this store, on this machine's file systems; removes leftovers.
 
         Yields:
             Nothing.
@@ -199,25 +272,21 @@ class Store:
         if self.path is None:
             yield
             return
-        beside = self.path.resolve()
+        path = self.path.resolve()
+        lock = path.with_name(f"{path.name}.lock")
         with os_errors_named(self):
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(beside.with_name(f"{beside.name}.lock"))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if not Path(lock.lock_file).exists():  # filelock says so of /proc, too
-                    raise StoreError(
-                        f"{self} cannot be written: {beside.parent} takes no files. Choose another "
-                        "place for the store."
-                    ) from None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = acquire(lock)
+            if file is None:
                 raise StoreError(
                     f"Another run is writing to {self}. Wait for it, or choose another store."
-                ) from None
+                )
         try:
+            with os_errors_named(self):
+                self._remove_replaced(path)
             yield
         finally:
-            lock.release()
+            release(file, lock)
 
     # Arrays
 
@@ -241,19 +310,22 @@ class Store:
         Returns:
             The array.
         """
-        with os_errors_named(self):
-            if name not in self:
-                codecs = [] if name in DENSE or name.startswith(WORK) else [ZstdCodec(level=1)]
-                floating = dtype != "string" and np.issubdtype(dtype, np.floating)
-                self.group.create_array(
-                    name,
-                    shape=shape,
-                    chunks=tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True)),
-                    dtype=dtype,
-                    fill_value=np.nan if floating else None,
-                    compressors=[*codecs, Crc32cCodec()],
-                    dimension_names=dimensions,
-                )
+        if name in self:
+            return self.array(name)
+        with self._writing():
+            # What a killed process left of an array of that name would pass for the new one's.
+            sync(self.group.store.delete_dir(name))
+            codecs = [] if name in DENSE or name.startswith(WORK) else [ZstdCodec(level=1)]
+            floating = dtype != "string" and np.issubdtype(dtype, np.floating)
+            self.group.create_array(
+                name,
+                shape=shape,
+                chunks=tuple(max(1, min(c, s)) for c, s in zip(chunks, shape, strict=True)),
+                dtype=dtype,
+                fill_value=np.nan if floating else None,
+                compressors=[*codecs, Crc32cCodec()],
+                dimension_names=dimensions,
+            )
         return self.array(name)
 
     def array(self, name: str) -> "zarr.Array[Any]":
@@ -299,10 +371,9 @@ class Store:
             raise StoreError(f"The metadata of '{name}' in {self} are damaged: {error}.") from error
 
     def delete(self, name: str) -> None:
-        """Deletes an array or a group of arrays, if it is there."""
-        with os_errors_named(self):
-            if name in self:
-                del self.group[name]
+        """Deletes an array or a group of arrays, and what a killed process left of it."""
+        with self._writing():
+            sync(self.group.store.delete_dir(name))
             for gone in [a for a in self._arrays if a == name or a.startswith(f"{name}/")]:
                 del self._arrays[gone]
 
@@ -314,7 +385,7 @@ class Store:
             where: an index of NumPy's kind, along chunks.
             values: finite, where they are floating.
         """
-        with os_errors_named(self):
+        with self._writing():
             self.array(name)[where] = values
 
     def read(self, name: str, where: Any = ...) -> Array:
