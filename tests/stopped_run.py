@@ -146,6 +146,19 @@ class Hold:
 
 
 @dataclass
+class Replace:
+    """Puts another run in the place of one."""
+
+    place: Path
+    source: Path
+
+    def __call__(self, x):
+        shutil.rmtree(self.place)
+        shutil.copytree(self.source, self.place)
+        return x
+
+
+@dataclass
 class Poison:
     """Replaces one sample by a number that is none, as a fault that passes would."""
 

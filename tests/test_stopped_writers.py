@@ -20,7 +20,14 @@ from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Store
 from stopped_run import TIMEOUT, build, chunks, run
 
-OTHER = {"influence": build(regularization=0.1)}  # another run with arrays of the same shapes
+
+def other_model():
+    influence = build()
+    influence.model.layers[2].bias.data[0] += 1
+    return influence
+
+
+OTHER = {"influence": other_model()}  # another run, with arrays of the same shapes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -210,7 +217,34 @@ def test_self_influences_are_not_kept_in_a_run_that_has_taken_the_place(tmp_path
     assert (store / "self_influence").exists()
 
 
-# 2. Workers that outlive their run
+# 2. Readers of a store that changes hands
+
+
+def test_a_query_whose_rows_are_replaced_meanwhile_is_stopped(tmp_path):
+    rows = {"rows": "zarr"}
+    first, second = (
+        run(tmp_path / "run.zarr", **rows),
+        run(tmp_path / "second.zarr", **rows, **OTHER),
+    )
+    replace = stopped_run.Replace(tmp_path / "run.zarr", tmp_path / "second.zarr")
+    test = stopped_run.loader(stopped_run.samples(4, 3), 4)
+    with pytest.raises(StoreError, match=r"run\.zarr.* was replaced meanwhile"):
+        first.query(build(replace), test, tmp_path / "query.zarr", progress=False)
+    assert InfluenceRun(tmp_path / "run.zarr").attrs == second.attrs  # the premise
+
+
+def test_a_query_of_a_query_whose_rows_were_replaced_is_refused(tmp_path):
+    test = stopped_run.loader(stopped_run.samples(4, 3), 4)
+    first = run(tmp_path / "run.zarr", rows="zarr")
+    query = first.query(build(), test, tmp_path / "query.zarr", progress=False)
+    query.query(build(), test, tmp_path / "control.zarr", progress=False)
+    run(tmp_path / "run.zarr", rows="zarr", overwrite=True, **OTHER)
+    with pytest.raises(StoreError, match=r"holds another run now: model differ"):
+        query.query(build(), test, tmp_path / "again.zarr", progress=False)
+    assert not (tmp_path / "again.zarr").exists()
+
+
+# 3. Workers that outlive their run
 
 
 @pytest.mark.slow
@@ -253,7 +287,7 @@ def test_dask_workers_do_not_write_into_the_run_after_their_own(tmp_path, other)
         assert_same(store, other)
 
 
-# 3. What stays of a call that was killed
+# 4. What stays of a call that was killed
 
 
 def test_a_run_that_is_killed_while_intermediate_results_are_deleted(tmp_path, plain):

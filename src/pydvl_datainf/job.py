@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.batches import Batch, slice_batch
-from pydvl_datainf.errors import ModelError, NonFiniteError
+from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.half import decoded, encoded
 from pydvl_datainf.inputs import Inputs
@@ -18,7 +18,7 @@ from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.plan import Piece, Plan, Tiling, pieces
 from pydvl_datainf.samples import Samples, Survey, read_again
-from pydvl_datainf.store import WORK, Store
+from pydvl_datainf.store import WORK, Array, Store
 from pydvl_datainf.vectors import BlockVectors
 
 VECTORS = f"{WORK}/vectors"
@@ -42,6 +42,7 @@ class Job:
         by_block: whether each block has scores of its own.
         top_k: how many scores are kept at either end; None = all.
         writer: of the store, while it is this run's.
+        rows_of: the fingerprint of the run whose rows are used, where it is another one.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class Job:
     by_block: bool = False
     top_k: int | None = None
     writer: str | None = None
+    rows_of: Any = None
     gradients: int = 0
     _is_checked: bool = False
     _store: Store | None = None
@@ -252,19 +254,29 @@ class Job:
             return torch.cat([self._stored_block(device, tile, block) for tile in tiles])
         return torch.cat([rows[block] for tile in tiles for _, rows in self.rows(inputs, tile)])
 
+    def _read_rows(self, name: str, where: Any) -> Array:
+        values, store = self.rows_store.read(name, where), self.rows_store
+        # Afterwards: the other run may be replaced at any time.
+        if self.rows_of is not None and self.rows_of != store.attributes["fingerprint"]:
+            raise StoreError(
+                f"{store}, the store whose rows this run uses, was replaced meanwhile. Put the run "
+                "that was there back, or query the one that is there now."
+            )
+        return values
+
     def _stored_block(self, device: torch.device, tile: int, block: str) -> Tensor:
         wanted, names = self.plan.train[tile], list(self.widths)
         b = names.index(block)
         start = sum(self.widths[name] for name in names[:b])
         columns = slice(start, start + self.widths[block])
-        halves = torch.from_numpy(self.rows_store.read("rows", (wanted, columns)))
-        scales = torch.from_numpy(self.rows_store.read("row_scales", wanted))[:, b]
+        halves = torch.from_numpy(self._read_rows("rows", (wanted, columns)))
+        scales = torch.from_numpy(self._read_rows("row_scales", wanted))[:, b]
         return decoded(halves.to(device), scales.to(device), getattr(torch, self.precision))
 
     def _stored_rows(self, device: torch.device, tile: int) -> Iterator[tuple[slice, BlockVectors]]:
         wanted = self.plan.train[tile]
-        halves = torch.from_numpy(self.rows_store.read("rows", wanted))
-        scales = torch.from_numpy(self.rows_store.read("row_scales", wanted))
+        halves = torch.from_numpy(self._read_rows("rows", wanted))
+        scales = torch.from_numpy(self._read_rows("row_scales", wanted))
         dtype = getattr(torch, self.precision)
         for start in range(0, len(halves), self.plan.step):
             place = slice(start, min(start + self.plan.step, len(halves)))

@@ -75,6 +75,7 @@ def launch(
             by_block=wishes.by_block,
             top_k=None if wishes.top_k is None else min(wishes.top_k, plan.n),
             writer=uuid.uuid4().hex,
+            rows_of=training.rows_of,
         )
         _enter(store, stored, fingerprint, training.rows_in, job)
         _lay_out(store, job, columns)

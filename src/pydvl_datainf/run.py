@@ -20,7 +20,7 @@ from pydvl_datainf.plan import Plan
 from pydvl_datainf.ranking import Best
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store
-from pydvl_datainf.training import Parent
+from pydvl_datainf.training import Parent, check_rows
 from pydvl_datainf.wishes import Wishes
 from pydvl_datainf.work import APPROXIMATION, ENDS, all_self_influences
 
@@ -35,18 +35,6 @@ ARRAYS = (
     "train",
 )
 """What every run has."""
-
-SHARED = (
-    "method",
-    "objective",
-    "dtype",
-    "model",
-    "blocks",
-    "damping",
-    "training samples",
-    "training data",
-)
-"""Parts of the fingerprint in which a query is as the run whose rows it uses."""
 
 
 class InfluenceRun:
@@ -377,14 +365,7 @@ class InfluenceRun:
             return self
         rows = InfluenceRun(place)
         rows._check_complete()
-        mine, theirs = (run.attrs["fingerprint"] for run in (self, rows))
-        other = [key for key in SHARED if mine[key] != theirs[key]]
-        if other:
-            raise StoreError(
-                f"{place}, the store whose rows this run used, holds another run now: "
-                f"{', '.join(other)} differ. Put the run that was there back, or query the one "
-                "that is there now."
-            )
+        check_rows(self.attrs["fingerprint"], rows.attrs["fingerprint"], place)
         return rows
 
     def _computed_self_influence(self) -> Array:

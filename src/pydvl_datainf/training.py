@@ -10,6 +10,38 @@ from pydvl_datainf.plan import Plan
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import Array, Store, differences, is_shared, listed
 
+SHARED = (
+    "method",
+    "objective",
+    "dtype",
+    "model",
+    "blocks",
+    "damping",
+    "training samples",
+    "training data",
+)
+"""Parts of the fingerprint in which a query is as the run whose rows it uses."""
+
+
+def check_rows(mine: Mapping[str, Any], theirs: Mapping[str, Any], place: Any) -> None:
+    """Refuses the rows of another run than those that a run has used.
+
+    Args:
+        mine: the fingerprint of the run.
+        theirs: the fingerprint that is now in the store of the rows.
+        place: of that store.
+
+    Raises:
+        StoreError: if they do not agree in what decides the rows.
+    """
+    other = [key for key in SHARED if mine[key] != theirs[key]]
+    if other:
+        raise StoreError(
+            f"{place}, the store whose rows this run used, holds another run now: "
+            f"{', '.join(other)} differ. Put the run that was there back, or query the one "
+            "that is there now."
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
@@ -21,6 +53,7 @@ class Fresh:
 
     survey: Survey
     rows_in: None = None
+    rows_of: None = None
 
     @property
     def n(self) -> int:
@@ -53,7 +86,8 @@ class Parent:
         store: of the run.
 
     Raises:
-        StoreError: if it is not complete, keeps no rows, or is in memory.
+        StoreError: if it is not complete, keeps no rows, is in memory, or used rows of a run that
+            has been replaced.
     """
 
     store: Store
@@ -71,6 +105,7 @@ class Parent:
                 f"{self.store} is not complete, or keeps no training rows. A run that is to answer "
                 'further queries is made with rows="zarr".'
             )
+        check_rows(self.attributes["fingerprint"], self.rows_of, self.rows_in)
 
     @property
     def n(self) -> int:
@@ -91,6 +126,11 @@ class Parent:
     def rows_in(self) -> Any:
         """Where the rows are: a run that was itself a query has none of its own."""
         return self.attributes["rows_in"] or str(self.store)
+
+    @property
+    def rows_of(self) -> Any:
+        """The fingerprint of the run that is there."""
+        return Store(self.rows_in, read_only=True).attributes["fingerprint"]
 
     def fingerprint(self, model: Description) -> dict[str, Any]:
         """What both runs have in common.
