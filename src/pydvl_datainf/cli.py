@@ -199,7 +199,11 @@ def report(
 )
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
 @click.option("--jobs", type=int, help="Processes on this machine.")
-@click.option("--overwrite", is_flag=True, help="Replace another run in --out.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a run in --out; what this very job had begun goes on.",
+)
 @click.option("--dry-run", is_flag=True, help="Tell what the run would take, and stop.")
 @click.option("--progress/--no-progress", default=True, show_default=True, help="Show bars.")
 def run(

@@ -447,7 +447,8 @@ def run_influences(
             inverse with the exact one, for `InfluenceRun.approximation_error`. "auto" = 256, or
             fewer where `memory` is too small, or none; 0 = do not. Exact and plain
             Hessian-free influences approximate nothing, so that nothing is compared.
-        overwrite: replace another run in the store.
+        overwrite: replace the run in the store, but for one that this very call had begun, with
+            the same versions of the packages, when it was stopped: that goes on.
         progress: show a bar for each stage.
 
     Returns:
@@ -458,7 +459,7 @@ def run_influences(
         StoreExistsError: if it holds another run or something else.
         PlanError: if nothing fits in memory, or arguments do not go together.
         SourceError: if data has no fixed order, or changes between two reads.
-        ClusterError: if the workers cannot be reached or do not suit.
+        ClusterError: if the workers cannot be reached, do not suit, or are lost.
         ModelError: if the model is unsupported, or a gradient is not finite; names the sample.
         DampingError: if no λ can be chosen, or scores overflow.
     """

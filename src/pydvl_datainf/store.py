@@ -180,7 +180,7 @@ class Store:
         pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.old")
         for old in path.parent.iterdir():
             if pattern.fullmatch(old.name) and old.is_dir():
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
 
     # Its writers
 
@@ -282,8 +282,7 @@ class Store:
                     f"Another run is writing to {self}. Wait for it, or choose another store."
                 )
         try:
-            with os_errors_named(self):
-                self._remove_replaced(path)
+            self._remove_replaced(path)
             yield
         finally:
             release(file, lock)

@@ -83,14 +83,13 @@ class Watch:
             ClusterError: if it does not answer.
         """
         try:
-            known: dict[str, Any] = within(ANSWER_WITHIN, self.client.scheduler_info, n_workers=-1)[
-                "workers"
-            ]
-        except (OSError, TimeoutError, RuntimeError) as error:
+            answer = within(ANSWER_WITHIN, self.client.scheduler_info, n_workers=-1)
+        except (OSError, RuntimeError) as error:  # a TimeoutError is an OSError
             raise ClusterError(
                 f"The Dask scheduler does not answer ({type(error).__name__} {error}). See to it, "
                 "and call run_influences again with the same arguments."
             ) from error
+        known: dict[str, Any] = answer.get("workers", {})
         now = monotonic()
         for address, worker in known.items():
             last, _ = self._heard.get(address, (None, now))
@@ -168,7 +167,7 @@ class Watch:
         try:
             known = self.workers()
             given = within(ANSWER_WITHIN, self.client.processing)
-        except (ClusterError, OSError, TimeoutError):
+        except (ClusterError, OSError):
             return f"the Dask scheduler does not answer, and {waiting}"
         if not known:
             return f"the cluster has no workers, and {waiting}"
