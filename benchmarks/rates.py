@@ -29,7 +29,7 @@ from pydvl_datainf import CausalLM, DataInfInfluence
 from pydvl_datainf.fingerprint import fingerprint
 from pydvl_datainf.half import decoded, encoded
 from pydvl_datainf.inverse.damping import squared_norms
-from pydvl_datainf.inverse.sherman_morrison import correction
+from pydvl_datainf.inverse.sherman_morrison import add_correction
 from pydvl_datainf.samples import ListedSamples, surveyed
 from pydvl_datainf.store import Store
 
@@ -155,7 +155,7 @@ def add_bytes(table: Table, repeats: int) -> None:
     seconds = medians(
         {
             "rows encoded": partial(encoded, rows),
-            "rows decoded": partial(decoded, halves, scales),
+            "rows decoded": partial(decoded, halves, scales, torch.float64),
             "norms of rows": partial(squared_norms, rows),
         },
         repeats,
@@ -225,13 +225,13 @@ def chunks(store: Store) -> list[Path]:
 
 def add_inverse(table: Table, batch: int, test: int, repeats: int) -> None:
     """Operations a second, for pieces of one batch and of 128 samples."""
-    V = torch.randn(test, WIDTH)
+    V, summed = torch.randn(2, test, WIDTH, dtype=torch.float64)
     for b in (batch, 128):
         G = torch.randn(b, WIDTH)
         seconds = medians(
             {
-                "correction, two products": partial(correction, G, V, 1.0),
-                "scores, one product": partial(torch.matmul, V, G.mT),
+                "correction, two products": partial(add_correction, summed, G, V, 1.0),
+                "scores, one product": lambda G=G: V @ G.double().mT,
             },
             repeats,
         )

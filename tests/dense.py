@@ -6,6 +6,7 @@ dense matrices, `torch.linalg.solve`.
 
 import copy
 
+import numpy as np
 import torch
 
 
@@ -40,6 +41,19 @@ def datainf_matrix(rows, damping):
     for g in rows:
         total += torch.linalg.solve(torch.outer(g, g) + damping * eye, eye)
     return total / n
+
+
+def datainf_products(test_rows, fit_rows, train_rows, damping):
+    """v_tᵀ (1/n) Σ_i (g_i g_iᵀ + λ I)⁻¹ g_k from scalar products, for blocks too wide for a matrix.
+
+    In extended precision, since the difference cancels where the g_i are nearly parallel.
+    """
+    v, g, k = (
+        rows.double().numpy().astype(np.longdouble) for rows in (test_rows, fit_rows, train_rows)
+    )
+    weights = 1 / (damping + (g * g).sum(1))
+    products = (v @ k.T - ((v @ g.T) * weights) @ (g @ k.T) / len(g)) / damping
+    return torch.from_numpy(products.astype(np.float64))
 
 
 def exact_matrix(rows, damping):

@@ -5,23 +5,33 @@ has torch loaded, so that ten of them cost little more than one.
 """
 
 import asyncio
+import json
 import multiprocessing
 import os
+import re
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from distributed import Client
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from zarr.storage import LocalStore
 
 from pydvl_datainf import DataInfInfluence, run_influences
+from pydvl_datainf.locking import acquire, release, writing_in
 from pydvl_datainf.run import InfluenceRun
 
 N, M = 23, 11
@@ -123,6 +133,32 @@ class Block:
 
 
 @dataclass
+class Hold:
+    """Says which process it is in, and stays there until it may go on."""
+
+    signs: Path
+    go: Path
+
+    def __call__(self, x):
+        (self.signs / str(os.getpid())).touch()
+        wait_for(self.go.exists)
+        return x
+
+
+@dataclass
+class Replace:
+    """Puts another run in the place of one."""
+
+    place: Path
+    source: Path
+
+    def __call__(self, x):
+        shutil.rmtree(self.place)
+        shutil.copytree(self.source, self.place)
+        return x
+
+
+@dataclass
 class Poison:
     """Replaces one sample by a number that is none, as a fault that passes would."""
 
@@ -181,6 +217,30 @@ def run_blocked(folder, sign):
     run(folder, Block(sign))
 
 
+def run_held(folder, signs, go, settings):
+    run(folder, Hold(signs, go), **settings)
+
+
+def run_held_in(temporary, *arguments):
+    """With temporary files there, in its own processes too."""
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary
+    run_held(*arguments)
+
+
+def run_killed_in_deletion(folder, name, settings):
+    """Dies when some of a folder of that name is deleted."""
+    rmtree = shutil.rmtree
+
+    def rmtree_or_die(path, *arguments, **options):
+        if re.fullmatch(name, Path(path).name):
+            (Path(path) / "zarr.json").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        rmtree(path, *arguments, **options)
+
+    shutil.rmtree = rmtree_or_die
+    run(folder, **settings)
+
+
 def run_with_largest_file(folder, size, hidden):
     """As on a full disk: no file may become larger than `size` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -206,6 +266,43 @@ def become_nobody():
         os.setuid(65534)
 
 
+def race(path, inside, seconds, sender):
+    """Takes and leaves a lock for some time; counts how often, and how often it was not alone."""
+    entries, met, end = 0, 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        file = acquire(path)
+        if file is not None:
+            entries += 1
+            try:
+                inside.touch(exist_ok=False)
+            except FileExistsError:
+                met += 1
+            inside.unlink(missing_ok=True)
+            release(file, path)
+    sender.send((entries, met))
+
+
+def hold_and_fork(path, child):
+    """Locks a file, and has a child that outlives it."""
+    acquire(path)
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(TIMEOUT)
+        os._exit(0)
+    unnamed = child.with_suffix(".part")
+    unnamed.write_text(str(pid))
+    unnamed.rename(child)
+    time.sleep(TIMEOUT)
+
+
+def write_for(folder, sign, seconds):
+    """Is at a file in a folder for some time."""
+    with writing_in(folder):
+        sign.touch()
+        time.sleep(seconds)
+        sign.write_text("done")
+
+
 # Processes
 
 
@@ -220,8 +317,8 @@ def start_fork_server():
         forkserver.ensure_running()
 
 
-def started(function, *arguments):
-    process = PROCESSES.Process(target=function, args=arguments, daemon=True)
+def started(function, *arguments, daemon=True):
+    process = PROCESSES.Process(target=function, args=arguments, daemon=daemon)
     process.start()
     return process
 
@@ -269,3 +366,38 @@ def _report(sender, function, *arguments):
         sender.send(error)
     else:
         sender.send(None)
+
+
+def is_alive(pid):
+    """Whether a process runs that may be another one's child."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def cluster(folder, workers=1, options=()):
+    """A Dask cluster of processes of its own, from the command line: address and processes."""
+    address_file = folder / "scheduler.json"
+    command = [str(Path(sys.executable).with_name("dask"))]
+    place = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(address_file)]
+    scheduler = [*command, "scheduler", "--port", "0", *place]
+    worker = [*command, "worker", "--nthreads", "1", "--no-nanny", *options, *place]
+    quiet = {
+        "stderr": subprocess.DEVNULL,
+        "cwd": folder,
+        "env": os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    }
+    processes = [subprocess.Popen(scheduler, **quiet)]
+    try:
+        wait_for(address_file.exists)
+        processes += [subprocess.Popen(worker, **quiet) for _ in range(workers)]
+        with Client(scheduler_file=str(address_file), timeout=TIMEOUT) as client:
+            client.wait_for_workers(workers, timeout=TIMEOUT)
+        yield json.loads(address_file.read_text())["address"], processes
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait(TIMEOUT)

@@ -1,5 +1,6 @@
 """Rows of language and image models equal one backward pass per sample, in each precision."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,12 +51,6 @@ EXPERTS = frozenset(
     for i in range(2)
     for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
 )
-JOINED = frozenset(
-    f"model.decoder.layers.{i}.{layer}.{name}"
-    for i in range(2)
-    for layer in ("fc1", "fc2", "final_layer_norm")
-    for name in ("weight", "bias")
-) | {"model.decoder.embed_positions.weight"}
 BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 CASES = {
@@ -63,6 +58,9 @@ CASES = {
     "bert, lora": Case(adapted(tiny.bert, "query", "value"), *CLASSES),
     "bert, tokens": Case(
         tiny.bert_tokens, TokenClassification(), tiny.token_loss, tiny.labelled_tokens
+    ),
+    "bert, masked": Case(
+        tiny.bert_masked, TokenClassification(), tiny.token_loss, tiny.labelled_tokens
     ),
     "roberta": Case(tiny.roberta, *CLASSES),
     "roberta, lora": Case(adapted(tiny.roberta, "query", "dense"), *CLASSES),
@@ -77,8 +75,12 @@ CASES = {
     "mistral": Case(tiny.mistral, *ANSWERS),
     "mixtral": Case(tiny.mixtral, *ANSWERS, EXPERTS),
     "mixtral, lora": Case(adapted(tiny.mixtral, "q_proj", "v_proj"), *ANSWERS),
-    "opt": Case(tiny.opt, *ANSWERS, JOINED),
-    "opt, lora": Case(adapted(tiny.opt, "q_proj", "v_proj"), *ANSWERS),
+    "qwen2 moe, lora": Case(
+        adapted(tiny.qwen2_moe, "q_proj", "shared_expert.up_proj", "shared_expert.down_proj"),
+        *ANSWERS,
+    ),
+    "opt": Case(tiny.opt, *ANSWERS),
+    "opt, lora": Case(adapted(tiny.opt, "q_proj", "fc1", "fc2"), *ANSWERS),
     "t5": Case(
         tiny.t5,
         Translation(),
@@ -89,11 +91,7 @@ CASES = {
     "t5, lora": Case(
         adapted(tiny.t5, "q", "v"), Translation(), tiny.translation_loss, tiny.translations
     ),
-    "vit": Case(
-        tiny.vit,
-        *IMAGES,
-        frozenset({"vit.embeddings.cls_token", "vit.embeddings.position_embeddings"}),
-    ),
+    "vit": Case(tiny.vit, *IMAGES),
     "vit, lora": Case(adapted(tiny.vit, "q_proj", "v_proj"), *IMAGES),
 }
 
@@ -114,13 +112,30 @@ def rows_of(engine, batch):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_rows_are_those_of_one_backward_pass_per_sample(case, attention):
-    """Also where a batch has as many samples as positions, and after a batch of one."""
+    """Also where a batch has as many samples as positions, and after a batch of one.
+
+    Eager attention takes its softmax in float32, so that the zero gradients of key biases are noise
+    which a float64 model does not explain.
+    """
     model = case.model(attn_implementation=attention).double().eval()
-    engine = engine_of(case, model, strict=not case.per_sample)
+    engine = engine_of(case, model, strict=attention == "sdpa" and not case.per_sample)
     for length, positions in ((4, 7), (1, 5), (6, 6), (3, 9)):
         batch = tiny.in_float64(case.batch(length, positions))
         exact = dense.gradients(model, case.loss, batch, tiny.names_of(model))
         tiny.assert_rows_close(rows_of(engine, batch), exact)
+
+
+def test_a_model_is_compared_once_whatever_the_sizes(case, monkeypatch):
+    """One pass more for each batch would take half as long again."""
+    compared = []
+    compare = CaptureEngine._compared
+    monkeypatch.setattr(
+        CaptureEngine, "_compared", lambda *given: (compared.append(1), compare(*given))[1]
+    )
+    engine = engine_of(case, case.model().eval())
+    for length, positions in ((4, 7), (6, 6), (3, 9), (4, 7), (2, 5), (5, 8)):
+        engine.rows(case.batch(length, positions))
+    assert len(compared) == 1
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2)])
@@ -148,10 +163,11 @@ def test_only_what_is_used_outside_its_layer_gets_single_passes(name):
     torch.manual_seed(11)
     case = CASES[name]
     model = case.model().double().eval()
-    with pytest.warns(UserWarning, match=f"for {len(case.per_sample)} parameters") as told:
+    with pytest.warns(UserWarning, match="One backward pass per sample") as told:
         rows_of(engine_of(case, model), tiny.in_float64(case.batch()))
-    assert len(told) == 1
-    assert all(parameter in str(told[0].message) for parameter in case.per_sample)
+    assert set(
+        re.findall(r"[\w.]*\.(?:weight|\w+_proj)\b", " ".join(str(w.message) for w in told))
+    ) == (case.per_sample)
 
 
 @pytest.mark.parametrize(

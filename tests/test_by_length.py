@@ -96,10 +96,16 @@ def test_labels_of_another_text_of_the_same_width_are_not_cut():
     assert piece["input_ids"].shape == (1, 6)
 
 
+def test_kinds_of_tokens_are_cut_like_the_tokens():
+    kinds = {name: torch.ones(2, 6).long() for name in ("token_type_ids", "mm_token_type_ids")}
+    (_, piece), *_ = pieces_by_length(batch_of(torch.tensor([2, 3]), 6) | kinds, 1)
+    assert {tuple(piece[name].shape) for name in (*kinds, "input_ids")} == {(1, 3)}
+
+
 def test_other_tensors_are_not_cut():
-    batch = batch_of(torch.tensor([2, 3]), 6) | {"weights": torch.rand(2, 6)}
+    batch = batch_of(torch.tensor([2, 3]), 6) | {"features": torch.rand(2, 5)}
     (_, piece), *_ = pieces_by_length(batch, 1)
-    assert piece["weights"].shape == (1, 6)
+    assert piece["features"].shape == (1, 5)
     assert piece["input_ids"].shape == (1, 3)
 
 
@@ -205,3 +211,31 @@ def test_a_sample_of_padding_alone_keeps_its_place():
     rows = ByLengthEngine(engine, 1).rows(batch)["block"]
     assert rows[2, 0] == 0
     assert engine.shapes == [(1, 3), (1, 2), (1, 1)]
+
+
+def test_whatever_has_an_entry_for_each_token_is_cut_with_the_tokens():
+    """And nothing else: features with as many entries as there are samples stay whole."""
+    batch = batch_of(LENGTHS, columns=15)
+    by_token = {
+        "mm_token_type_ids": torch.randint(0, 3, (7, 15)),
+        "bbox": torch.randint(0, 9, (7, 15, 4)),
+        "inputs_embeds": torch.randn(7, 15, 15),
+        "token_weights": torch.rand(7, 15),
+    }
+    features = torch.randn(7, 7)
+    for where, piece in pieces_by_length({**batch, **by_token, "features": features}, 24):
+        width = piece["input_ids"].shape[1]
+        assert width == LENGTHS[where].max()
+        for name, tensor in by_token.items():
+            assert torch.equal(piece[name], tensor[where, :width])
+        assert torch.equal(piece["features"], features[where])
+
+
+def test_embeddings_in_place_of_ids(llama):
+    batch = batch_of(LENGTHS, 15)
+    embedded = llama.get_input_embeddings()(batch.pop("input_ids")).detach()
+    batch["inputs_embeds"] = embedded
+    plain = DataInfInfluence(llama, CausalLM()).fit([batch])
+    cut = DataInfInfluence(llama, CausalLM(), max_tokens=20).fit([batch])
+    expected, scores = (i.self_influences() for i in (plain, cut))
+    torch.testing.assert_close(scores, expected, rtol=1e-9, atol=0)

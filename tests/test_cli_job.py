@@ -2,15 +2,20 @@
 
 import json
 import re
+from typing import ClassVar
 
+import datasets
+import fsspec
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from distributed import LocalCluster
+from fsspec.implementations.memory import MemoryFileSystem
+from transformers import BertConfig
 
 import dense
-from pydvl_datainf import CausalLM, InfluenceRun, work
+from pydvl_datainf import CausalLM, InfluenceRun, ModelError, planning, work
 from pydvl_datainf.cli import main
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
@@ -21,6 +26,7 @@ from pydvl_datainf.huggingface import (
     read_records,
 )
 from pydvl_datainf.jobfile import texts
+from pydvl_datainf.jobfile.schema import Job
 from tuned import sums, tokenizer, write_lines
 
 pytestmark = [
@@ -152,12 +158,54 @@ def test_a_stopped_run_goes_on(folder, monkeypatch):
     monkeypatch.setattr(work, "write_scores", stopping)
     result = invoke("run", folder / "job.yaml", "--no-progress")
     assert result.exit_code == 130
-    assert "the same command goes on" in result.output
+    assert "the same command goes on; the pass over" in result.output
     assert not InfluenceRun(folder / "out.zarr").is_complete
     monkeypatch.undo()
     done("run", folder / "job.yaml", "--no-progress")
     whole, resumed = (InfluenceRun(folder / f"{name}.zarr") for name in ("whole", "out"))
     assert np.array_equal(whole.scores[...], resumed.scores[...])
+
+
+@pytest.mark.parametrize(
+    ("rows", "told", "again"),
+    [
+        ("memory", "are gone: those that are still needed, 20 at most, are computed again", 20),
+        ("zarr", "the training gradients on disk are not computed again", 0),
+    ],
+)
+def test_a_stop_tells_what_is_computed_again(folder, monkeypatch, rows, told, again):
+    """And that is what is: beside the gradients of 4 + 4 test and 20 training samples."""
+
+    def stopping(*arguments):
+        raise KeyboardInterrupt
+
+    changed(folder, rows=rows)
+    monkeypatch.setattr(work, "write_factors", stopping)
+    result = invoke("run", folder / "job.yaml", "--no-progress")
+    assert result.exit_code == 130
+    assert told in result.output
+    monkeypatch.undo()
+    done("run", folder / "job.yaml", "--no-progress")
+    assert InfluenceRun(folder / "out.zarr").attrs["gradients"] == 28 + again
+
+
+def test_a_stop_before_there_is_a_run_says_so(folder, monkeypatch):
+    def stopping(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "describe", stopping)
+    result = invoke("run", folder / "job.yaml", "--no-progress")
+    assert result.exit_code == 130
+    assert "before there was anything of the result" in result.output
+
+
+def test_a_dry_run_foretells_that_many_gradients_go_to_the_disk(folder, monkeypatch):
+    monkeypatch.setattr(planning, "MOST_IN_MEMORY", 19)
+    shown = done("run", folder / "job.yaml", "--dry-run", "--no-progress")
+    assert "Rows kept on disk, in half precision" in shown
+    assert "Disk 18.31 kiB" in shown  # 2·20·256 of rows, 4·20·4 of scores, 8·4·256 of factors
+    done("run", folder / "job.yaml", "--no-progress")
+    assert InfluenceRun(folder / "out.zarr").plan.rows == "zarr"
 
 
 def test_a_dry_run_tells_and_writes_nothing(folder):
@@ -332,6 +380,50 @@ def test_the_trained_head_is_left_out_or_in_and_the_result_says_so(classificatio
     assert "Heads classifier, score take part" in shown
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_labels_that_are_stored_as_numbers_go_by_their_names(classification, kind):
+    done("run", classification / "job.yaml", "--no-progress")
+    verdict = datasets.ClassLabel(names=["good", "bad"])  # the job has them the other way round
+    for side, count in (("train", 15), ("test", 3)):
+        data = datasets.Dataset.from_list(reviews(count)).cast_column("verdict", verdict)
+        data = data.add_column("shown", data["verdict"]).cast_column("shown", verdict)
+        data.save_to_disk(classification / f"{side}.folder")
+        data.to_parquet(classification / f"{side}.parquet")
+    columns = {"text": "review", "label": "verdict", "show": ["shown"]}
+    files = {side: f"{side}.{kind}" for side in ("train", "test")}
+    changed(classification, columns=columns, out="named.zarr", **files)
+    done("run", classification / "job.yaml", "--no-progress")
+    text, named = (InfluenceRun(classification / f"{name}.zarr") for name in ("out", "named"))
+    np.testing.assert_array_equal(named.scores[...], text.scores[...])
+    for name in ("label", "shown"):
+        assert named.metadata("test")[name].tolist() == ["good", "bad", "good"]
+    changed(classification, labels=["awful", "good"], out="unknown.zarr")
+    message = failed(2, "run", classification / "job.yaml", "--no-progress")
+    assert "row 1: label 'bad' must be" in " ".join(message.split())
+
+
+@pytest.mark.parametrize(
+    ("id2label", "label2id"),
+    [
+        ({0: "bad", 1: "good"}, None),
+        ({0: "LABEL_0", 1: "LABEL_1"}, {"bad": 0, "good": 1}),
+        ({0: "bad", 1: "good"}, {"bad": 0, "good": 1}),
+    ],
+)
+def test_names_of_outputs_from_either_table(id2label, label2id):
+    config = BertConfig(id2label=id2label, label2id=label2id)
+    job = Job(task="sequence-classification", model="m", train="t", test="t", out="o")
+    encoder = texts.encoder_of(job, tokenizer(), config)
+    assert [encoder.label_ids[name] for name in ("bad", "good")] == [0, 1]
+
+
+def test_tables_of_outputs_that_contradict_each_other_are_refused():
+    config = BertConfig(id2label={0: "bad", 1: "good"}, label2id={"bad": 1, "good": 0})
+    job = Job(task="token-classification", model="m", train="t", test="t", out="o")
+    with pytest.raises(ModelError, match=r"contradicts itself: id2label .*config\.json"):
+        texts.encoder_of(job, tokenizer(), config)
+
+
 def test_workers_of_a_scheduler_and_processes_give_the_same(classification):
     changed(classification, rows="recompute")
     done("run", classification / "job.yaml", "--no-progress")
@@ -404,6 +496,84 @@ def test_invalid_jobs_begin_nothing(folder, fields, message):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"id": "\ud800"}, "train.jsonl, line 21: column 'id' is not text"),
+        ({"prompt": "\udc80"}, "train.jsonl, line 21: column 'prompt' is not text"),
+        ({"extra": "\ud800"}, "train.jsonl, line 21: column 'extra' is not text"),
+        ({"id": 10**20}, "train.jsonl, line 21: column 'id' holds 1000"),
+        ({"id": float("nan")}, "line 21: column 'id' holds nan; it must be all texts or all num"),
+        ({"id": True}, "line 21: column 'id' holds True; it must be all texts or all numbers"),
+        (
+            {"extra": True},
+            "line 21: column 'extra' holds True; .*all texts or all numbers or all t",
+        ),
+        ({"extra": 2**63}, "line 21: column 'extra' holds a number beyond 64 bits"),
+    ],
+)
+def test_hostile_records_begin_nothing(folder, record, message):
+    records = [{**one, "extra": 1} for one in sums(20)]
+    last = {"id": "last", "prompt": "What is 3?", "answer": " It is 3.", "extra": 1}
+    write_lines(folder / "test.jsonl", records[:3])
+    write_lines(folder / "train.jsonl", [*records, last | record])
+    changed(folder, columns={"id": "id", "show": ["extra"]})
+    before = sorted(folder.iterdir())
+    assert re.search(message, failed(2, "run", folder / "job.yaml", "--no-progress"))
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("foo://bar", "foo://bar cannot be opened: Protocol not known: foo"),
+        ("reference://x", "reference://x cannot be opened: .*missing 1 required"),
+        ("nobucket://bucket/x", "Writing to .* failed: The bucket does not exist.* mend the cause"),
+        ("train.jsonl", "train.jsonl is a file"),
+        ("train.jsonl/x", "train.jsonl is a file"),
+        ("/proc/x", "/proc/x cannot be written: /proc takes no files"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_places_that_take_no_result_are_told_with_the_true_reason(folder, out, message):
+    fsspec.register_implementation("nobucket", NoBucket, clobber=True)
+    changed(folder, out=out)
+    before = sorted(folder.iterdir())
+    told = failed(2, "run", folder / "job.yaml", "--no-progress")
+    assert re.search(message, told)
+    assert "make room" not in told
+    assert "never replaced" not in told
+    assert "Another run" not in told
+    assert sorted(folder.iterdir()) == before
+
+
+class NoBucket(MemoryFileSystem):
+    """Answers as an object store does whose bucket is not there."""
+
+    protocol = "nobucket"
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+    def pipe_file(self, path, value, **options):
+        raise FileNotFoundError("The bucket does not exist")
+
+
+def test_a_path_with_colons_is_a_path(folder):
+    changed(folder, rows="zarr")
+    done("run", folder / "job.yaml", "--no-progress", "--out", folder / "a::b.zarr")
+    assert InfluenceRun(folder / "a::b.zarr").is_complete
+    assert "Training samples 20" in done("info", folder / "a::b.zarr", "--check")
+    done("run", folder / "job.yaml", "--no-progress", "--jobs", 2, "--out", folder / "c::d.zarr")
+    one, two = (InfluenceRun(folder / name).scores[...] for name in ("a::b.zarr", "c::d.zarr"))
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6 * np.abs(one).max())
+
+
+def test_too_little_memory_begins_nothing(folder):
+    changed(folder, memory=1)
+    assert "memory are too few" in failed(2, "run", folder / "job.yaml", "--no-progress")
+    assert not (folder / "out.zarr").exists()
+
+
 def test_an_unknown_method_is_told_with_those_that_there_are(folder):
     message = failed(2, "run", folder / "job.yaml", "--no-progress", "--method", "lissa")
     assert "option --method: 'method' must be 'datainf', 'exact', 'hessian-free' or" in message
@@ -436,7 +606,7 @@ def test_folders_that_hold_something_else_are_refused_before_anything(folder):
 
 def test_a_model_that_cannot_be_used_is_told(folder):
     changed(folder, parameters=["*.nothing"])
-    assert "No parameter fits" in failed(1, "run", folder / "job.yaml", "--no-progress")
+    assert "No parameter fits" in failed(2, "run", folder / "job.yaml", "--no-progress")
 
 
 def test_a_run_that_fails_keeps_what_it_has(folder, monkeypatch):

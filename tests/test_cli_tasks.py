@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -319,6 +320,28 @@ def test_arrays_give_the_same(denoising, tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
+def test_classes_that_are_stored_as_numbers_go_by_their_names(denoising, tmp_path):
+    done(tmp_path, denoising)
+    label = datasets.ClassLabel(names=["c", "b", "a"])
+    for name, count in (("train", 7), ("test", 3)):
+        columns = {
+            "image": [f"images/{i}.png" for i in range(count)],
+            "label": ["abc"[i % 3] for i in range(count)],
+        }
+        features = datasets.Features({"image": datasets.Value("string"), "label": label})
+        datasets.Dataset.from_dict(columns, features).save_to_disk(tmp_path / name)
+    job = denoising | {"train": "train", "test": "test", "out": "named.zarr"}
+    result = run(tmp_path, job)
+    assert result.exit_code == 2
+    assert "must be the number of a class, got 'a'. Name the model's classes" in result.stderr
+    done(tmp_path, job | {"labels": ["a", "b", "c"]})
+    first, second = (InfluenceRun(tmp_path / f"{n}.zarr") for n in ("out", "named"))
+    np.testing.assert_array_equal(second.scores[...], first.scores[...])
+    assert second.metadata("test")["label"].tolist() == ["a", "b", "c"]
+    result = run(tmp_path, job | {"labels": ["a", "b"]})
+    assert "label 'c' must be a number from 0 to 1, or one of a, b" in result.stderr
+
+
 def test_a_model_alone_with_its_schedule(denoising, tmp_path):
     done(tmp_path, denoising)
     unet().save_pretrained(tmp_path / "alone")
@@ -436,8 +459,28 @@ def test_an_adapter_as_pipelines_save_it(drawing, tmp_path):
     foreign = {f"text_encoder.{name}": tensor for name, tensor in load_file(weights).items()}
     save_file(foreign, tmp_path / "foreign.safetensors")
     result = run(tmp_path, job | {"adapter": "foreign.safetensors", "out": "foreign.zarr"})
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "foreign.safetensors" in result.stderr
+    assert not (tmp_path / "foreign.zarr").exists()
+
+
+@pytest.mark.parametrize("value", ["3", "-1", "inf", "9" * 30])
+def test_classes_that_the_model_does_not_have_begin_nothing(denoising, tmp_path, value):
+    path = tmp_path / "train.csv"
+    path.write_text(path.read_text().replace("images/1.png,1", f"images/1.png,{value}"))
+    result = run(tmp_path, denoising)
+    assert result.exit_code == 2, result.output
+    assert "line 3: column 'label' must be the number of a class" in result.stderr
+    assert "they go from 0 to 2" in result.stderr
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_pixels_of_no_known_size_are_refused(denoising, tmp_path):
+    path = tmp_path / "pipeline" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": None}))
+    result = run(tmp_path, denoising)
+    assert result.exit_code == 2, result.output
+    assert "sample_size is None" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ class Demo:
         return run.run_demo(settings, self.out, announce=self.lines.append, **wishes)
 
     def content(self):
-        paths = [p for p in self.out.rglob("*") if p.is_file() and p.name != output.LOCK]
+        paths = [p for p in self.out.rglob("*") if p.is_file()]
         return {path.relative_to(self.out): path.read_bytes() for path in paths}
 
 

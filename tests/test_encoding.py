@@ -1,5 +1,6 @@
 """From records to tokens and labels: what counts, what is cut, and what is refused."""
 
+import datasets
 import pytest
 import torch
 from tokenizers import processors
@@ -11,6 +12,7 @@ from pydvl_datainf.huggingface import (
     ClassEncoder,
     TagEncoder,
     TokenSamples,
+    read_records,
 )
 from pydvl_datainf.huggingface.records import Place
 from tuned import tokenizer
@@ -96,17 +98,6 @@ def test_what_is_no_conversation_is_refused(messages):
         ChatEncoder(TOKENIZER, 64).encode(placed(messages=messages))
 
 
-def test_templates_that_rewrite_earlier_turns_are_refused():
-    rewriting = tokenizer()
-    rewriting.chat_template = (
-        "{{ messages | length }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
-        "{% endfor %}"
-    )
-    record = placed(prompt="What?", answer="It.")
-    with pytest.raises(SourceError, match="writes turn 1 differently"):
-        AnswerEncoder(rewriting, 64, chat=True).encode(record)
-
-
 def test_templates_that_refuse_a_conversation_are_told_with_its_place():
     strict = tokenizer()
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
@@ -151,6 +142,28 @@ def test_long_samples_are_cut_as_long_as_some_of_the_answer_remains():
         AnswerEncoder(TOKENIZER, prompt).encode(record)
 
 
+class Slices(list):
+    """A list of which only parts are looked at."""
+
+    def __iter__(self):
+        raise AssertionError("all of it was looked at")
+
+
+def test_of_a_text_far_too_long_no_more_is_looked_at_than_stays():
+    words = tokenizer()
+
+    def long(text, **options):
+        encoded = words(text, **options)
+        return {**encoded, "offset_mapping": Slices(encoded["offset_mapping"])}
+
+    long.eos_token_id = words.eos_token_id
+    placed = (Place("x", "line", 1), {"prompt": "What is 2?", "answer": " It is 2." * 100})
+    cut = AnswerEncoder(long, 12).encode(placed)
+    whole = AnswerEncoder(words, 10**6).encode(placed)
+    assert len(whole["labels"]) > 100
+    assert cut == {name: values[:12] for name, values in whole.items()}
+
+
 def test_a_text_of_one_token_has_no_loss():
     with pytest.raises(SourceError, match="no token has a label"):
         AnswerEncoder(TOKENIZER, 1, prompt=None, answer="text").encode(placed(text="What"))
@@ -177,6 +190,72 @@ def test_names_that_are_numbers_leave_no_room_for_numbers_of_outputs():
     for label in (1, 0, "0"):
         with pytest.raises(SourceError, match="line 3: label"):
             encoder.encode(placed(text="x", label=label))
+
+
+def in_folder(folder, names, labels, **columns):
+    """Records of a `datasets` folder whose labels are numbers that stand for names."""
+    label = datasets.ClassLabel(names=names)
+    kinds = {True: datasets.List(label), False: label}
+    features = {name: datasets.Value("string") for name in columns}
+    features |= {"label": kinds[isinstance(labels[0], list)]}
+    columns |= {"label": labels}
+    data = datasets.Dataset.from_dict(columns).cast(datasets.Features(features))
+    data.save_to_disk(folder)
+    return read_records(folder)
+
+
+def test_names_of_labels_win_over_their_positions(tmp_path):
+    good, bad = in_folder(tmp_path, ["good", "bad"], [0, 1], text=["x", "y"])
+    assert [classes().encode(record)["labels"] for record in (good, bad)] == [1, 0]
+    assert classes().shown(good) == {"text": "x", "label": "good"}
+
+
+def test_names_of_several_labels_win_over_their_positions(tmp_path):
+    good, none = in_folder(tmp_path, ["good", "bad"], [[0], []], text=["x", "y"])
+    several = classes(problem="multi_label_classification")
+    assert several.encode(good)["labels"] == [0.0, 1.0]
+    assert several.encode(none)["labels"] == [0.0, 0.0]
+    assert several.shown(good)["label"] == "good"
+
+
+def test_names_of_tags_win_over_their_positions(tmp_path):
+    tags = datasets.List(datasets.ClassLabel(names=["B", "O"]))
+    features = {"words": datasets.List(datasets.Value("string")), "tags": tags}
+    columns = {"words": [["What", "is"]], "tags": [[0, 1]]}
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).save_to_disk(tmp_path)
+    (record,) = read_records(tmp_path)
+    encoder = TagEncoder(TOKENIZER, 64, {"O": 0, "B": 1}, 2)
+    assert [label for label in encoder.encode(record)["labels"] if label != -100] == [1, 0]
+    assert encoder.shown(record) == {"text": "What/B is/O"}
+
+
+@pytest.mark.parametrize("names", [["good", "ugly"], ["2", "1"], ["0", "00"]])
+def test_names_that_are_no_output_are_refused(tmp_path, names):
+    *_, record = in_folder(tmp_path, names, [0, 1], text=["x", "y"])
+    with pytest.raises(SourceError, match=rf"row 1: label '{names[1]}' must be .* bad, good"):
+        classes().encode(record)
+    unnamed = classes(label_ids={"LABEL_0": 0, "LABEL_1": 1})
+    with pytest.raises(SourceError, match=rf"row 1: label '{names[1]}' .*in the job: labels:"):
+        unnamed.encode(record)
+
+
+def test_names_that_are_their_own_positions_are_numbers(tmp_path):
+    records = in_folder(tmp_path, ["0", "1"], [1, 0], text=["x", "y"])
+    unnamed = classes(label_ids={"LABEL_0": 0, "LABEL_1": 1})
+    assert [unnamed.encode(record)["labels"] for record in records] == [1, 0]
+    swapped = classes(label_ids={"1": 0, "0": 1})
+    assert [swapped.encode(record)["labels"] for record in records] == [0, 1]
+
+
+def test_numbers_of_a_regression_are_read_by_their_names(tmp_path):
+    record, _ = in_folder(tmp_path, ["1", "2.5"], [1, 0], text=["x", "y"])
+    assert classes(problem="regression", n_labels=1).encode(record)["labels"] == 2.5
+
+
+def test_a_sample_without_a_label_is_refused(tmp_path):
+    *_, record = in_folder(tmp_path, ["good", "bad"], [0, -1], text=["x", "y"])
+    with pytest.raises(SourceError, match="row 1: column 'label' is empty"):
+        classes().encode(record)
 
 
 def test_a_text_without_tokens_is_refused():
@@ -208,6 +287,15 @@ def test_several_labels_and_numbers():
         several.encode(placed(text="x", label="good"))
     with pytest.raises(SourceError, match="must be a finite number, got 'nan'"):
         number.encode(placed(text="x", label="nan"))
+
+
+def test_zeros_and_ones_for_each_label_are_no_list_of_labels():
+    several = classes(problem="multi_label_classification", n_labels=3, label_ids={})
+    with pytest.raises(SourceError, match=r"line 3: column 'label' names label 1 twice.*that hold"):
+        several.encode(placed(text="x", label=[0, 1, 1]))
+    named = classes(problem="multi_label_classification")
+    with pytest.raises(SourceError, match="names label 'good' twice"):
+        named.encode(placed(text="x", label=["good", "good"]))
 
 
 def test_the_first_token_of_a_word_has_its_label():

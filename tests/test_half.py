@@ -10,7 +10,7 @@ from pydvl_datainf.half import decoded, encoded
 @pytest.mark.parametrize("size", [1e-30, 1e-8, 1.0, 1e6])
 def test_stored_rows_have_the_norms_of_the_rows(dtype, size):
     rows = size * torch.randn(5, 300, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    stored = decoded(*encoded(rows))
+    stored = decoded(*encoded(rows), rows.dtype)
     assert stored.dtype == dtype
     norms = rows.double().norm(dim=1)
     torch.testing.assert_close(stored.double().norm(dim=1), norms, rtol=1e-6, atol=0)
@@ -31,10 +31,10 @@ def test_zero_rows_stay_zero():
     rows[1] = 1e-3
     halves, scales = encoded(rows)
     assert scales.tolist()[0] == scales.tolist()[2] == 0
-    torch.testing.assert_close(decoded(halves, scales), rows, rtol=1e-6, atol=0)
+    torch.testing.assert_close(decoded(halves, scales, rows.dtype), rows, rtol=1e-6, atol=0)
 
 
 def test_a_single_large_entry_among_zeros_is_kept():
     rows = torch.zeros(1, 10_000)
     rows[0, 7] = 3.0
-    torch.testing.assert_close(decoded(*encoded(rows)), rows, rtol=1e-6, atol=0)
+    torch.testing.assert_close(decoded(*encoded(rows), rows.dtype), rows, rtol=1e-6, atol=0)

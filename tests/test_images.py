@@ -1,5 +1,7 @@
 """Images from files and arrays, as a diffusion model takes them."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -111,3 +113,16 @@ def test_a_pipeline_tells_its_parts(tmp_path):
     assert files.denoiser == "unet"
     assert files.part("vae") is None
     assert files.part("text_encoder") is None
+
+
+def test_pipes_and_damaged_images_are_named_with_their_line(tmp_path):
+    reader = ImageReader(tmp_path, 3, (4, 6))
+    Image.fromarray(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole.replace(b"IDAT", b" \x99/\xfb"))
+    (tmp_path / "c.png").write_bytes(whole[:50])
+    os.mkfifo(tmp_path / "d.png")
+    reader.read(placed("a.png"))
+    for name in ("b.png", "c.png", "d.png", "a\0.png", "x" * 300):
+        with pytest.raises(SourceError, match=r"line 2: the image .* cannot be read"):
+            reader.read(placed(name))

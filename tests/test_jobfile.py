@@ -1,15 +1,20 @@
 """Job files: what they say, and what is wrong with them, by line and field."""
 
+import contextlib
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pydvl_datainf import JobError
 from pydvl_datainf.influence import METHODS
 from pydvl_datainf.inputs import Description
 from pydvl_datainf.inverse.methods import DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE
 from pydvl_datainf.jobfile.estimate import gradients, operations
-from pydvl_datainf.jobfile.places import anchored, model_in, path_in
+from pydvl_datainf.jobfile.places import anchored, file_in, model_in, path_in
 from pydvl_datainf.jobfile.reading import read_job
 from pydvl_datainf.plan import Plan
 
@@ -129,7 +134,7 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (MINIMAL + "? [a, b]\n: 1\n", "line 6: a field's name must be text"),
         (MINIMAL + "dtype: \x01\n", "not YAML"),
         (MINIMAL + "seed: 2024-13-01\n", "not YAML: month must be in"),
-        (MINIMAL + "columns: &c {show: *c}\n", "not YAML"),
+        (MINIMAL + "columns: &c {show: *c}\n", "line 6: 'columns.show' must be a list"),
         (
             MINIMAL.replace("causal-lm", "sequence-classification") + "labels: [a, a]\n",
             "line 6: 'labels' must differ",
@@ -206,6 +211,91 @@ def test_wrong_options_are_named(tmp_path):
         job_of(tmp_path, MINIMAL, method="lissa")
     with pytest.raises(JobError, match="option --task: 'task' must be"):
         job_of(tmp_path, MINIMAL, task="causal")
+
+
+LAUGHS = "a: &a0 [x, x]\n" + "".join(
+    f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS + MINIMAL, "line 1: 'a' is unknown"),
+        (LAUGHS + MINIMAL + "columns: {show: *a11}\n", r"line 18: 'columns.show' must be string"),
+        (LAUGHS + MINIMAL + "labels: *a11\n", r"line 18: 'labels' must be string"),
+        (MINIMAL + "labels: &x [*x]\n", "not YAML|must be string"),
+        (MINIMAL + 'labels: ["\\uD800"]\n', "line 6: .* holds NUL or half a character"),
+        (MINIMAL + '"\\uDC00": 1\n', "line 6: .* holds NUL or half a character"),
+        (MINIMAL.replace("train.jsonl", '"a\\0b"'), "line 3: .* holds NUL or half a character"),
+        (MINIMAL + f"batch_size: {'9' * 6000}\n", "line 6: a number of 6,000 digits"),
+        (MINIMAL + f"batch_size: 0x{'f' * 6000}\n", "line 6: a number of 6,002 digits"),
+        (MINIMAL + f"batch_size: {10**29}\n", "line 6: 'batch_size' must be less than or equal"),
+        (MINIMAL + f"max_tokens: {10**18}\n", "line 6: 'max_tokens' must be less than or equal"),
+        (MINIMAL + "exact_sample: -1\n", "line 6: 'exact_sample' must be .*greater than or equal"),
+        (MINIMAL + f"jobs: {2**31}\n", "line 6: 'jobs' must be less than or equal to 1024"),
+        (MINIMAL + "damping: 1.0e-300\n", "line 6: 'damping' must be .*from 1e-30 to 1e30"),
+        (MINIMAL + "damping: {a: 1.0e+300}\n", "line 6: 'damping' must be .*from 1e-30 to 1e30"),
+        (MINIMAL + "memory: -1GiB\n", "line 6: 'memory' must be .*an amount"),
+        (MINIMAL + "memory: nanGiB\n", "line 6: 'memory' must be .*an amount"),
+        (MINIMAL + "memory: 1e999GiB\n", "line 6: 'memory' must be .*an amount"),
+        (MINIMAL + f"attention: {'x' * 5000}\n", "line 6: 'attention' must be .*4096 characters"),
+        (MINIMAL + "labels: " + "[" * 1200 + "\n", "not YAML"),
+        (MINIMAL + "task: causal-lm\n", r"job.yaml, line 6: 'task' stands twice\.$"),
+        (MINIMAL + "# " + "x" * 2**20, "no job file: it has more than 1,048,576 bytes"),
+        (MINIMAL + "labels: !!python/object/apply:os.getcwd []\n", "line 6: not YAML"),
+    ],
+    ids=range(23),
+)
+def test_hostile_files_are_refused_in_a_line_or_two(tmp_path, text, message):
+    with pytest.raises(JobError, match=message) as error:
+        job_of(tmp_path, text)
+    assert len(str(error.value)) < 10_000
+    assert "not YAML: /" not in str(error.value)  # a line that is told, inside another
+
+
+def test_aliases_of_single_values_are_read(tmp_path):
+    text = MINIMAL.replace("train: train.jsonl", "train: &data all.jsonl")
+    job = job_of(tmp_path, text.replace("test: test.jsonl", "test: *data"))
+    assert job.train == job.test == "all.jsonl"
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_job_or_refused(text):
+    with TemporaryDirectory() as folder, contextlib.suppress(JobError):
+        path = Path(folder, "job.yaml")
+        path.write_bytes((MINIMAL + text).encode("utf-8", "surrogatepass"))
+        assert read_job(path, {}).task
+
+
+def test_files_begin_with_a_byte_order_mark_or_not(tmp_path):
+    (tmp_path / "job.yaml").write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert read_job(tmp_path / "job.yaml", {}).task == "causal-lm"
+    (tmp_path / "job.yaml").write_bytes(MINIMAL.encode("utf-16"))
+    with pytest.raises(JobError, match="not text in UTF-8"):
+        read_job(tmp_path / "job.yaml", {})
+
+
+def test_pipes_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "job.yaml")
+    with pytest.raises(JobError, match=r"job.yaml is no file, but a folder, a pipe, a socket"):
+        read_job(tmp_path / "job.yaml", {})
+
+
+def test_places_that_cannot_be(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (
+        ("loop", "Symlink loop"),
+        ("loop/x", "Symlink loop"),
+        ("a\0b", "null byte"),
+        ("\ud800", "surrogates not allowed"),
+        ("~nobody-at-all/x", "home directory"),
+    ):
+        for place in (path_in, model_in, file_in):
+            with pytest.raises(JobError, match=rf"names no file or folder: .*{message}"):
+                place(tmp_path, name)
+    with pytest.raises(JobError, match="s3://bucket/a is a URL, and data is read from files"):
+        file_in(tmp_path, "s3://bucket/a")
 
 
 def test_files_that_are_missing_or_no_text(tmp_path):

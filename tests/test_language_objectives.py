@@ -222,8 +222,13 @@ def test_tuned_prompts_shift_the_logits(config):
     rows = CaptureEngine(model, CausalLM(), blocks).rows(batch)
     exact = dense.gradients(model, lambda m, b: m(**b).loss, batch, tiny.names_of(model))
     tiny.assert_rows_close(blocks.flatten(rows), exact.double(), 5e-6)
-    with pytest.raises(ObjectiveError, match="Pad on the right"):
-        losses_of(model, shifted(batch, 2, 0))
+    left = losses_of(model, tiny.to_the_left(batch))
+    torch.testing.assert_close(left, torch.stack(own).detach())
+    tiny.assert_rows_close(
+        blocks.flatten(CaptureEngine(model, CausalLM(), blocks).rows(tiny.to_the_left(batch))),
+        exact.double(),
+        5e-6,
+    )
 
 
 # What is refused
@@ -267,9 +272,12 @@ def test_batches_without_texts_or_answers(batch, message):
         losses_of(tiny.llama(), batch)
 
 
-def test_padding_on_the_left_needs_a_model_that_takes_positions():
-    with pytest.raises(ObjectiveError, match="Pad on the right"):
-        losses_of(Plain(), shifted(BATCH, 2, 0))
+def test_padding_on_the_left_of_a_model_that_takes_no_positions():
+    torch.manual_seed(0)
+    model, batch = Plain().double(), tiny.answers()
+    exact = exact_losses(model, batch)
+    for padded in (tiny.to_the_left(batch), shifted(batch, 2, 0)):
+        torch.testing.assert_close(losses_of(model, padded), exact, rtol=1e-9, atol=0)
 
 
 def test_logits_of_another_shape():

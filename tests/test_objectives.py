@@ -1,5 +1,6 @@
 """From model and batch to one loss per sample."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,16 @@ from torch.nn import functional as F
 
 import dense
 import tiny
-from pydvl_datainf import NonFiniteError, Objective, ObjectiveError, SequenceClassification
+from pydvl_datainf import (
+    DataInfInfluence,
+    NonFiniteError,
+    Objective,
+    ObjectiveError,
+    SequenceClassification,
+)
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine, FunctionalEngine
+from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.objectives import OutputLoss, as_objective, check_losses
 
 X, Y = torch.randn(4, 3), torch.randn(4, 2)
@@ -55,6 +63,117 @@ def test_outputs_may_be_nested():
     losses = objective.losses(model, (X, Y))
     expected = (model.a(X) - Y).square().mean(1) + (model.b(X) - Y).abs().mean(1)
     torch.testing.assert_close(losses, expected)
+
+
+# Class weights. The mean of torch's losses over weighted classes divides by the weights it sees,
+# so that of a batch of one the weight is gone.
+
+WEIGHT = torch.tensor([0.5, 2.0, 7.0], dtype=torch.float64)
+
+
+class Penalised(nn.Module):
+    """A loss of one's own, with torch's inside."""
+
+    def __init__(self, reduction):
+        super().__init__()
+        self.inner = nn.CrossEntropyLoss(WEIGHT, reduction=reduction)
+
+    def forward(self, outputs, y):
+        return self.inner(outputs, y) + outputs.square().sum()
+
+
+def weighted(reduction):
+    """Losses of labels whose weights a mean cancels, one number or one a sample."""
+    settings = {"weight": WEIGHT, "reduction": reduction}
+    return {
+        "cross entropy": nn.CrossEntropyLoss(**settings),
+        "smoothed": nn.CrossEntropyLoss(label_smoothing=0.1, **settings),
+        "partial": partial(F.cross_entropy, **settings),
+        "positional": lambda out, y: F.cross_entropy(out, y, WEIGHT, reduction=reduction),
+        "likelihood": lambda out, y: nn.NLLLoss(**settings)(out.log_softmax(1), y),
+        "own": Penalised(reduction),
+        "branching": lambda out, y: F.cross_entropy(
+            out * (1 if out.sum() > 0 else 2), y, **settings
+        ),
+        "square": lambda out, y: F.mse_loss(
+            out.sum(1), y.to(out), weight=WEIGHT[y], reduction=reduction
+        ),
+    }
+
+
+def classified():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3, dtype=torch.float64)
+    return model, (torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0]))
+
+
+@pytest.mark.parametrize("name", weighted("mean"))
+def test_a_mean_that_cancels_the_weights_is_refused(name):
+    model, batch = classified()
+    with pytest.raises(ObjectiveError, match=r'divides by the weights.*reduction="sum"'):
+        OutputLoss(weighted("mean")[name]).losses(model, batch)
+
+
+@pytest.mark.parametrize("name", weighted("sum"))
+def test_a_sum_counts_each_sample_by_its_weight(name):
+    model, batch = classified()
+    rows = DataInfInfluence(model, weighted("sum")[name]).loss_gradients(*batch)
+    names = ["weight", "bias"]
+    exact = dense.gradients(model, weighted("none")[name], batch, names)
+    torch.testing.assert_close(rows, exact, rtol=1e-12, atol=1e-12)
+    unweighted = dense.gradients(model, weighted("mean")[name], batch, names)
+    assert ((rows - unweighted).norm(dim=1) > 0.1 * unweighted.norm(dim=1)).all()
+
+
+SOFT = torch.softmax(torch.arange(18.0, dtype=torch.float64).sin().reshape(6, 3), 1)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize(
+    ("made", "targets"),
+    [
+        (partial(nn.CrossEntropyLoss, WEIGHT), SOFT),
+        (partial(nn.MultiMarginLoss, weight=WEIGHT), torch.tensor([0, 1, 2, 2, 1, 0])),
+        (partial(nn.MultiLabelSoftMarginLoss, WEIGHT), SOFT.round()),
+        (partial(nn.BCEWithLogitsLoss, WEIGHT, pos_weight=WEIGHT), SOFT),
+        (partial(nn.CrossEntropyLoss, label_smoothing=0.1), torch.tensor([0, 1, 2, 2, 1, 0])),
+    ],
+)
+def test_a_mean_that_keeps_the_weights_is_taken(made, targets):
+    model, (x, _) = classified()
+    rows = DataInfInfluence(model, made()).loss_gradients(x, targets)
+    each = made(reduction="none")
+    exact = dense.gradients(
+        model, lambda out, y: each(out, y).mean(), (x, targets), ["weight", "bias"]
+    )
+    torch.testing.assert_close(rows, exact, rtol=1e-12, atol=1e-12)
+
+
+def words(loss):
+    """How a run's fingerprint tells of a loss."""
+    return Inputs(DataInfInfluence(nn.Linear(2, 3), loss), [], None).describe().objective
+
+
+def test_a_run_is_known_by_the_weights_of_its_loss():
+    other = WEIGHT + torch.tensor([0.0, 0.0, 1e-12])
+    made = [
+        *(nn.CrossEntropyLoss(weight, reduction="sum") for weight in (None, WEIGHT, other)),
+        *(partial(F.cross_entropy, weight=w, reduction="sum") for w in (None, WEIGHT, other)),
+        *(partial(loss, reduction="sum") for loss in (F.cross_entropy, F.mse_loss)),
+        *(partial(F.huber_loss, delta=delta) for delta in (1.0, 2.0)),
+        *(Penalised(reduction) for reduction in ("sum", "none")),
+    ]
+    told = [words(loss) for loss in made]
+    assert len(set(told)) == len(made)
+    assert told == [words(loss) for loss in made]
+    assert "weight" not in told[0]
+
+
+def test_a_label_that_the_loss_ignores_is_told():
+    model, (x, y) = classified()
+    loss = nn.CrossEntropyLoss(ignore_index=2)
+    with pytest.raises(NonFiniteError, match=r"sample 2 .* nan.*labels that the loss ignores"):
+        DataInfInfluence(model, loss).fit([(x, y)])
 
 
 @pytest.mark.parametrize(

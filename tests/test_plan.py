@@ -1,12 +1,17 @@
 """Plans: every sample is in one tile and one piece, and what is planned fits in memory."""
 
+import shutil
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.storage import MemoryStore
 
 from pydvl_datainf.errors import PlanError
+from pydvl_datainf.executors import InProcess
+from pydvl_datainf.inverse.methods import DATAINF
 from pydvl_datainf.plan import (
     Plan,
     Task,
@@ -17,6 +22,11 @@ from pydvl_datainf.plan import (
     sampled_queries,
     solver_bytes,
 )
+from pydvl_datainf.planning import planned
+from pydvl_datainf.samples import Survey
+from pydvl_datainf.store import Store
+from pydvl_datainf.training import Fresh
+from pydvl_datainf.wishes import Wishes
 
 sizes = st.integers(1, 2000)
 
@@ -182,3 +192,29 @@ def test_chunks_of_vectors_are_even():
     assert chunks > 1
     assert chunks * plan.columns - plan.n_parameters < chunks
     assert plan.columns * plan.test_tile * task.itemsize <= 2**24
+
+
+# Where rows are kept by default
+
+
+def rows_of(n, store, **settings):
+    model = SimpleNamespace(inverse=DATAINF, widths={"a": 3}, dtype="float32", batch_size=None)
+    training, tests = Fresh(Survey([32] * (n // 32) + [n % 32], [])), Survey([5], [])
+    wishes, executor = Wishes(**settings), InProcess(progress=False)
+    return planned(model, wishes, 5, tests, training, executor, Store(store)).rows
+
+
+def test_few_gradients_stay_in_memory_and_more_go_to_the_disk(tmp_path):
+    """Since a stop loses those in memory. Their number counts, whatever their size and speed."""
+    assert rows_of(2_000, tmp_path / "run.zarr") == "memory"
+    assert rows_of(2_001, tmp_path / "run.zarr") == "zarr"
+    assert rows_of(2_001, tmp_path / "run.zarr", rows="memory") == "memory"
+
+
+def test_where_there_is_no_room_on_disk_they_stay_in_memory(tmp_path, monkeypatch):
+    assert rows_of(2_001, MemoryStore()) == "memory"
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_001 * 3 * 4 - 1)
+    )
+    assert rows_of(2_001, tmp_path / "run.zarr") == "memory"
+    assert rows_of(2_001, tmp_path / "run.zarr", memory=20_000) == "recompute"

@@ -452,7 +452,7 @@ def test_a_cluster_from_the_command_line(tmp_path, reference):
     scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     worker = [*dask, "worker", "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
     file = ["--scheduler-file", str(address_file)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     quiet = {"stderr": subprocess.DEVNULL, "cwd": tmp_path, "env": environment}
     processes = [subprocess.Popen(scheduler + file, **quiet)]
     try:

@@ -2,13 +2,11 @@
 
 import errno
 import itertools
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -451,7 +449,7 @@ def test_another_run_is_replaced_on_request(tmp_path, sound, plain, name):
     run(tmp_path / name, overwrite=True)
     assert_same(store, plain)
     assert gradients(store) == gradients(plain)
-    assert {path.name for path in tmp_path.iterdir()} == {"link.zarr", "run.zarr", "run.zarr.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"link.zarr", "run.zarr"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -838,25 +836,10 @@ sys.meta_path.insert(0, Missing())
 @pytest.fixture
 def cluster_without_the_package(tmp_path):
     """The address of a scheduler with one worker, from the command line."""
-    preload, address_file = tmp_path / "missing.py", tmp_path / "scheduler.json"
+    preload = tmp_path / "missing.py"
     preload.write_text(WITHOUT_THE_PACKAGE)
-    command = [str(Path(sys.executable).with_name("dask"))]
-    place = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(address_file)]
-    scheduler = [*command, "scheduler", "--port", "0", *place]
-    worker = [*command, "worker", "--nthreads", "1", "--no-nanny", "--preload", str(preload)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    quiet = {"stderr": subprocess.DEVNULL, "cwd": tmp_path, "env": environment}
-    processes = [subprocess.Popen(scheduler, **quiet)]
-    try:
-        stopped_run.wait_for(address_file.exists)
-        processes.append(subprocess.Popen([*worker, *place], **quiet))
-        with Client(scheduler_file=str(address_file), timeout=TIMEOUT) as client:
-            client.wait_for_workers(1, timeout=TIMEOUT)
-        yield json.loads(address_file.read_text())["address"]
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait(TIMEOUT)
+    with stopped_run.cluster(tmp_path, options=["--preload", str(preload)]) as (address, _):
+        yield address
 
 
 @pytest.mark.slow

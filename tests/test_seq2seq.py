@@ -19,6 +19,8 @@ MODELS = {
     "t5": tiny.t5,
     "t5, lora": lambda: tiny.lora(tiny.t5(), ["q", "v"], task_type="SEQ_2_SEQ_LM"),
     "bart": tiny.bart,
+    "m2m100": tiny.m2m100,
+    "blenderbot": tiny.blenderbot,
     "bart, lora": lambda: tiny.lora(tiny.bart(), ["q_proj", "fc1"], task_type="SEQ_2_SEQ_LM"),
 }
 
@@ -120,6 +122,19 @@ def test_other_names_and_types_of_labels(model):
     other["target"] = batch["labels"].to(torch.int32)
     losses = losses_of(model, other, Seq2SeqLM(labels="target"))
     torch.testing.assert_close(losses, exact, rtol=1e-9, atol=0)
+
+
+def test_speech_to_text_is_given_what_whisper_is_trained_on():
+    torch.manual_seed(2)
+    model = tiny.whisper().double().eval()
+    batch = {
+        "input_features": torch.randn(3, 4, 20).double(),
+        "labels": torch.randint(3, 40, (3, 5)),
+    }
+    batch["labels"][1, 3:] = -100
+    singles = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(3)]
+    exact = torch.stack([model(**one).loss.detach() for one in singles])
+    torch.testing.assert_close(losses_of(model, batch), exact, rtol=1e-9, atol=0)
 
 
 # Rows

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from transformers import (
     BartForSequenceClassification,
+    BertForSequenceClassification,
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
@@ -177,6 +178,33 @@ def test_losses_set_on_the_trainer_need_an_objective(trainer):
     trainer.compute_loss = lambda *arguments, **settings: 0.0
     with pytest.raises(ObjectiveError, match="not the model's own"):
         influence_from_trainer(trainer)
+
+
+def weighted_loss(logits, labels, **settings):
+    weight = torch.arange(1.0, 1 + logits.shape[-1])
+    return torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight)
+
+
+def test_losses_set_on_the_model_need_an_objective(trainer):
+    trainer.model.get_base_model().loss_function = weighted_loss
+    with pytest.raises(ObjectiveError, match=r"not the model's own.*the model's loss_function"):
+        influence_from_trainer(trainer)
+    assert influence_from_trainer(trainer, CausalLM()).influence.objective.reduction == "mean"
+
+
+class WeightedForSequenceClassification(BertForSequenceClassification):
+    def forward(self, labels=None, **inputs):
+        outputs = super().forward(**inputs)
+        outputs.loss = weighted_loss(outputs.logits, labels)
+        return outputs
+
+
+def test_models_with_a_loss_of_their_own_need_an_objective(trainer):
+    trainer.model = WeightedForSequenceClassification(tiny.bert().config).eval()
+    with pytest.raises(ObjectiveError, match=r"forward of its own.*SequenceClassification\(\) if"):
+        influence_from_trainer(trainer)
+    made = influence_from_trainer(trainer, SequenceClassification())
+    assert type(made.influence.objective) is SequenceClassification
 
 
 def test_the_method_by_its_name(trainer):

@@ -7,13 +7,18 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BlenderbotConfig,
+    BlenderbotForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -22,6 +27,8 @@ from transformers import (
     OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaConfig,
@@ -30,12 +37,23 @@ from transformers import (
     T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 import dense
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 ENCODER = {**SIZES, "vocab_size": 40, "intermediate_size": 24, "max_position_embeddings": 16}
+TRANSLATOR = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "pad_token_id": 0,
+    "max_position_embeddings": 16,
+    **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
+    **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
+    **{f"{side}_ffn_dim": 24 for side in ("encoder", "decoder")},
+}
 DECODER = {**ENCODER, "num_key_value_heads": 1, "pad_token_id": 0}
 
 
@@ -45,6 +63,11 @@ def bert(**kwargs):
 
 def bert_tokens(**kwargs):
     return BertForTokenClassification(BertConfig(**ENCODER, num_labels=3, **kwargs))
+
+
+def bert_masked(**kwargs):
+    """Whose output layer shares its bias with the head around it, and its weight with the input."""
+    return BertForMaskedLM(BertConfig(**ENCODER, **kwargs))
 
 
 def roberta(**kwargs):
@@ -84,6 +107,37 @@ def opt(**kwargs):
 
 def qwen2(**kwargs):
     return Qwen2ForCausalLM(Qwen2Config(**DECODER, **kwargs))
+
+
+def m2m100(**kwargs):
+    """Which does not say how its decoder's input follows from labels."""
+    config = M2M100Config(**TRANSLATOR, decoder_start_token_id=2, **kwargs)
+    return M2M100ForConditionalGeneration(config)
+
+
+def blenderbot(**kwargs):
+    config = BlenderbotConfig(**TRANSLATOR, decoder_start_token_id=1, **kwargs)
+    return BlenderbotForConditionalGeneration(config)
+
+
+def whisper(**kwargs):
+    """Which hears."""
+    config = WhisperConfig(
+        **TRANSLATOR,
+        num_mel_bins=4,
+        max_source_positions=10,
+        max_target_positions=16,
+        decoder_start_token_id=2,
+        **kwargs,
+    )
+    return WhisperForConditionalGeneration(config)
+
+
+def qwen2_moe(**kwargs):
+    """Whose shared expert sees samples and positions in one dimension."""
+    sizes = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 12, "num_experts": 3}
+    experts = {"num_experts_per_tok": 2, "experts_implementation": "eager"}
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**DECODER, **sizes, **experts, **kwargs))
 
 
 def t5(**kwargs):

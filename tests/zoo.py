@@ -154,15 +154,66 @@ class Transposed(nn.Module):
 
 
 class FlattenedSamples(nn.Module):
-    """A layer that sees samples and positions in one dimension."""
+    """Layers that see samples and positions in one dimension."""
 
     def __init__(self):
         super().__init__()
-        self.inner, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.inner, self.norm, self.scale = nn.Linear(3, 4), nn.LayerNorm(4), Scale(4)
+        self.out = nn.Linear(4, 2)
 
     def forward(self, x):
-        h = self.inner(x.reshape(-1, 3)).reshape(*x.shape[:2], 4)
+        h = self.scale(self.norm(self.inner(x.reshape(-1, 3)))).reshape(*x.shape[:2], 4)
         return self.out(torch.tanh(h).mean(1))
+
+
+class FlattenedPositions(FlattenedSamples):
+    """The same with all samples of a position next to each other."""
+
+    def forward(self, x):
+        h = self.scale(self.norm(self.inner(x.transpose(0, 1).reshape(-1, 3))))
+        return self.out(torch.tanh(h.reshape(x.shape[1], x.shape[0], 4)).mean(0))
+
+
+class SeveralArguments(nn.Module):
+    """Learned positions that are told where to begin, and a container with a parameter."""
+
+    class Positions(nn.Embedding):
+        def forward(self, x, start, places=None, scale=1.0):
+            counted = torch.arange(start, start + x.shape[1]).expand(len(x), -1)
+            return scale * super().forward(counted if places is None else places)
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.share = nn.Linear(3, 3), nn.Parameter(torch.rand(3))
+
+        def forward(self, x, mask, *, both):
+            return self.inner(x) * self.share + both[0] * mask + both[1]
+
+    def __init__(self):
+        super().__init__()
+        self.positions, self.mixed, self.out = self.Positions(9, 3), self.Mixed(), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = (
+            x
+            + self.positions(x, 2)
+            + self.positions(x, 1, places=(x[..., 0] > 0).long(), scale=2.0)
+        )
+        mask = torch.ones(x.shape[1], 1).to(x)
+        return self.out(self.mixed(h.tanh(), mask, both=(x, 0.5)).mean(1))
+
+
+class TiedBias(nn.Module):
+    """A head whose bias is that of the layer inside it too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.decoder = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.bias = self.decoder.bias
+
+    def forward(self, x):
+        return self.decoder(torch.tanh(self.inner(x)))
 
 
 def norms_perturbed(model):
@@ -259,11 +310,22 @@ CASES = {
         numbers(5, 3, targets=(2,)),
         per_sample=frozenset({"inner.weight", "inner.bias"}),
     ),
-    "samples flattened": Case(
-        FlattenedSamples,
+    "samples flattened": Case(FlattenedSamples, numbers(5, 3, targets=(2,))),
+    "positions flattened": Case(
+        FlattenedPositions,
         numbers(5, 3, targets=(2,)),
-        per_sample=frozenset({"inner.weight", "inner.bias"}),
+        per_sample=frozenset(
+            f"{layer}.{name}"
+            for layer, names in {
+                "inner": ("weight", "bias"),
+                "norm": ("weight", "bias"),
+                "scale": ("scale", "shift"),
+            }.items()
+            for name in names
+        ),
     ),
+    "several arguments": Case(SeveralArguments, numbers(5, 3, targets=(2,))),
+    "tied bias": Case(TiedBias, numbers(3, targets=(2,))),
     "lstm": Case(
         Recurrent,
         numbers(5, 3, targets=(2,)),
@@ -284,7 +346,7 @@ CASES = {
         ),
     ),
     "functional": Case(
-        Functional, numbers(5, 3, targets=(2,)), per_sample=frozenset({"token", "both.weight"})
+        Functional, numbers(5, 3, targets=(2,)), per_sample=frozenset({"both.weight"})
     ),
     "vmap refuses": Case(
         _flat(lambda: nn.Linear(3, 3), Unbatchable),

@@ -112,6 +112,7 @@ _ATTRIBUTES: dict[str, Fits] = {
     "columns": _are_columns,
     "extras": _all_in(list, EXTRAS.__contains__),
     "checksum": _is(str),
+    "writer": _is(str),
 }
 _FINGERPRINT: dict[str, Fits] = {
     "method": lambda value: type(value) is str and value in INVERSES,

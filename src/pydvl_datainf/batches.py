@@ -66,9 +66,14 @@ def batch_length(batch: Batch) -> int:
     return next(iter(batch_named(batch).values())).shape[0]
 
 
-def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
+def slice_batch(batch: Batch, start: int, stop: int | None) -> Batch:
     """Samples `start` to `stop` (exclusive), as views."""
     return _map(lambda tensor: tensor[start:stop], batch)
+
+
+def reversed_batch(batch: Batch) -> Batch:
+    """The samples in the opposite order."""
+    return _map(lambda tensor: tensor.flip(0), batch)
 
 
 def split_batch(batch: Batch, size: int | None) -> Iterator[Batch]:

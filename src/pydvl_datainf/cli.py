@@ -15,7 +15,7 @@ from pydvl_datainf._version import __version__
 from pydvl_datainf.demo.output import LOCK, REPORT
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
-from pydvl_datainf.errors import DataInfError
+from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.run import InfluenceRun
@@ -229,7 +229,11 @@ def report(
 )
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
 @click.option("--jobs", type=int, help="Processes on this machine.")
-@click.option("--overwrite", is_flag=True, help="Replace another run in --out.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a run in --out; what this very job had begun goes on.",
+)
 @click.option("--dry-run", is_flag=True, help="Tell what the run would take, and stop.")
 @click.option("--progress/--no-progress", default=True, show_default=True, help="Show bars.")
 def run(
@@ -256,14 +260,18 @@ def run(
 
     A run that was stopped goes on where it was when the same command is given again.
 
+    Weights are loaded from safetensors. Pickles, which can run code, are refused unless JOB says
+    trust_pickle: true; code that comes with a model, unless it says trust_remote_code: true.
+
     \b
-    Exit codes: 0 the run is complete; 1 it failed, and what it has is kept; 2 the job or its data
-    is not valid, and nothing was begun; 130 it was stopped by Ctrl-C, and what it has is kept.
+    Exit codes: 0 the run is complete; 1 it failed, and what it has is kept; 2 the job, its data or
+    its model is not valid, and nothing was begun; 130 it was stopped by Ctrl-C, and what it has is
+    kept.
     """  # noqa: D301 - click reads the backspaces
     try:
         _run_job(job, options, overwrite=overwrite, dry_run=dry_run, progress=progress)
-    except KeyboardInterrupt:
-        click.echo("Stopped. What there is of the result is kept: the same command goes on.")
+    except KeyboardInterrupt:  # before there was a result
+        click.echo("Stopped. Nothing was computed by this call.")
         sys.exit(130)
 
 
@@ -282,13 +290,22 @@ def _run_job(
         folder = Path() if job is None else job.parent
         what = read_job(job, anchored(options))
         place = Store(path_in(folder, what.out))
-        place.is_vacant()  # or holds a run; anything else is refused
+        is_new = place.is_vacant()  # or holds a run; anything else is refused
         prepared = prepare(what, folder, progress)
     with _errors_as_messages():
-        if dry_run:
-            _show(estimate_tables(prepared, place))
-            return
-        result = prepared.run(place.location, overwrite=overwrite, progress=progress)
+        try:
+            if dry_run:
+                _show(estimate_tables(prepared, place))
+                return
+            result = prepared.run(place.location, overwrite=overwrite, progress=progress)
+        except DataInfError as error:  # what shows only when the model is loaded or planned for
+            is_begun = isinstance(error, ClusterError) or not is_new or not place.is_vacant()
+            if is_begun:
+                raise
+            raise _Invalid(str(error)) from error
+        except KeyboardInterrupt:
+            _say(_stopped(place))
+            sys.exit(130)
         _show(info_tables(result))
     name = shlex.quote(str(place))
     _say(f"Written to {place}. To go on:")
@@ -298,6 +315,23 @@ def _run_job(
         (f"report {name} -o report.html", "all of it in a browser"),
     ):
         _say(f"  pydvl-datainf {command}  # {tells}")
+
+
+def _stopped(place: Store) -> str:
+    """What is kept of a run that was stopped, and what is computed again."""
+    try:
+        run = InfluenceRun(place)
+    except StoreError:
+        return "Stopped before there was anything of the result: the same command starts anew."
+    kept = "Stopped. What there is of the result is kept, and the same command goes on"
+    if run.plan.rows == "zarr":
+        return f"{kept}; the training gradients on disk are not computed again."
+    if run.plan.rows == "recompute":
+        return f"{kept}; the pass over the training gradients that was begun is computed again."
+    return (
+        f"{kept}. The training gradients were kept in memory and are gone: those that are still "
+        f"needed, {run.plan.n:,} at most, are computed again (rows: zarr keeps them on disk)."
+    )
 
 
 @main.command()
@@ -340,12 +374,13 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
     The result is a run in OUT/influences.zarr, which `pydvl-datainf info` and `top` read too, and a
     report on it to look at, OUT/report.html. Where the complete result of the same settings is
     there already, it is shown again, and nothing is computed. Where the demo was stopped while it
-    computed influences, it goes on from what is there, after tuning the model again. To compute
-    all anew, delete the folder.
+    computed influences, it goes on from what is there, after tuning the model again and computing
+    gradients again that were in memory. To compute all anew, delete the folder.
 
     Time grows in proportion to --train (times --epochs for tuning), --test and --tokens; memory
-    in proportion to --train times --rank: 300 MB of gradients for 2,000 reviews at rank 4. From
-    2 GiB on, gradients go to disk in half precision instead. Where other programs use the same
+    in proportion to --train times --rank: 300 MB of gradients for 2,000 reviews at rank 4. Of more
+    than 2,000 reviews, or where they do not fit in 2 GiB, gradients go to disk in half precision
+    instead. Where other programs use the same
     cores, set OMP_WAIT_POLICY=PASSIVE in the environment: torch's threads then do not spin while
     they wait for each other.
 

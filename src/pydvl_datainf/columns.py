@@ -91,8 +91,10 @@ def json_of(values: Mapping[str, Any]) -> dict[str, Any]:
         BatchError: if JSON cannot hold a value.
     """
     try:
-        return dict(json.loads(json.dumps(dict(values), allow_nan=False)))
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(values), allow_nan=False, ensure_ascii=False)
+        text.encode()  # half a surrogate pair cannot be written
+        return dict(json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
         raise BatchError(f"The metadata of the run must fit into JSON: {error}.") from error
 
 
@@ -105,7 +107,11 @@ def digest(columns: Mapping[str, Array]) -> str:
 
 
 def _column(values: Any, length: int, what: str) -> Array:
-    array = np.asarray(values)
+    if isinstance(values, list | tuple) and any(isinstance(value, str) for value in values):
+        # An array of text would give each the room of the longest, and cut NUL off their ends.
+        array = np.fromiter(values, dtype=object, count=len(values))
+    else:
+        array = np.asarray(values)
     if array.dtype.kind in "UO":
         array = np.array([_text(value, what) for value in array.tolist()], dtype=object)
     elif array.dtype.kind not in "iufb":
@@ -120,4 +126,8 @@ def _column(values: Any, length: int, what: str) -> Array:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise BatchError(f"The {what} must be all strings or all numbers; found {value!r}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BatchError(f"The {what} hold half of a surrogate pair: {value!r}.") from error
     return value

@@ -4,17 +4,18 @@ An executor knows nothing of influences. Objects that all pieces of work need ar
 each process once. Processes, never threads: a model is watched while it computes.
 """
 
-import shutil
-import tempfile
+import os
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol, TypeVar
 
 import cloudpickle
-import distributed
 import joblib
 import torch
 from distributed import Client
@@ -25,12 +26,17 @@ from tqdm.auto import tqdm
 
 from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import ClusterError, DataInfError, PlanError
+from pydvl_datainf.locking import own_folder, release, remove_abandoned
+from pydvl_datainf.waiting import ANSWER_WITHIN, Watch, finished, within
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 RETRIES = 2
 """How often a piece of work is tried again after an error that is not ours."""
+
+FOLDERS, FILES = "pydvl-datainf-joblib-", ".shared"
+"""How temporary folders begin, and the files in them end, that joblib's processes share."""
 
 
 class Executor(Protocol):
@@ -125,13 +131,14 @@ class Joblib:
             )
         self.n_jobs = n_jobs
         self.progress = progress
-        self.folder = Path(tempfile.mkdtemp(prefix="pydvl-datainf-"))
+        remove_abandoned(FOLDERS, FILES)
+        self.lock, self.folder = own_folder(FOLDERS)
         self.threads = max(1, torch.get_num_threads() // joblib.effective_n_jobs(n_jobs))
         self.lazily = "generator_unordered" if backend.supports_return_generator else "list"
 
     def share(self, value: Any) -> Path:
         """A file with the object, which each process reads once."""
-        path = self.folder / uuid.uuid4().hex
+        path = self.folder / f"{uuid.uuid4().hex}{FILES}"
         with path.open("wb") as file:
             cloudpickle.dump(value, file)
         return path
@@ -153,7 +160,8 @@ class Joblib:
             ClusterError: if a process died.
         """
         parallel = joblib.Parallel(n_jobs=self.n_jobs, return_as=self.lazily)
-        calls = (joblib.delayed(_from_files)(self.threads, work, i, shared) for i in items)
+        call, parent = joblib.delayed(_from_files), os.getpid()
+        calls = (call(self.threads, parent, work, item, shared) for item in items)
         try:
             yield from _bar(parallel(calls), what, len(items), self.progress)
         except TerminatedWorkerError as error:
@@ -165,12 +173,13 @@ class Joblib:
 
     def close(self) -> None:
         """Deletes the files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        release(self.lock, self.folder)
 
 
 def _from_files(
-    threads: int, work: Callable[..., Result], item: Any, shared: Sequence[Path]
+    threads: int, parent: int, work: Callable[..., Result], item: Any, shared: Sequence[Path]
 ) -> Result:
+    _end_with(parent)
     torch.set_num_threads(threads)
     return work(item, *(_unpickled(path) for path in shared))
 
@@ -179,6 +188,19 @@ def _from_files(
 def _unpickled(path: Path) -> Any:
     with path.open("rb") as file:
         return cloudpickle.load(file)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent: what it writes then is in the way of later runs."""
+    if os.getppid() == parent:  # not so in a worker of a cluster, on which joblib can run too
+        Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 class Dask:
@@ -229,7 +251,7 @@ class Dask:
             Results.
 
         Raises:
-            ClusterError: if the cluster lost the work too often.
+            ClusterError: if the cluster lost the work too often, or nobody is at work for long.
         """
         addresses = self._addresses
         futures = [
@@ -247,9 +269,8 @@ class Dask:
             for item in items
         ]
         try:
-            finished: Any = _as_completed(futures, loop=self.client.loop, with_results=True)
-            for future, (error, result) in _bar(finished, what, len(items), self.progress):
-                future.release()
+            results = finished(self.client, futures)
+            for error, result in _bar(results, what, len(items), self.progress):
                 if error is not None:
                     raise error
                 yield result
@@ -260,17 +281,20 @@ class Dask:
                 "same arguments to go on."
             ) from error
         except BaseException:
-            self.client.cancel(futures)
+            with suppress(TimeoutError):
+                within(ANSWER_WITHIN, self.client.cancel, futures)
             raise
 
     def close(self) -> None:
         """Releases what was shared, and closes the connection if it is our own."""
         for future in self._shared:
             future.release()
-        if self._shared and self.client.status == "running":
-            self.client.run(_forget, [future.key for future in self._shared], on_error="ignore")
+        keys = [future.key for future in self._shared]
+        with suppress(TimeoutError, OSError):
+            if keys and self.client.status == "running":
+                within(ANSWER_WITHIN, self.client.run, _forget, keys, on_error="ignore")
         if self._is_own:
-            self.client.close()
+            self.client.close(timeout=ANSWER_WITHIN)
 
     def _check_workers(self) -> None:
         if self.client.status != "running":
@@ -278,7 +302,8 @@ class Dask:
                 f"The Dask client is {self.client.status}. Connect one to a scheduler that is "
                 "running."
             )
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        watch = Watch(self.client)
+        workers = watch.workers()
         if not workers:
             raise ClusterError(
                 "The Dask cluster has no workers. Start some: dask worker ADDRESS --nthreads 1."
@@ -291,17 +316,23 @@ class Dask:
                 "LocalCluster(threads_per_worker=1), one for each core."
             )
         self._addresses = sorted(workers)
-        for address, version in self._versions().items():
-            if version != __version__:
+        for address, version in self._versions(watch).items():
+            if isinstance(version, Exception) and not isinstance(version, ImportError):
                 raise ClusterError(
-                    f"Worker {address} has pydvl-datainf {version}, and this process has "
+                    f"Worker {address} was lost when it was asked for its version: {version!r}. "
+                    "See why it ended, wait until it is back, and call run_influences again."
+                )
+            if version != __version__:
+                found = "none" if isinstance(version, ImportError) else version
+                raise ClusterError(
+                    f"Worker {address} has pydvl-datainf {found}, and this process has "
                     f"{__version__}. Install the same version on all workers."
                 )
 
-    def _versions(self) -> dict[str, Any]:
+    def _versions(self, watch: Watch) -> dict[str, Any]:
         # As text: a function of ours could not even be sent to a worker without the package.
-        asked = self.client.run(eval, "__import__('pydvl_datainf').__version__", on_error="return")
-        return {a: "none" if isinstance(v, Exception) else v for a, v in asked.items()}
+        text = "__import__('pydvl_datainf').__version__"
+        return watch.answers(self.client.run, eval, text, on_error="return")
 
 
 def _unchanged(value: Any) -> Any:
@@ -352,9 +383,7 @@ def executor_for(client: Client | str | None, n_jobs: int | None, progress: bool
     return Dask(client, progress)
 
 
-# Untyped in distributed.
-_as_completed: Any = distributed.as_completed
-_Client: Any = distributed.Client
+_Client: Any = Client  # untyped in distributed
 
 
 def _connected(address: str) -> Any:

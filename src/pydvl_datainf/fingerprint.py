@@ -50,5 +50,8 @@ class DataChecksum:
 
 def as_bytes(tensor: Tensor) -> bytes:
     """The bytes of a tensor, wherever it is, as a buffer."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    flat = dense.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    # A single entry counts as contiguous with any stride, and view wants none but 1.
+    flat = flat.as_strided((flat.numel(),), (1,))
     return cast(bytes, flat.view(torch.uint8).numpy())  # an array is a buffer without a copy

@@ -26,6 +26,8 @@ def encoded(
     return halves, scales.to(rows.dtype)
 
 
-def decoded(halves: Float[Tensor, "b d"], scales: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-    """The rows scale · h, in the dtype of the scales."""
-    return halves.to(scales.dtype) * scales[:, None]
+def decoded(
+    halves: Float[Tensor, "b d"], scales: Float[Tensor, " b"], dtype: torch.dtype
+) -> Float[Tensor, "b d"]:
+    """The rows scale · h, in a dtype of choice; in float64 the products are exact."""
+    return halves.to(dtype) * scales.to(dtype)[:, None]

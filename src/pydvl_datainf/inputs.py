@@ -5,11 +5,12 @@ import io
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import cloudpickle
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
@@ -152,10 +153,16 @@ def _own_device(storage: Any, location: str) -> Any:
 
 def _in_words(objective: Objective) -> str:
     """Name, settings and a checksum of the source, where there is one."""
-    named: Any = objective.loss if isinstance(objective, OutputLoss) else objective
+    return _words(objective.loss if isinstance(objective, OutputLoss) else objective)
+
+
+def _words(named: Any) -> str:
+    if isinstance(named, partial):
+        given = dict(enumerate(named.args)) | named.keywords
+        return f"{_words(named.func)} with ({', '.join(_settings(given))})"
     code = named if inspect.isroutine(named) else type(named)
     name = f"{code.__module__}.{code.__qualname__}"
-    settings = "" if code is named else f"({', '.join(_settings(named))})"
+    settings = "" if code is named else f"({', '.join(_settings(_attributes(named)))})"
     try:
         source = zlib.crc32(inspect.getsource(code).encode())
     except (OSError, TypeError):
@@ -163,13 +170,25 @@ def _in_words(objective: Objective) -> str:
     return f"{name}{settings} [{source:08x}]"
 
 
-def _settings(objective: Any) -> list[str]:
-    values = getattr(objective, "__dict__", {}).items()
-    return [f"{k}={told}" for k, v in sorted(values) if k[0] != "_" and (told := _told(v))]
+def _attributes(objective: Any) -> dict[str, Any]:
+    """Attributes; of a module also its tensors, such as the weights of classes, and its parts."""
+    values = dict(getattr(objective, "__dict__", {}))
+    if isinstance(objective, nn.Module):
+        own = (objective.named_parameters, objective.named_buffers)
+        values |= {name: tensor for named in own for name, tensor in named(recurse=False)}
+        values |= dict(objective.named_children())
+    return values
+
+
+def _settings(values: Mapping[Any, Any]) -> list[str]:
+    named = sorted((str(name), value) for name, value in values.items() if str(name)[0] != "_")
+    return [f"{name}={told}" for name, value in named if (told := _told(value))]
 
 
 def _told(value: Any) -> str | None:
-    """A setting as text: simple values, tuples of them, and checksums of tensors."""
+    """A setting as text: simple values, tuples of them, modules, and checksums of tensors."""
+    if isinstance(value, nn.Module):
+        return _words(value)
     if isinstance(value, Tensor):
         return f"{zlib.crc32(as_bytes(value)):08x}"
     inner = value if isinstance(value, tuple) else (value,)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pydvl_datainf.arrays import WORK
 from pydvl_datainf.batches import Batch, slice_batch
-from pydvl_datainf.errors import ModelError, NonFiniteError
+from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.half import decoded, encoded
 from pydvl_datainf.inputs import Inputs
@@ -19,7 +19,7 @@ from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.plan import Piece, Plan, Tiling, pieces
 from pydvl_datainf.samples import Samples, Survey, read_again
-from pydvl_datainf.store import Store
+from pydvl_datainf.store import Array, Store
 from pydvl_datainf.vectors import BlockVectors
 
 VECTORS = f"{WORK}/vectors"
@@ -42,6 +42,8 @@ class Job:
         codes: for each test sample its group, where there are groups.
         by_block: whether each block has scores of its own.
         top_k: how many scores are kept at either end; None = all.
+        writer: of the store, while it is this run's.
+        rows_of: the fingerprint of the run whose rows are used, where it is another one.
     """
 
     plan: Plan
@@ -56,6 +58,8 @@ class Job:
     codes: tuple[int, ...] | None = None
     by_block: bool = False
     top_k: int | None = None
+    writer: str | None = None
+    rows_of: Any = None
     gradients: int = 0
     _is_checked: bool = False
     _store: Store | None = None
@@ -68,8 +72,13 @@ class Job:
     def store(self) -> Store:
         """The store of the run, opened on first use."""
         if self._store is None:
-            self._store = Store(self.location)
+            self._store = Store(self.location, writer=self.writer)
         return self._store
+
+    @property
+    def precision(self) -> str:
+        """The dtype of factors and of what is added up for them, by NumPy's name."""
+        return self.inverse.precision(self.dtype)
 
     @property
     def parts(self) -> Tiling:
@@ -175,7 +184,8 @@ class Job:
             tile: which.
 
         Yields:
-            From which sample of the tile to which, and their rows.
+            From which sample of the tile to which, and their rows; stored ones in the dtype of the
+            factors.
         """
         if self.plan.rows == "zarr":
             yield from self._stored_rows(device_of(inputs), tile)
@@ -207,23 +217,27 @@ class Job:
         assert self.train is not None
         wanted = self.plan.train[tile]
         kept: list[BlockVectors] = []
-        norms, halves, scales = [], [], []
+        norms, scales = [], []
+        to_store = self.plan.rows == "zarr"
+        length = wanted.stop - wanted.start if to_store else 0
+        halves = torch.empty(length, self.plan.n_parameters, dtype=torch.float16)
         for place, rows in self.computed(inputs, inputs.train, self.train, wanted):
             norms.append(_columns([squared_norms(v) for v in rows.values()]))
             if self.plan.rows == "memory":
                 kept.append(rows)
-            if self.plan.rows == "zarr":
+            if to_store:
                 parts = [encoded(v) for v in rows.values()]
-                halves.append(torch.cat([h for h, _ in parts], 1).cpu())
+                for target, (h, _) in zip(self.blocks(halves[place]).values(), parts, strict=True):
+                    target[:] = h
                 scales.append(_columns([s for _, s in parts]))
             yield place, rows
         if norms_too or not self.store.has("squared_norms", (tile, 0)):
             self.store.write("squared_norms", wanted, torch.cat(norms).numpy())
         if kept:
             self._kept[tile] = kept
-        if halves:  # rows last: where they are, their scales are
+        if to_store:  # rows last: where they are, their scales are
             self.store.write("row_scales", wanted, torch.cat(scales).numpy())
-            self.store.write("rows", wanted, torch.cat(halves).numpy())
+            self.store.write("rows", wanted, halves.numpy())
 
     def block_rows(self, inputs: Inputs | None, block: str) -> Tensor:
         """The rows of one block of all training samples.
@@ -233,7 +247,7 @@ class Job:
             block: which.
 
         Returns:
-            Gradients as rows, (n, d_l).
+            Gradients as rows, (n, d_l); stored ones in the dtype of the factors.
         """
         tiles = range(len(self.plan.train))
         if self.plan.rows == "zarr":
@@ -241,19 +255,30 @@ class Job:
             return torch.cat([self._stored_block(device, tile, block) for tile in tiles])
         return torch.cat([rows[block] for tile in tiles for _, rows in self.rows(inputs, tile)])
 
+    def _read_rows(self, name: str, where: Any) -> Array:
+        values, store = self.rows_store.read(name, where), self.rows_store
+        # Afterwards: the other run may be replaced at any time.
+        if self.rows_of is not None and self.rows_of != store.attributes["fingerprint"]:
+            raise StoreError(
+                f"{store}, the store whose rows this run uses, was replaced meanwhile. Put the run "
+                "that was there back, or query the one that is there now."
+            )
+        return values
+
     def _stored_block(self, device: torch.device, tile: int, block: str) -> Tensor:
         wanted, names = self.plan.train[tile], list(self.widths)
         b = names.index(block)
         start = sum(self.widths[name] for name in names[:b])
         columns = slice(start, start + self.widths[block])
-        halves = torch.from_numpy(self.rows_store.read("rows", (wanted, columns)))
-        scales = torch.from_numpy(self.rows_store.read("row_scales", wanted))[:, b]
-        return decoded(halves.to(device), scales.to(device))
+        halves = torch.from_numpy(self._read_rows("rows", (wanted, columns)))
+        scales = torch.from_numpy(self._read_rows("row_scales", wanted))[:, b]
+        return decoded(halves.to(device), scales.to(device), getattr(torch, self.precision))
 
     def _stored_rows(self, device: torch.device, tile: int) -> Iterator[tuple[slice, BlockVectors]]:
         wanted = self.plan.train[tile]
-        halves = torch.from_numpy(self.rows_store.read("rows", wanted))
-        scales = torch.from_numpy(self.rows_store.read("row_scales", wanted))
+        halves = torch.from_numpy(self._read_rows("rows", wanted))
+        scales = torch.from_numpy(self._read_rows("row_scales", wanted))
+        dtype = getattr(torch, self.precision)
         for start in range(0, len(halves), self.plan.step):
             place = slice(start, min(start + self.plan.step, len(halves)))
             parts = self.blocks(halves[place].to(device)).items()
@@ -261,29 +286,43 @@ class Job:
             yield (
                 place,
                 OrderedDict(
-                    (block, decoded(h, s)) for (block, h), s in zip(parts, lengths, strict=True)
+                    (block, decoded(h, s, dtype))
+                    for (block, h), s in zip(parts, lengths, strict=True)
                 ),
             )
 
     # Vectors of the queries, as flat matrices
 
     def read_matrix(self, name: str, queries: slice, inputs: Inputs) -> Tensor:
-        """An array (m, D), or the sum over the parts of an array (parts, m, D), tile by tile."""
+        """An array (m, D), or the sum over the parts of an array (parts, m, D), chunk by chunk."""
         array = self.store.array(name)
-        device, dtype = inputs.influence.model_device, inputs.influence.dtype
+        device, dtype = inputs.influence.model_device, getattr(torch, self.precision)
         # In memory of torch's own, whose alignment does not change the bits of products.
         flat = torch.zeros(
             queries.stop - queries.start, self.plan.n_parameters, dtype=dtype, device=device
         )
+        parts: list[tuple[int, ...]] = (
+            [()] if array.ndim == 2 else [(p,) for p in range(array.shape[0])]
+        )
+        for rows, columns in self._chunks(queries):
+            target = flat[rows.start - queries.start : rows.stop - queries.start, columns]
+            for part in parts:
+                read = self.store.read(name, (*part, rows, columns))
+                target += torch.from_numpy(read).to(device)
+        return flat
+
+    def write_matrix(self, name: str, flat: Tensor, queries: slice, *part: int) -> None:
+        """Writes into an array (m, D), or into a part of an array (parts, m, D), chunk by chunk."""
+        for rows, columns in self._chunks(queries):
+            values = flat[rows.start - queries.start : rows.stop - queries.start, columns]
+            self.store.write(name, (*part, rows, columns), values.cpu().numpy())
+
+    def _chunks(self, queries: slice) -> Iterator[tuple[slice, slice]]:
+        """The chunks of a matrix of vectors; several at once would be copied at once."""
         for start in range(queries.start, queries.stop, self.plan.test_tile):
             rows = slice(start, min(start + self.plan.test_tile, queries.stop))
-            target = flat[rows.start - queries.start : rows.stop - queries.start]
-            if array.ndim == 2:
-                target += torch.from_numpy(self.store.read(name, rows)).to(device)
-                continue
-            for part in range(array.shape[0]):
-                target += torch.from_numpy(self.store.read(name, (part, rows))).to(device)
-        return flat
+            for columns in Tiling(self.plan.n_parameters, self.plan.columns):
+                yield rows, columns
 
     def vectors(self, inputs: Inputs, queries: slice) -> Tensor:
         """Gradients of queries, or mean gradients of groups of them, flat, (b, D)."""
@@ -292,6 +331,10 @@ class Job:
             counts = np.bincount(self.codes)[queries]
             flat /= torch.from_numpy(counts).to(flat)[:, None]
         return flat
+
+    def release(self) -> None:
+        """Forgets what is held, before another piece of work takes its place in memory."""
+        self._held = None
 
     def held(self, name: str, q: int, inputs: Inputs) -> Tensor:
         """Vectors or factors of a group of queries, read once for neighbouring pieces of work."""

@@ -1,7 +1,9 @@
 """From what a caller asks to a plan, a store and the work on it."""
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from math import ceil
 from typing import Any
@@ -13,7 +15,7 @@ from pydvl_datainf._version import __version__
 from pydvl_datainf.arrays import WORK
 from pydvl_datainf.attributes import EXTRAS, sealed_attributes
 from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
-from pydvl_datainf.errors import SourceError, StoreError, StoreExistsError
+from pydvl_datainf.errors import PlanError, SourceError, StoreError, StoreExistsError
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inputs import Built, Description, Inputs
 from pydvl_datainf.inverse.methods import Inverse
@@ -57,8 +59,11 @@ def launch(
         m = tests.n if labels is None else len(labels)
         columns = columns_of(wishes.ids, wishes.metadata, {"test": m, "train": training.n}, labels)
         columns |= training.columns()
-        plan = planned(model, wishes, m, tests, training, executor, store, stored)
         fingerprint = training.fingerprint(model) | _asked(wishes, tests, codes, columns)
+        cut = partial(planned, model, wishes, m, tests, training, executor, store)
+        if wishes.overwrite and not _is_begun(stored, fingerprint, cut):
+            stored, store.layouts = None, {}
+        plan = cut(stored)
         job = Job(
             plan=plan,
             location=store.location,
@@ -72,12 +77,14 @@ def launch(
             codes=codes,
             by_block=wishes.by_block,
             top_k=None if wishes.top_k is None else min(wishes.top_k, plan.n),
+            writer=uuid.uuid4().hex,
+            rows_of=training.rows_of,
         )
         known = columns | _known(job)
         types = {name: column_type(values.dtype) for name, values in columns.items()}
         # As they were written: the same numbers may come in wider types another time.
         types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
-        _enter(store, stored, fingerprint, plan, types, training.rows_in, model.inverse)
+        _enter(store, stored, fingerprint, types, training.rows_in, job)
         _lay_out(store, job, types, known)
         training.copy_norms(store)
         _perform(store, job, executor, shared, model, wishes.self_influence, sample)
@@ -110,7 +117,28 @@ def _stored(store: Store, executor: Executor, wishes: Wishes) -> dict[str, Any] 
     """The attributes of the run that is to go on; None where a new one is made."""
     if not (executor.shares_memory or is_shared(store)):
         raise StoreError(f"{store} is in this process's memory, which workers do not see.")
-    return None if store.is_vacant() or wishes.overwrite else opened(store)
+    if store.is_vacant():
+        return None
+    try:
+        stored = opened(store)
+    except StoreError:
+        if wishes.overwrite:
+            return None
+        raise
+    return None if wishes.overwrite and stored["complete"] else stored
+
+
+def _is_begun(
+    stored: Mapping[str, Any] | None, fingerprint: Mapping[str, Any], cut: Callable[..., Plan]
+) -> bool:
+    """Whether a call that replaces runs finds its own there, stopped, by the same versions."""
+    if stored is None or stored["fingerprint"] != fingerprint:
+        return False
+    try:
+        cut_alike: bool = stored["plan"] == cut(stored).as_attributes()
+    except PlanError:
+        return False
+    return cut_alike and stored["versions"] == _versions()
 
 
 def _survey(executor: Executor, shared: Any, side: str, samples: Samples | None) -> Survey:
@@ -142,22 +170,21 @@ def _enter(
     store: Store,
     stored: Mapping[str, Any] | None,
     fingerprint: Mapping[str, Any],
-    plan: Plan,
     columns: Mapping[str, str],
     rows_in: Any,
-    inverse: Inverse,
+    job: Job,
 ) -> None:
     """Makes the group, or checks that the one that is there holds the same run."""
     mine = sealed_attributes(
         {
             "fingerprint": dict(fingerprint),
-            "plan": plan.as_attributes(),
+            "plan": job.plan.as_attributes(),
             "columns": dict(columns),
             "rows_in": rows_in,
         }
     )
     if stored is None:
-        store.create(_about(inverse) | mine | _UNDONE)
+        store.create(_about(job.inverse) | mine | _UNDONE | {"writer": job.writer})
         return
     other = [
         line for part in ("fingerprint", "plan") for line in differences(stored[part], mine[part])
@@ -174,14 +201,18 @@ _UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}
 
 
 def _about(inverse: Inverse) -> dict[str, Any]:
-    packages = ("torch", "numpy", "zarr", "pydvl")
     return {
         "title": "Influences of training samples (train) on test samples (test)",
         "method": f"{inverse.name}: {inverse.formula}",
         "sign": "positive: more weight on the training sample lowers the test sample's loss",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"pydvl-datainf": __version__, **{p: version(p) for p in packages}},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "zarr", "pydvl")
+    return {"pydvl-datainf": __version__, **{p: version(p) for p in packages}}
 
 
 def _known(job: Job) -> dict[str, Array]:
@@ -202,6 +233,7 @@ def _lay_out(
         job.plan,
         len(job.widths),
         job.dtype,
+        factors=job.precision,
         by_block=job.by_block,
         top_k=job.top_k,
         stores_rows=job.plan.rows == "zarr" and job.train is not None,
@@ -237,9 +269,11 @@ def _perform(
         gradients=before["gradients"],
     )
     stages.run(self_influence=self_influence, exact_sample=exact_sample)
+    if not before["complete"]:
+        stages.take_over()
     store.delete(WORK)
     extras = extras_in(store)
     names = [name for name in store.layouts if name not in EXTRAS] + extras
     is_told = before["extras"] == extras and not store.not_as_consolidated(names)
-    if stages.is_new or not before["complete"] or not is_told:
+    if stages.is_new or not is_told:
         store.finish(extras)

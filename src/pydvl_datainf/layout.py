@@ -12,6 +12,7 @@ from pydvl_datainf.attributes import (
     faults,
 )
 from pydvl_datainf.errors import StoreError
+from pydvl_datainf.inverse.methods import INVERSES
 from pydvl_datainf.plan import Plan
 from pydvl_datainf.store import Store
 
@@ -27,6 +28,7 @@ def arrays_of(
     blocks: int,
     dtype: str,
     *,
+    factors: str,
     by_block: bool,
     top_k: int | None,
     stores_rows: bool,
@@ -38,6 +40,7 @@ def arrays_of(
         plan: how it is cut.
         blocks: L, how many there are.
         dtype: of gradients and scores.
+        factors: the dtype of factors.
         by_block: whether each block has scores of its own.
         top_k: how many scores are kept at either end; None = all.
         stores_rows: whether training rows are kept in the store.
@@ -51,7 +54,7 @@ def arrays_of(
     tables = {
         "squared_norms": Layout((n, L), (r, L), "float64", ("train", "block")),
         "damping": Layout((L,), (L,), "float64", ("block",)),
-        "factors": Layout((m, D), (t, plan.columns), dtype, ("test", "parameter")),
+        "factors": Layout((m, D), (t, plan.columns), factors, ("test", "parameter")),
         "mean_influence": Layout((n,), (r,), "float64", ("train",)),
         "block": Layout((L,), (ID_CHUNK,), "string", ("block",)),
         "width": Layout((L,), (ID_CHUNK,), "int64", ("block",)),
@@ -91,6 +94,7 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
         plan,
         len(said["blocks"]),
         said["dtype"],
+        factors=INVERSES[said["method"]].precision(said["dtype"]),
         by_block=said["by_block"],
         top_k=said["top_k"],
         stores_rows=plan.rows == "zarr" and attributes["rows_in"] is None,

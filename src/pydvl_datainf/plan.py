@@ -19,7 +19,9 @@ Piece = tuple[int, int, int]
 MOST_SPANS = 64
 MOST_QUERIES = 512  # in a tile
 MOST_TRAIN = 4096  # in a tile
-CHUNK_BYTES = 2**24  # of one chunk of vectors
+CHUNK_BYTES = 2**24  # of one chunk of vectors, at most
+CHUNK_SHARE = 64  # of the memory, what a chunk takes at most; and 2**16 at least
+TRANSIT_SHARE = 16  # of the memory, what is on its way to or from the store takes
 MOST_SAMPLED_TILES = 8  # from which samples are taken: each may have to be read whole
 MOST_SAMPLED_QUERIES = 32
 
@@ -56,6 +58,7 @@ class Task:
         m_samples: test samples.
         widths: d_l of each block.
         itemsize: bytes of one number of a row, 4 or 8.
+        precision: bytes of one number of a vector, of a factor and of what is added up for them.
         longest: samples in the longest batch.
         by_block: whether each block has scores of its own.
         top_k: how many training samples are kept at either end; None = all.
@@ -69,11 +72,17 @@ class Task:
     longest: int
     by_block: bool = False
     top_k: int | None = None
+    precision: int = 8
 
     @property
     def row(self) -> int:
         """Bytes of one gradient."""
         return sum(self.widths) * self.itemsize
+
+    @property
+    def vector(self) -> int:
+        """Bytes of one gradient of a query, or of one factor, as they are computed with."""
+        return sum(self.widths) * self.precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,17 +196,19 @@ def make_plan(
     test_tile, train_tile = (
         _checked_tile(size, name) for size, name in zip(tile, _SIDES, strict=True)
     )
-    memory -= reserved
+    given, memory = memory, memory - reserved
+    memory -= memory // TRANSIT_SHARE
     step = min(task.longest, batch_size or task.longest, max(1, memory // (16 * task.row)))
     train_tile = min(train_tile or _train_tile(task, memory, step), task.n)
     step = min(step, train_tile)
     fixed, each = _fixed_bytes(task, rows, train_tile, step), _query_bytes(task, train_tile, step)
     most = (memory - fixed) // each
     if most < (test_tile or 1):
-        smallest = _fixed_bytes(task, rows, tile[1] or 1, 1) + reserved
-        smallest += (test_tile or 1) * _query_bytes(task, tile[1] or 1, 1)
+        least = _fixed_bytes(task, rows, tile[1] or 1, 1)
+        least += (test_tile or 1) * _query_bytes(task, tile[1] or 1, 1)
+        smallest = ceil(least * TRANSIT_SHARE / (TRANSIT_SHARE - 1)) + 1 + reserved
         raise PlanError(
-            f"{memory + reserved:,} bytes of memory are too few: a gradient takes {task.row:,}, "
+            f"{given:,} bytes of memory are too few: a gradient takes {task.row:,}, "
             f"and with rows={rows!r} the smallest that works is memory={smallest:,}"
             + (f", for tiles of {tile}." if any(tile) else ".")
             + (_RESERVED.format(reserved) if reserved else "")
@@ -210,6 +221,7 @@ def make_plan(
     group_tiles = max(1, min(most // test_tile, ceil(task.m / test_tile)))
     tiles = ceil(task.n / train_tile)
     spans = min(tiles, MOST_SPANS, max(4, task.n // (group_tiles * test_tile)))
+    chunk_bytes = min(CHUNK_BYTES, max(2**16, memory // CHUNK_SHARE))
     return Plan(
         n=task.n,
         m=task.m,
@@ -219,9 +231,9 @@ def make_plan(
         group_tiles=group_tiles,
         span_tiles=ceil(tiles / spans),
         step=step,
-        columns=_even(sum(task.widths), max(1, CHUNK_BYTES // (test_tile * task.itemsize))),
+        columns=_even(sum(task.widths), max(1, chunk_bytes // (test_tile * task.precision))),
         part=max(256, 4 * task.m, ceil(task.m_samples / MOST_SPANS)),
-        self_tiles=max(1, memory // (2 * train_tile * task.row)),
+        self_tiles=max(1, (memory - fixed) // (train_tile * _self_bytes(task, step))),
         rows=rows,
     )
 
@@ -257,10 +269,12 @@ def sample_bytes(widths: Sequence[int], itemsize: int, n: int, m: int) -> int:
 
     Returns:
         Rows of the samples in pieces, together and, of the largest block, in float64, with a
-        matrix and its factor; vectors of the queries, as they are and transformed twice.
+        matrix and its factor; vectors of the queries, in pieces and together, and in float64 as
+        they are, with their corrections, and transformed twice.
     """
-    row, d = sum(widths) * itemsize, max(widths)
-    return (2 * n + 4 * min(MOST_SAMPLED_QUERIES, m)) * row + 8 * n * d + 16 * min(n, d) ** 2
+    D, d, queries = sum(widths), max(widths), min(MOST_SAMPLED_QUERIES, m)
+    vectors = queries * D * (2 * itemsize + 4 * 8)
+    return 2 * n * D * itemsize + vectors + 8 * n * d + 16 * min(n, d) ** 2
 
 
 def sampled_queries(m: int) -> list[slice]:
@@ -338,7 +352,8 @@ def _even(total: int, most: int) -> int:
 
 def _fixed_bytes(task: Task, rows: str, train_tile: int, step: int) -> int:
     """What does not depend on the number of queries."""
-    computed = 3 * step * task.row  # rows of a piece, with copies in other precisions
+    # Rows of a piece, as computed or two of them as decoded, and one block as it is multiplied.
+    computed = step * (max(3 * task.row, 2 * task.vector) + max(task.widths) * task.precision)
     stored = 6 * train_tile * sum(task.widths)  # a tile in half precision, encoded and decoded
     kept = task.n * task.row
     return computed + {"memory": kept, "zarr": stored, "recompute": 0}[rows]
@@ -346,5 +361,10 @@ def _fixed_bytes(task: Task, rows: str, train_tile: int, step: int) -> int:
 
 def _query_bytes(task: Task, train_tile: int, step: int) -> int:
     """Vector and correction of a query, a product with a block, and its scores on a tile."""
-    scores = 2 * train_tile * (len(task.widths) if task.by_block else 1)
-    return 2 * task.row + (max(task.widths) + 2 * step + scores) * task.itemsize
+    scores = 2 * train_tile * (len(task.widths) if task.by_block else 1) * task.itemsize
+    return 2 * task.vector + (max(task.widths) + 2 * step) * task.precision + scores
+
+
+def _self_bytes(task: Task, step: int) -> int:
+    """Row of a sample whose self-influence is computed, and products with the rows of a piece."""
+    return task.vector + 2 * step * task.precision

@@ -18,6 +18,10 @@ from pydvl_datainf.wishes import Wishes
 AUTO_SAMPLES = (256, 128, 64)
 """Numbers of samples that tell how approximate an inverse is: the first that fits is taken."""
 
+MOST_IN_MEMORY = 2_000
+"""Training gradients that rows="auto" keeps in memory at most: a stop loses what is there. A count
+of them and not their time, so that the same call makes the same plan on every machine."""
+
 
 def planned(
     model: Description,
@@ -56,6 +60,7 @@ def planned(
         longest=max(training.longest, *tests.lengths),
         by_block=wishes.by_block,
         top_k=wishes.top_k,
+        precision=np.dtype(model.inverse.precision(model.dtype)).itemsize,
     )
     tile, rows = wishes.tile or (None, None), wishes.rows
     together = model.inverse.rows == "together"
@@ -120,15 +125,23 @@ def _check_rows(rows: str, executor: Executor, together: bool) -> None:
 
 
 def _rows_that_fit(task: Task, memory: int, executor: Executor, store: Store, reserved: int) -> str:
-    """In memory if all queries fit beside them, on disk if half of its free space is enough."""
+    """In memory if they are few and all queries fit beside them, on disk if there is room."""
     together = reserved > 0  # rows of a block: other processes would compute all rows anew
     alone = executor.shares_memory or not together
-    if executor.keeps_state and alone and fits_at_once(task, memory, reserved):
+    fits = executor.keeps_state and alone and fits_at_once(task, memory, reserved)
+    if fits and task.n <= MOST_IN_MEMORY:
         return "memory"
-    if together:
+    if _has_room(task, store):
         return "zarr"
+    if fits:
+        return "memory"
+    return "zarr" if together else "recompute"
+
+
+def _has_room(task: Task, store: Store) -> bool:
+    """Whether half of the free space of the disk holds the rows."""
     if store.path is None:
-        return "recompute"
+        return False
     existing = next(folder for folder in store.path.resolve().parents if folder.exists())
     needed = 2 * task.n * sum(task.widths)
-    return "zarr" if needed <= shutil.disk_usage(existing).free // 2 else "recompute"
+    return needed <= shutil.disk_usage(existing).free // 2

@@ -19,6 +19,7 @@ from pydvl_datainf.job import Job
 from pydvl_datainf.launch import launch
 from pydvl_datainf.layout import ENDS, comparison_in, extras_in, has_extra, opened
 from pydvl_datainf.plan import Plan
+from pydvl_datainf.ranking import Best
 from pydvl_datainf.rows_in import is_followed, rows_store
 from pydvl_datainf.samples import Survey
 from pydvl_datainf.store import REPAIR, Array, Store
@@ -377,10 +378,11 @@ class InfluenceRun:
                     f"'top' in {self._store} holds positions of samples that there are not."
                 )
             return positions, self._store.read("top_scores", where)
-        scores = self._store.read("scores", queries)
-        scores = scores.sum(1) if scores.ndim == 3 else scores
-        order = np.argsort(scores if end else -scores, axis=1, kind="stable")[:, :k]
-        return order, np.take_along_axis(scores, order, axis=1)
+        best = Best(end, k)
+        for wanted in self.plan.train:  # all scores of a tile of queries may take gigabytes
+            scores = self._store.read("scores", (queries, ..., wanted))
+            best.add_tile(scores.sum(1) if scores.ndim == 3 else scores, wanted.start)
+        return best.positions, best.scores
 
     def _run_of_rows(self) -> "InfluenceRun":
         """The run whose rows this one used: itself, but for a query."""
@@ -393,13 +395,15 @@ class InfluenceRun:
         names, widths = self._store.read("block").tolist(), self._store.read("width").tolist()
         if min(widths) < 1 or sum(widths) != plan.n_parameters or len(set(names)) < len(names):
             raise StoreError(f"'block' and 'width' in {self._store} are not those of a run.")
-        dtype = str(self._store.array("factors").dtype)
+        dtype = self.attrs["fingerprint"]["dtype"]
         place = self._store.location
         inverse = INVERSES[self.attrs["fingerprint"]["method"]]
         by_name, none = dict(zip(names, widths, strict=True)), Survey((), ())
         job = Job(plan, place, place, by_name, dtype, inverse, none, _store=self._store)
         values, store = all_self_influences(job), Store(place)
         with suppress(StoreError), store.locked():
+            if store.attributes != self.attrs:  # another call has replaced the run or works on it
+                return values
             store.layouts = self._store.layouts
             store.require(SELF_INFLUENCE, *store.layouts[SELF_INFLUENCE])
             store.write(SELF_INFLUENCE, ..., values)
@@ -431,7 +435,8 @@ def run_influences(
     """Computes the influence of each training sample on each test sample, into a Zarr store.
 
     A run that was stopped, however, goes on from what is in the store when the same call is made
-    again, and ends with the same bits as one that was not.
+    again, and ends with the same bits as one that was not. Training gradients that were in memory
+    alone are computed again.
 
     Args:
         influence: a `DataInfInfluence`, or a picklable callable without arguments that builds one
@@ -450,7 +455,8 @@ def run_influences(
         memory: what our arrays may take in each process, in bytes or as text; the model, its
             activations and the data come on top.
         rows: gradients of training samples are kept in "memory", or in the store in half precision
-            ("zarr"), or computed again ("recompute"); "auto" takes the first that fits.
+            ("zarr"), or computed again ("recompute"); "auto" takes the first that fits, but keeps
+            no more than 2,000 gradients in memory where the disk has room: a stop loses them.
         top_k: keep only the k largest and k smallest influences on each test sample.
         by_block: keep the influences of each block.
         query_groups: a label for each test sample: the mean influence on each group is computed,
@@ -464,7 +470,8 @@ def run_influences(
             inverse with the exact one, for `InfluenceRun.approximation_error`. "auto" = 256, or
             fewer where `memory` is too small, or none; 0 = do not. Exact and plain
             Hessian-free influences approximate nothing, so that nothing is compared.
-        overwrite: replace another run in the store.
+        overwrite: replace the run in the store, but for one that this very call had begun, with
+            the same versions of the packages, when it was stopped: that goes on.
         progress: show a bar for each stage.
 
     Returns:
@@ -475,7 +482,7 @@ def run_influences(
         StoreExistsError: if it holds another run or something else.
         PlanError: if nothing fits in memory, or arguments do not go together.
         SourceError: if data has no fixed order, or changes between two reads.
-        ClusterError: if the workers cannot be reached or do not suit.
+        ClusterError: if the workers cannot be reached, do not suit, or are lost.
         ModelError: if the model is unsupported, or a gradient is not finite; names the sample.
         DampingError: if no λ can be chosen, or scores overflow.
     """

@@ -75,6 +75,8 @@ class Stages:
             done &= self._tiles("rows") & self._tiles("row_scales")
         elif self._sound["damping"] or self.given.keys() >= self.job.widths.keys():
             return  # other stages store the norms on their way
+        elif plan.rows == "memory":
+            done = set()  # what was in memory is gone, and needed next: the bar is to show it
         self._map("gradients", work.write_rows, self._missing(plan.train, done), home=self._span)
 
     def _choose_damping(self) -> None:
@@ -110,7 +112,8 @@ class Stages:
     def _corrections(self, q: int) -> None:
         plan, queries, name = self.job.plan, self.job.plan.group(q), f"{work.CORRECTIONS}/{q}"
         shape = (len(plan.spans), queries.stop - queries.start, plan.n_parameters)
-        self.store.require(name, shape, (1, plan.test_tile, plan.columns), self.job.dtype, None)
+        chunk = (1, plan.test_tile, plan.columns)
+        self.store.require(name, shape, chunk, self.job.precision, None)
         missing = self._missing(plan.spans, self._complete(name, axis=0))
         wanted = [(q, span) for span in missing]
         self._map("corrections", work.write_correction, wanted, home=lambda item: item[1])
@@ -120,7 +123,7 @@ class Stages:
         plan, queries, wanted = self.job.plan, self.job.plan.group(q), []
         for b, d in enumerate(self.job.widths.values()):
             name, shape = f"{work.SOLUTIONS}/{q}/{b}", (queries.stop - queries.start, d)
-            self.store.require(name, shape, (plan.test_tile, d), self.job.dtype, None)
+            self.store.require(name, shape, (plan.test_tile, d), self.job.precision, None)
             if self.store.sound(name) != self.store.expected(name):
                 wanted.append((q, b))
         self._map("solutions", work.write_solution, wanted)
@@ -129,7 +132,8 @@ class Stages:
         plan, grouped = self.job.plan, self.job.codes is not None
         chunk = (1, plan.test_tile, plan.columns)
         parts = len(self.job.parts) if grouped else 1
-        self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, self.job.dtype, None)
+        dtype = self.job.precision if grouped else self.job.dtype
+        self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, dtype, None)
         wanted = range(len(self.job.parts)) if grouped else _range(self.job.plan.groups[q])
         done = self._complete(VECTORS, axis=0 if grouped else 1)
         self._map("test gradients", work.write_vectors, [i for i in wanted if i not in done])
@@ -191,7 +195,7 @@ class Stages:
 
     def _self_parts(self) -> None:
         name, shape = work.SELF_PARTS, (len(self.job.widths), self.job.plan.n)
-        self.store.require(name, shape, (1, shape[1]), self.job.dtype, None)
+        self.store.require(name, shape, (1, shape[1]), self.job.precision, None)
         done = {c[0] for c in self.store.sound(name)}
         wanted = [b for b in range(shape[0]) if b not in done]
         self._map("self-influences", work.write_self_part, wanted)
@@ -199,12 +203,11 @@ class Stages:
 
     def _approximation_error(self, samples: int) -> None:
         name = APPROXIMATION
-        layout = self.store.layouts[name]
-        self.store.require(name, *layout)
-        said = comparison_in(self.store)
+        said = comparison_in(self.store) if has_extra(self.store, name) else None
         if said is None or said["asked"] != samples:
-            self.store.delete(name)  # at once: never old numbers beside a new size
-            self.store.require(name, *layout)
+            self.take_over()
+            self.store.delete(name)  # never old numbers beside a new size
+        self.store.require(name, *self.store.layouts[name])
         if not self.store.sound(name):
             self._map("approximation error", work.write_approximation_error, [samples])
 
@@ -213,8 +216,14 @@ class Stages:
     def _drop_unfinished(self, name: str) -> None:
         """Deletes what a call that was stopped had begun, and this one does not ask for."""
         if name in self.store.names() and not has_extra(self.store, name):
+            self.take_over()
             self.store.delete(name)
-            self.is_new = True
+
+    def take_over(self) -> None:
+        """Keeps writers of a stopped call out, before this one writes; a complete run is left."""
+        self.is_new = True
+        if self.job.writer is not None:
+            self.store.take_over(self.job.writer)
 
     def _names(self) -> list[str]:
         names = ["squared_norms", "damping", "factors", "mean_influence"]
@@ -250,7 +259,7 @@ class Stages:
     ) -> None:
         if not items:
             return
-        self.is_new = True
+        self.take_over()
         home = home if self.job.plan.rows == "memory" else None
         start = perf_counter()
         try:

@@ -4,12 +4,14 @@ A chunk is the unit of work and of writing: it has one writer, appears at once a
 carries a checksum. What was done is what is there and sound; there is no other book-keeping.
 """
 
+import json
 import os
 import re
 import shutil
 import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from errno import EDQUOT, ENOSPC
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -20,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import zarr
-from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, MemoryStore, ZipStore
@@ -29,6 +31,7 @@ from zarr.storage import LocalStore, MemoryStore, ZipStore
 from pydvl_datainf.arrays import WORK, Layout, is_compressed
 from pydvl_datainf.chunks import FREE, NAMED, Chunk, guarded, lacking
 from pydvl_datainf.errors import StoreError, StoreExistsError
+from pydvl_datainf.locking import acquire, release, taking_over, writing_in
 
 FORMAT = "pydvl-datainf influences"
 FORMAT_VERSION = 1
@@ -54,11 +57,13 @@ class Store:
     Args:
         location: a path, a URL that fsspec knows, or a Zarr store.
         read_only: refuse to write.
+        writer: refuse to write where the attribute `writer` is another one; None = write anyway.
     """
 
-    def __init__(self, location: Any, *, read_only: bool = False):
+    def __init__(self, location: Any, *, read_only: bool = False, writer: str | None = None):
         self.location = as_location(location)
         self.read_only = read_only
+        self.writer = writer
         self.layouts: Mapping[str, Layout] = {}  # as far as known, arrays must look like these
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._counts: dict[str, int] = {}
@@ -138,8 +143,9 @@ class Store:
             StoreError: if the run is of another format.
         """
         if self.path is not None:
-            if self.path.exists() and not self.path.is_dir():
-                raise StoreExistsError(f"{self} is a file. Choose another place for the store.")
+            for path in (self.path, *self.path.parents):
+                if path.exists() and not path.is_dir():
+                    raise StoreExistsError(f"{path} is a file. Choose another place for the store.")
             there = self.path.iterdir() if self.path.exists() else ()
             if all(_PARTIAL.fullmatch(path.name) and path.is_file() for path in there):
                 return True
@@ -148,7 +154,8 @@ class Store:
         except StoreError as error:
             if self.path is None and isinstance(error.__cause__, GroupNotFoundError):
                 return True
-            if "format version" in str(error):
+            is_unreachable = self.path is None and "cannot be opened" in str(error)
+            if "format version" in str(error) or is_unreachable:
                 raise
             raise StoreExistsError(
                 f"{self} holds something that is not a run of this package, so it is never "
@@ -161,9 +168,10 @@ class Store:
         """Makes the group, in place of a run that is there; its attributes come in the same file.
 
         Args:
-            attributes: what JSON can hold.
+            attributes: what JSON can hold; `writer` among them says who may write here.
         """
         self._arrays.clear()
+        self.writer = attributes.get("writer")
         marks = {"format": FORMAT, "format_version": FORMAT_VERSION}
         with os_errors_named(self):
             if self.path is not None:
@@ -179,9 +187,70 @@ class Store:
         """Renames it first: a folder that is half deleted would not be known as a run."""
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
+            with taking_over(path):
+                path.rename(old)
             shutil.rmtree(old)
         path.mkdir(parents=True)
+
+    def _remove_replaced(self, path: Path) -> None:
+        """Deletes what killed processes left of runs that they were replacing."""
+        pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.old")
+        for old in path.parent.iterdir():
+            if pattern.fullmatch(old.name) and old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+
+    # Its writers
+
+    def take_over(self, writer: str) -> None:
+        """From now on only who has this as `writer` writes here: nobody of a run that was killed.
+
+        Args:
+            writer: another one for each call that works on the run.
+        """
+        if writer == self.writer:
+            return
+        with os_errors_named(self), nullcontext() if self.path is None else taking_over(self.path):
+            self._edit({"writer": writer})
+        self.writer = writer
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Refuses to write where another run is now, which cannot come while a file is written.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StoreError: if there is another run, or the file system or the store refuses.
+        """
+        if self.writer is None:
+            with os_errors_named(self):
+                yield
+            return
+        if self.path is not None and not self.path.is_dir():
+            raise self._lost()
+        with os_errors_named(self), nullcontext() if self.path is None else writing_in(self.path):
+            # Searched, since it takes a hundredth of the time of reading all attributes.
+            if self.writer.encode() not in self._metadata():
+                raise self._lost()
+            yield
+
+    def _metadata(self) -> bytes:
+        found = sync(self._files.get("zarr.json", default_buffer_prototype()))
+        return b"" if found is None else found.to_bytes()
+
+    def _edit(self, attributes: Mapping[str, Any]) -> None:
+        """Changes attributes of the group; unlike Zarr's own way it keeps consolidated metadata."""
+        metadata = json.loads(self._metadata())
+        metadata["attributes"] |= attributes
+        text = json.dumps(metadata, indent=2).encode()
+        sync(self._files.set("zarr.json", default_buffer_prototype().buffer.from_bytes(text)))
+
+    def _lost(self) -> StoreError:
+        return StoreError(
+            f"{self} is no longer the store of this run: another call has replaced it or works on "
+            "it. Nothing more is written there. Let one call at a time work on a store."
+        )
 
     def sweep(self) -> None:
         """Deletes what killed writers left, of which other programs would warn."""
@@ -191,8 +260,13 @@ class Store:
 
     def update(self, attributes: Mapping[str, Any]) -> None:
         """Changes some attributes."""
-        with os_errors_named(self):
-            self.group.attrs.update(attributes)
+        with self._writing():
+            self._edit(attributes)
+
+    def label(self, name: str, attributes: Mapping[str, Any]) -> None:
+        """Changes some attributes of an array."""
+        with self._writing():
+            self.array(name).attrs.update(attributes)
 
     def finish(self, extras: Sequence[str]) -> None:
         """Marks the run as complete, and consolidates the metadata: xarray warns without that.
@@ -200,7 +274,7 @@ class Store:
         Args:
             extras: names of the arrays that are there because they were asked for.
         """
-        with os_errors_named(self), warnings.catch_warnings():
+        with self._writing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
             group = zarr.consolidate_metadata(self.group.store)
             # Last, in one file with the rest.
@@ -208,7 +282,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other runs off this store, on this machine's file systems.
+        """Keeps other runs off this store, on this machine's file systems; removes leftovers.
 
         Yields:
             Nothing.
@@ -219,20 +293,20 @@ class Store:
         if self.path is None:
             yield
             return
-        beside = self.path.resolve()
+        path = self.path.resolve()
+        lock = path.with_name(f"{path.name}.lock")
         with os_errors_named(self):
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(beside.with_name(f"{beside.name}.lock"))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = acquire(lock)
+            if file is None:
                 raise StoreError(
                     f"Another run is writing to {self}. Wait for it, or choose another store."
-                ) from None
+                )
         try:
+            self._remove_replaced(path)
             yield
         finally:
-            lock.release()
+            release(file, lock)
 
     # Arrays
 
@@ -257,12 +331,15 @@ class Store:
             The array.
         """
         layout = Layout(shape, chunks, dtype, dimensions)
-        with os_errors_named(self):
-            if name in self and not self._looks_like(name, layout):
+        if name in self and self._looks_like(name, layout):
+            return self.array(name)
+        with self._writing():
+            self._arrays.pop(name, None)
+            if name.startswith(WORK):  # a killed process may have left chunks of another piece
+                sync(self._files.delete_dir(name))
+            elif name in self:
                 sync(self._files.delete(f"{name}/zarr.json"))  # chunks are known by their checksums
-                self._arrays.pop(name, None)
-            if name not in self:
-                self.group.create_array(**layout.settings(name))
+            self.group.create_array(**layout.settings(name))
         return self.array(name)
 
     def _looks_like(self, name: str, layout: Layout) -> bool:
@@ -353,8 +430,8 @@ class Store:
         return sync(self._files.exists(f"{name}/zarr.json"))
 
     def delete(self, name: str) -> None:
-        """Deletes an array or a group of arrays, if it is there."""
-        with os_errors_named(self):
+        """Deletes an array or a group of arrays, and what a killed process left of it."""
+        with self._writing():
             sync(self._files.delete_dir(name))  # whatever its metadata say
             for gone in [a for a in self._arrays if a == name or a.startswith(f"{name}/")]:
                 del self._arrays[gone]
@@ -367,7 +444,7 @@ class Store:
             where: an index of NumPy's kind, along chunks.
             values: finite, where they are floating.
         """
-        with os_errors_named(self):
+        with self._writing():
             self.array(name)[where] = values
 
     def read(self, name: str, where: Any = ...) -> Array:
@@ -524,7 +601,10 @@ def as_location(location: Any) -> Any:
     # Zarr opens file:// through fsspec, which does not write files at once.
     text = re.sub(r"^(file|local)://", "", str(location))
     # Absolute: workers have other working directories.
-    return text if "://" in text else str(Path(text).expanduser().absolute())
+    if "://" in text:
+        return text
+    path = Path(text).expanduser().absolute()
+    return LocalStore(path) if "::" in text else str(path)  # Zarr takes text with :: for a URL
 
 
 def is_shared(store: Store) -> bool:
@@ -554,8 +634,9 @@ def os_errors_named(store: Store) -> Iterator[None]:
     except PermissionError as error:
         raise StoreError(f"{store} cannot be written: {error}.") from error
     except OSError as error:
+        remedy = "make room" if error.errno in (ENOSPC, EDQUOT) else "mend the cause"
         raise StoreError(
-            f"Writing to {store} failed: {error}. What was written before stays; make room, and "
+            f"Writing to {store} failed: {error}. What was written before stays; {remedy}, and "
             "call run_influences again with the same arguments to go on."
         ) from error
     except ValueError as error:

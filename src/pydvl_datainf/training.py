@@ -23,6 +23,7 @@ class Fresh:
 
     survey: Survey
     rows_in: None = None
+    rows_of: None = None
 
     @property
     def n(self) -> int:
@@ -56,7 +57,8 @@ class Parent:
         allow_other_places: whether its own rows may be anywhere, if it was a query itself.
 
     Raises:
-        StoreError: if it is not complete, damaged, keeps no rows, or is in memory.
+        StoreError: if it is not complete, damaged, keeps no rows, is in memory, or used rows of a
+            run that has been replaced.
     """
 
     store: Store
@@ -75,6 +77,7 @@ class Parent:
                 f"{self.store} is not complete, or keeps no training rows. A run that is to answer "
                 'further queries is made with rows="zarr".'
             )
+        self.rows_of  # noqa: B018 - refuses those of another run
 
     @property
     def n(self) -> int:
@@ -95,6 +98,11 @@ class Parent:
     def rows_in(self) -> str:
         """Where the rows are: a run that was itself a query has none of its own."""
         return str(rows_store(self.attributes, self.store, self.allow_other_places) or self.store)
+
+    @property
+    def rows_of(self) -> Any:
+        """The fingerprint of the run that is there."""
+        return Store(self.rows_in, read_only=True).attributes["fingerprint"]
 
     def fingerprint(self, model: Description) -> dict[str, Any]:
         """What both runs have in common.

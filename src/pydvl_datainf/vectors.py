@@ -23,7 +23,13 @@ def n_bytes(vectors: Mapping[str, Tensor]) -> int:
 
 def products(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> BlockVectors:
     """Per block the inner products of rows of `left` (m, d_l) with rows of `right` (b, d_l)."""
-    return OrderedDict((block, v @ right[block].mT) for block, v in left.items())
+    return OrderedDict((block, product(v, right[block])) for block, v in left.items())
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Products of rows of `left` (m, d) with rows of `right` (b, d), in the wider dtype."""
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    return left.to(dtype) @ right.to(dtype).mT
 
 
 def total(parts: Mapping[str, Tensor]) -> Tensor:
@@ -35,6 +41,16 @@ def total(parts: Mapping[str, Tensor]) -> Tensor:
     for part in others:
         result += part
     return result
+
+
+def widened(vectors: Mapping[str, Tensor]) -> BlockVectors:
+    """The vectors in float64."""
+    return OrderedDict((block, v.double()) for block, v in vectors.items())
+
+
+def narrowed(vectors: Mapping[str, Tensor], dtype: torch.dtype) -> BlockVectors:
+    """The vectors in another dtype."""
+    return OrderedDict((block, v.to(dtype)) for block, v in vectors.items())
 
 
 def concatenated(parts: Sequence[BlockVectors], dim: int = 0) -> BlockVectors:

@@ -27,7 +27,7 @@ class Wishes:
         self_influence: whether self-influences are computed too.
         exact_sample: training samples over which the inverse is compared with the exact one; "auto"
             = some, if they fit.
-        overwrite: whether another run in the store is replaced.
+        overwrite: whether a run in the store is replaced, unless this very call had begun it.
 
     Raises:
         PlanError: if anything is out of range, or does not go together.

@@ -13,17 +13,17 @@ from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Store, differences
 
 SCORES = "influences.zarr"
-LOCK = f"{SCORES}.lock"
 ROC_PLOT = "roc_curves.png"
 DISTRIBUTION_PLOT = "score_distributions.png"
 REPORT = "report.html"
 PLOTS = frozenset({ROC_PLOT, DISTRIBUTION_PLOT})
 SHOWN = PLOTS | {REPORT}
 """What is made anew from the scores each time."""
-FILES = SHOWN | {SCORES, LOCK}
+FILES = SHOWN | {SCORES}
+LOCK = f"{SCORES}.lock"
 REPLACED, UNFINISHED = f".{SCORES}.*.old", f".{REPORT}.*.part"
-"""What a store that was being deleted, or a report that was being written, is called; it stays
-where the process was killed."""
+"""What the lock of a store, a store that was being deleted, or a report that was being written, is
+called; it stays where the process was killed."""
 
 
 def origin(settings: DemoSettings) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _checked_names(out: Path) -> set[str]:
 def _is_ours(path: Path) -> bool:
     if path.name == REPORT:
         return is_report(path)
-    return path.name in FILES or path.match(REPLACED) or path.match(UNFINISHED)
+    return path.name in FILES | {LOCK} or path.match(REPLACED) or path.match(UNFINISHED)
 
 
 def _other_origin(run: InfluenceRun, settings: DemoSettings) -> list[str]:

@@ -8,6 +8,7 @@ from pydvl_datainf.batches import Batch
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.capture import CaptureEngine
+from pydvl_datainf.gradients.padding import PaddingCheckEngine
 from pydvl_datainf.gradients.reference import FunctionalEngine
 from pydvl_datainf.objectives import Objective
 from pydvl_datainf.vectors import BlockVectors
@@ -37,16 +38,19 @@ def gradient_engine(
         blocks: the parameters that are differentiated.
 
     Returns:
-        The engine.
+        The engine, which warns where padding changes gradients.
 
     Raises:
         ModelError: if there is no such kind.
     """
+    engine: GradientEngine
     if kind == "functional":
-        return FunctionalEngine(model, objective, blocks)
-    if kind in ("auto", "capture"):
-        return CaptureEngine(model, objective, blocks, strict=kind == "capture")
-    raise ModelError(f'gradients must be "auto", "capture" or "functional", got {kind!r}.')
+        engine = FunctionalEngine(model, objective, blocks)
+    elif kind in ("auto", "capture"):
+        engine = CaptureEngine(model, objective, blocks, strict=kind == "capture")
+    else:
+        raise ModelError(f'gradients must be "auto", "capture" or "functional", got {kind!r}.')
+    return PaddingCheckEngine(engine, model)
 
 
 __all__ = ["CaptureEngine", "FunctionalEngine", "GradientEngine", "Gradients", "gradient_engine"]

@@ -19,8 +19,6 @@ Tokens: TypeAlias = Mapping[str, Tensor]
 
 MASK = "attention_mask"
 DECODER = "decoder_"
-BY_TOKEN = ("input_ids", MASK, "token_type_ids", "position_ids", "special_tokens_mask")
-"""Tensors with an entry for each token, where they are of shape (B, T); labels may be, too."""
 
 
 class ByLengthEngine:
@@ -28,7 +26,7 @@ class ByLengthEngine:
 
     The samples are taken by length, longest first, so that memory is needed most at the start.
     Columns at the right end in which every sample of a piece is padding are cut off, which changes
-    no row beyond rounding.
+    no row beyond rounding where the model ignores padding.
 
     Args:
         engine: computes the rows of a piece.
@@ -101,19 +99,26 @@ def pieces_by_length(batch: Batch, max_tokens: int) -> Iterator[tuple[Tensor, To
             f"max_tokens needs batches that are mappings with '{MASK}' of shape (B, T), got {got}. "
             "Use batch_size for other batches."
         )
-    lengths = torch.stack([_lengths(mask) for mask in masks.values()])
+    lengths = torch.stack([lengths_of(mask) for mask in masks.values()])
     order = lengths.sum(0).argsort(descending=True, stable=True)
     while len(order):
         # Padded to the longest on each side, as many samples as fit.
         tokens = lengths[:, order].cummax(1).values.sum(0) * _numbers(len(order), order)
         where = order[: max(1, int((tokens <= max_tokens).sum()))]
         widths = dict(zip(masks, lengths[:, where].amax(1).tolist(), strict=True))
-        yield where, _trimmed({name: tensor[where] for name, tensor in batch.items()}, widths)
+        yield where, trimmed({name: tensor[where] for name, tensor in batch.items()}, widths)
         order = order[len(where) :]
 
 
-def _lengths(mask: Tensor) -> Tensor:
-    """For each sample the number of columns up to its last token, (B,), at least 1."""
+def lengths_of(mask: Tensor) -> Tensor:
+    """The extents of texts.
+
+    Args:
+        mask: (B, T), zero at padding.
+
+    Returns:
+        For each sample the number of columns up to its last token, (B,), at least 1.
+    """
     return (_numbers(mask.shape[1], mask) * mask.bool()).amax(1).clamp_min(1)
 
 
@@ -121,12 +126,14 @@ def _numbers(count: int, like: Tensor) -> Tensor:
     return torch.arange(1, count + 1, device=like.device)
 
 
-def _trimmed(piece: Tokens, widths: Mapping[str, int]) -> Tokens:
-    """Without the columns from a width on, unless labels count there.
+def trimmed(piece: Tokens, widths: Mapping[str, int]) -> Tokens:
+    """Without the columns from a width on, in all that has the shape of tokens.
+
+    Where labels count there nothing is cut: they may be those of classes, as many as tokens.
 
     Args:
         piece: some samples.
-        widths: for each prefix of names, that of one text of each sample, its longest.
+        widths: for each prefix of names, that of one text of each sample, the columns to keep.
 
     Returns:
         The same samples.
@@ -135,14 +142,13 @@ def _trimmed(piece: Tokens, widths: Mapping[str, int]) -> Tokens:
     for prefix, width in widths.items():
         shape = piece[prefix + MASK].shape
         own = {
-            name.removeprefix(prefix): name
+            name: tensor[:, :width]
             for name, tensor in piece.items()
-            if tensor.shape == shape and _prefix_of(name, piece, widths) == prefix
+            if tensor.shape[:2] == shape and _prefix_of(name, piece, widths) == prefix
         }
-        labels = [name for short, name in own.items() if short not in BY_TOKEN]
-        counted = [n for n in labels if not bool((piece[n][:, width:] == IGNORED).all())]
-        if not any(name.endswith("labels") for name in counted):
-            result |= {n: piece[n][:, :width] for n in own.values() if n not in counted}
+        labels = (piece[name][:, width:] for name in own if name.endswith("labels"))
+        if all(bool((beyond == IGNORED).all()) for beyond in labels):
+            result |= own
     return result
 
 

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils import _pytree as pytree
 
-from pydvl_datainf.gradients.rules import module_rows, rules_of
+from pydvl_datainf.gradients.rules import ANY_POSITIONS, module_rows, rules_of
 
 Rows: TypeAlias = dict[str, Tensor]
 
@@ -21,41 +22,65 @@ class Layer:
     module: nn.Module
     owned: Mapping[str, str]
 
-    @property
-    def is_explained(self) -> bool:
-        """Whether rules know all parameters of the layer, or it may be mapped over samples."""
-        rules = rules_of(self.module)
-        return not list(self.module.children()) if rules is None else set(self.owned) <= set(rules)
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a layer: its input and the place of its output in the graph."""
+    """One call of a layer: its arguments and the place of its output in the graph.
+
+    Args:
+        layer: that was called.
+        args: positional arguments, tensors detached.
+        kwargs: arguments by name, tensors detached.
+        length: B, the number of samples.
+        each: entries along the first dimension that belong to each sample, one sample after the
+            other: 1, or more where samples and positions were joined in one dimension.
+        edge: of the output.
+    """
 
     layer: Layer
-    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    length: int
+    each: int
     edge: GradientEdge
 
     def rows(self, g: Tensor, dtype: torch.dtype) -> Rows:
         """What this call adds to the rows of the layer's parameters.
 
         Args:
-            g: the gradient at the output, (B, ...).
+            g: the gradient at the output, (B·each, ...).
             dtype: of the rows.
 
         Returns:
             For each parameter, by its name in the model, rows (B, *shape); none where the layer's
             rules do not fit this call, or it has none and vmap refuses it.
+
+        Raises:
+            OutOfMemoryError: if the device has too little memory.
         """
         module, owned, rules = self.layer.module, self.layer.owned, rules_of(self.layer.module)
         try:
             if rules is None:
-                new = module_rows(module, self.x, g, owned)
+                args, kwargs = pytree.tree_map(self._by_sample, (self.args, dict(self.kwargs)))
+                new = module_rows(module, args, kwargs, self._by_sample(g), owned)
                 return {owned[local]: rows.to(dtype) for local, rows in new.items()}
-            x = self.x.to(dtype) if self.x.is_floating_point() else self.x
-            return {name: rules[local](module, x, g.to(dtype)) for local, name in owned.items()}
+            x = only_tensor(self.args, self.kwargs)
+            assert x is not None  # other calls are not recorded
+            x = x.to(dtype) if x.is_floating_point() else x
+            g = g.to(dtype)
+            if self.each > 1:
+                x, g = self._by_sample(x), self._by_sample(g)
+            return {name: rules[local](module, x, g) for local, name in owned.items()}
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # whatever a layer of the caller's may raise under vmap
             return {}
+
+    def _by_sample(self, value: Any) -> Any:
+        """A tensor that leads with the samples as (B, each, ...); anything else as it is."""
+        if not _leads(value, self.length * self.each):
+            return value
+        return value.reshape(self.length, self.each, *value.shape[1:])
 
 
 @dataclass(slots=True)
@@ -78,8 +103,14 @@ def layers_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[
     names = {id(p): name for name, p in parameters.items()}
     layers = []
     for module in model.modules():
+        # What a module shares with one inside it, such as an output layer's bias, is the latter's.
+        inner = {id(p) for child in module.children() for p in child.parameters()}
         own = module._parameters.items()
-        owned = {local: names[id(p)] for local, p in own if p is not None and id(p) in names}
+        owned = {
+            local: names[id(p)]
+            for local, p in own
+            if p is not None and id(p) in names and id(p) not in inner
+        }
         if owned:
             layers.append(Layer(module, owned))
     return layers
@@ -128,25 +159,41 @@ def _recorder(
     def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
         if isinstance(output, Tensor) and not output.requires_grad:
             return None  # a call without a graph adds nothing to the gradient
-        x = _only_tensor(args, kwargs)
-        if not (_leads(x, length) and _leads(output, length) and layer.is_explained):
+        if not _is_explained(layer, args, kwargs, output, length):
             recording.unexplained |= set(layer.owned.values())
             return None
         if recording.watch:
             recording.outputs.append((module, output, output._version))
         seen: Tensor = output.clone() if module in copied else output
+        args, kwargs = pytree.tree_map_only(Tensor, torch.Tensor.detach, (args, kwargs))
         # The edge, not the tensor: after an in-place operation the tensor is another function.
-        recording.calls.append(Call(layer, x.detach(), get_gradient_edge(seen)))
+        edge = get_gradient_edge(seen)
+        recording.calls.append(Call(layer, args, kwargs, length, len(output) // length, edge))
         return seen
 
     return record
+
+
+def _is_explained(layer: Layer, args: Any, kwargs: Any, output: Any, length: int) -> bool:
+    """Whether rules know all parameters of a layer, or its call may be mapped over samples."""
+    # That the rows belong to the samples in turn, comparison with plain autograd will show.
+    if not isinstance(output, Tensor) or output.ndim == 0 or len(output) % length:
+        return False
+    leaves, rules = pytree.tree_leaves((args, kwargs)), rules_of(layer.module)
+    if rules is None:
+        plain = all(isinstance(leaf, Tensor | bool | int | float | str | None) for leaf in leaves)
+        return plain and any(_leads(leaf, len(output)) for leaf in leaves)
+    fits = len(output) == length or isinstance(layer.module, ANY_POSITIONS)
+    return (
+        fits and set(layer.owned) <= set(rules) and _leads(only_tensor(args, kwargs), len(output))
+    )
 
 
 def _expander(length: int) -> Callable[..., Any]:
     """A forward pre-hook that repeats an input of leading size 1 for all samples of the batch."""
 
     def expand(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        x = _only_tensor(args, kwargs)
+        x = only_tensor(args, kwargs)
         if x is None or not _leads(x, 1):
             return None
         repeated = x.expand(length, *x.shape[1:])
@@ -155,7 +202,7 @@ def _expander(length: int) -> Callable[..., Any]:
     return expand
 
 
-def _only_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+def only_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The input of a call with one tensor and nothing else, otherwise None."""
     inputs = (*args, *kwargs.values())
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Tensor) else None

@@ -59,6 +59,7 @@ class FunctionalEngine:
         Raises:
             ModelError: if vmap cannot enter the model.
             DataInfError: whatever the objective refuses.
+            OutOfMemoryError: if the device has too little memory.
         """
         check_model(self.model)
         check_mode(self.model)
@@ -79,9 +80,9 @@ class FunctionalEngine:
                 check_finite_losses(losses)
                 if signature(batch) not in self._checked:
                     together = module(copy_batch(batch)).detach()
-                    check_independent(together, losses, Tolerance.of(self.model, device))
+                    check_independent(together, losses, Tolerance.of(self.model, device), "alone")
                     self._checked.add(signature(batch))
-        except DataInfError:
+        except (DataInfError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:
             raise ModelError(

@@ -16,6 +16,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional as F
 from torch.nn import grad
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 _CONV_WEIGHT: Mapping[int, Callable[..., Tensor]] = {
     3: grad.conv1d_weight,
@@ -136,6 +137,9 @@ RULES: Mapping[type[nn.Module], Mapping[str, Rule]] = {
 }
 """For each layer type the rule of each of its parameters."""
 
+ANY_POSITIONS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
+"""Layers whose rules take any number of dimensions between the samples and the features."""
+
 
 def rules_of(module: nn.Module) -> Mapping[str, Rule] | None:
     """The rules for a module's type, or for a base class whose forward it inherits unchanged."""
@@ -147,14 +151,16 @@ def rules_of(module: nn.Module) -> Mapping[str, Rule] | None:
 
 
 def module_rows(
-    module: nn.Module, x: Tensor, g: Tensor, names: Iterable[str]
+    module: nn.Module, args: Any, kwargs: Any, g: Tensor, names: Iterable[str]
 ) -> Mapping[str, Tensor]:
-    """Gradients of any layer with one tensor in and one out: its pullback, mapped over samples.
+    """Gradients of any layer with one tensor out: its pullback, mapped over samples.
 
     Args:
         module: a layer without a rule of its own.
-        x: its input, (B, ...).
-        g: the gradient at its output, (B, ...).
+        args: its positional arguments; tensors (B, k, ...) are those of the samples in turn, and
+            all others are common to the samples.
+        kwargs: its arguments by name, likewise.
+        g: the gradient at the output, (B, k, ...).
         names: the parameters wanted, by their names in the module.
 
     Returns:
@@ -162,13 +168,24 @@ def module_rows(
     """
     bare = _Unhooked(module)
     parameters = {f"module.{name}": module.get_parameter(name).detach() for name in names}
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    places = [
+        i
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and leaf.shape[:2] == g.shape[:2]
+    ]
 
-    def gradient(x: Tensor, g: Tensor) -> dict[str, Tensor]:
-        outputs = vjp(lambda p: functional_call(bare, p, (x.unsqueeze(0),)), parameters)
-        (rows,) = outputs[1](g.unsqueeze(0))
+    def gradient(g: Tensor, *own: Tensor) -> dict[str, Tensor]:
+        here = list(leaves)
+        for place, leaf in zip(places, own, strict=True):
+            here[place] = leaf
+        args, kwargs = pytree.tree_unflatten(here, spec)
+        outputs = vjp(lambda p: functional_call(bare, p, args, kwargs), parameters)
+        (rows,) = outputs[1](g)
         return cast(dict[str, Tensor], rows)
 
-    return {name.removeprefix("module."): rows for name, rows in vmap(gradient)(x, g).items()}
+    rows = vmap(gradient)(g, *(leaves[place] for place in places))
+    return {name.removeprefix("module."): values for name, values in rows.items()}
 
 
 class _Unhooked(nn.Module):
@@ -178,5 +195,5 @@ class _Unhooked(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, x: Tensor) -> Any:
-        return self.module.forward(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.forward(*args, **kwargs)

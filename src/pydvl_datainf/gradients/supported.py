@@ -12,11 +12,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.adapters import check_adapters
 
-REENTRANT = (
-    "Activation checkpointing in its re-entrant form hides the graph. Switch it off (in "
-    "transformers, model.eval() is enough), or use use_reentrant=False."
-)
-
 
 def check_model(model: nn.Module) -> None:
     """Checks that the layers of a model can be watched and that it sits on one device.
@@ -86,29 +81,6 @@ def check_mode(model: nn.Module) -> None:
                 f"'{name}' has max_norm, which changes its weights in the forward pass. "
                 "Renormalise once and set max_norm=None."
             )
-
-
-def check_graph(losses: Tensor) -> None:
-    """Checks that the graph behind losses is whole.
-
-    Parameters inside a hidden part would have no gradient: zeros, without an error.
-
-    Args:
-        losses: one per sample, (B,), with a graph.
-
-    Raises:
-        ModelError: if a part is checkpointed in the re-entrant form.
-    """
-    nodes, seen = [losses.grad_fn], {None, losses.grad_fn}
-    while nodes:
-        node = nodes.pop()
-        if node is None:
-            continue
-        if "CheckpointFunction" in node.name():
-            raise ModelError(REENTRANT)
-        new = {parent for parent, _ in node.next_functions} - seen
-        seen |= new
-        nodes += new
 
 
 def selected_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -60,25 +60,27 @@ _TOLERANCES = {
 
 
 def check_independent(
-    together: Tensor, alone: Tensor, tolerance: Tolerance, *, first: int = 0
+    together: Tensor, apart: Tensor, tolerance: Tolerance, where: str, *, first: int = 0
 ) -> None:
-    """Checks that losses in a batch are those of the samples alone.
+    """Checks that losses in a batch do not depend on the other samples in it.
 
     Args:
         together: losses of some samples, computed in one batch, (k,).
-        alone: the same samples' losses, each computed in a batch of one, (k,).
+        apart: the same samples' losses, computed in smaller batches, (k,).
         tolerance: of the model.
+        where: the smaller batches were, for the message.
         first: the position of the first of them in the batch.
 
     Raises:
         ModelError: if any differs.
     """
-    for i, (a, b) in enumerate(zip(together, alone, strict=True)):
+    for i, (a, b) in enumerate(zip(together, apart, strict=True)):
         if not tolerance.close(a, b):
             raise ModelError(
-                f"The loss of sample {first + i} is {a:.6g} in its batch and {b:.6g} alone: it "
+                f"The loss of sample {first + i} is {a:.6g} in its batch and {b:.6g} {where}: it "
                 "depends on other samples, so it has no gradient of its own. Statistics over the "
-                "batch, or a loss that divides by the batch size, do this."
+                "batch, experts that take so many tokens of a batch and no more, or a loss that "
+                "divides by the batch size do this. batch_size=1 computes each sample by itself."
             )
 
 
@@ -95,8 +97,8 @@ def check_finite_losses(losses: Tensor) -> None:
     if len(bad):
         i = int(bad[0])
         raise NonFiniteError(
-            f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, and "
-            "for overflow in a float16 model.",
+            f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, for "
+            "labels that the loss ignores, such as -100, and for overflow in a float16 model.",
             i,
         )
 

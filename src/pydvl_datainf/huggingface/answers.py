@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydvl_datainf.errors import SourceError
+from pydvl_datainf.huggingface.chat import answers_in
 from pydvl_datainf.huggingface.encoder import Encoder, check_some_count
 from pydvl_datainf.huggingface.records import Placed, column, text_column
 from pydvl_datainf.huggingface.tokens import Encoded
@@ -215,42 +216,8 @@ def chat_sample(
 
     Returns:
         Token ids, mask and labels.
-
-    Raises:
-        SourceError: if there is no template, or it writes the same turns differently once others
-            follow, so that they cannot be told apart.
     """
-    if tokenizer.chat_template is None:
-        raise SourceError("The tokenizer has no chat template; write prompts out as plain text.")
-
-    def written(count: int, prompt: bool) -> str:
-        try:
-            return str(
-                tokenizer.apply_chat_template(
-                    messages[:count], tokenize=False, add_generation_prompt=prompt
-                )
-            )
-        except Exception as error:  # templates are programs, and raise anything
-            raise SourceError(
-                f"{placed[0]}: the chat template does not take this conversation: {error}"
-            ) from error
-
-    text = written(len(messages), prompt=False)
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = written(i, prompt=True) if i else ""
-        after = written(i + 1, prompt=False)
-        if not (text.startswith(after) and after.startswith(before)):
-            raise SourceError(
-                f"{placed[0]}: the chat template writes turn {i} differently once it is followed "
-                "by others, so answers cannot be told from prompts. Write the texts out in a "
-                "prompt and an answer column."
-            )
-        # Some templates tell who speaks though they were asked for a prompt.
-        said = text.find(message["content"].strip(), len(before), len(after))
-        spans.append((max(said, len(before)), len(after)))
+    text, spans = answers_in(tokenizer, messages, placed)
     return _sample(tokenizer, text, spans, max_length, placed, special=False)
 
 
@@ -270,14 +237,15 @@ def _sample(
 ) -> Encoded:
     """Tokens of a text; those that reach into one of the spans of characters carry a label."""
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     end = [token for token in end if not (ids and ids[-1] == token)]
-    labels = [
+    labels = [  # of the tokens that stay: there may be millions more
         token if any(stop > s and start < e and stop > start for s, e in spans) else IGNORED
-        for token, (start, stop) in zip(ids, encoded["offset_mapping"], strict=True)
+        for token, (start, stop) in zip(ids[:max_length], offsets[:max_length], strict=True)
     ]
-    if special and ids and not end and ids[-1] == tokenizer.eos_token_id:
-        labels[-1] = ids[-1]  # the tokenizer's own end
+    has_own_end = special and ids and not end and ids[-1] == tokenizer.eos_token_id
+    if has_own_end and len(ids) <= max_length:
+        labels[-1] = ids[-1]
     ids, labels = [*ids, *end][:max_length], [*labels, *end][:max_length]
     check_some_count(labels[1:], max_length, placed)  # nothing predicts the first token
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.encoder import check_some_count
-from pydvl_datainf.huggingface.records import Placed, column, text_column
+from pydvl_datainf.huggingface.records import LabelName, Placed, column, text_column
 from pydvl_datainf.huggingface.tokens import Encoded
 from pydvl_datainf.objectives.tokens import IGNORED
 
@@ -47,7 +47,7 @@ class ClassEncoder:
             What the tokenizer gives, and the label's number.
 
         Raises:
-            SourceError: if the text has no tokens.
+            SourceError: if the text has no tokens, or the label is none of the model's.
         """
         texts = [text_column(placed, self.text)]
         if self.text_pair is not None:
@@ -67,7 +67,13 @@ class ClassEncoder:
                     f"{placed[0]}: column '{self.label}' must be a list of labels, since the model "
                     "gives several."
                 )
-            ids = {label_id(label, self.label_ids, self.n_labels, placed) for label in value}
+            ids = [label_id(label, self.label_ids, self.n_labels, placed) for label in value]
+            twice = next((label for i, label in enumerate(value) if ids[i] in ids[:i]), None)
+            if twice is not None:
+                raise SourceError(
+                    f"{placed[0]}: column '{self.label}' names label {twice!r} twice. It must be "
+                    "the list of the labels that hold, not a zero or a one for each."
+                )
             return [float(i in ids) for i in range(self.n_labels)]
         return label_id(value, self.label_ids, self.n_labels, placed)
 
@@ -157,7 +163,7 @@ def label_id(value: Any, ids: Mapping[str, int], n: int, placed: Placed) -> int:
         return ids[str(value)]
     named = f", or one of {', '.join(ids)}" if ids else ""
     try:
-        number = -1 if mixed else int(value)
+        number = -1 if mixed or isinstance(value, LabelName) else int(value)
     except (TypeError, ValueError):
         number = -1
     if isinstance(value, bool | float) or not 0 <= number < n:

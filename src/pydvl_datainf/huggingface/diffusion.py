@@ -1,6 +1,5 @@
 """Loading a diffusers model, its adapter, its noise schedule and what makes its conditions."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,21 @@ from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.huggingface.models import loading
+from pydvl_datainf.huggingface.folders import (
+    AGAIN,
+    Kind,
+    check_folder,
+    check_safetensors,
+    check_settings,
+    read_settings,
+)
+from pydvl_datainf.huggingface.models import check_initialisation, loading
 
 DENOISERS = ("unet", "transformer")
 """What the model is called in a pipeline's folder and in its adapters."""
+
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes the other parts of a pipeline may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +36,36 @@ class DiffusionFiles:
         adapter: LoRA weights (safetensors), or their folder: as diffusers or as peft saved them;
             None = the model itself is tuned.
         dtype: of the weights: "auto" (as stored), "float32", "bfloat16", "float16" or "float64".
+        trust_pickle: whether weights may be pickles, where there are no safetensors.
     """
 
     model: str
     adapter: str | None = None
     dtype: str = "auto"
+    trust_pickle: bool = False
+
+    def check(self) -> None:
+        """Looks through the folders of model and adapter.
+
+        Raises:
+            ModelError: if a folder or file is missing, damaged, or a pickle that is not trusted.
+        """
+        if self.denoiser is not None:
+            self._class_of(self.denoiser, self.parts[self.denoiser])
+        denoiser = Path(self.model, self.denoiser or "")
+        check_folder(denoiser, "diffusion_pytorch_model", self.trust_pickle)
+        if self.adapter is None:
+            return
+        if Path(self.adapter, "adapter_config.json").exists():
+            check_folder(Path(self.adapter), "adapter_model", self.trust_pickle)
+        else:
+            check_safetensors(_weights_in(Path(self.adapter)))
 
     @property
     def parts(self) -> dict[str, Any]:
         """The parts of a pipeline, with library and class of each; empty for a model alone."""
         index = Path(self.model, "model_index.json")
-        return dict(json.loads(index.read_text())) if index.exists() else {}
+        return read_settings(index) if index.exists() else {}
 
     @property
     def denoiser(self) -> str | None:
@@ -61,13 +90,35 @@ class DiffusionFiles:
 
         Returns:
             The part, or None if there is none.
+
+        Raises:
+            ModelError: if it is of another library than diffusers or transformers, its files are
+                missing or damaged, or its weights are pickles that are not trusted.
         """
-        library, kind = self.parts.get(name) or (None, None)
-        if library is None or kind is None:
+        told = self.parts.get(name) or [None, None]
+        if told == [None, None]:
             return None
-        with loading(f"{name} of {self.model}"):
-            loaded = getattr(imported(library), kind).from_pretrained(self.model, subfolder=name)
+        kind = self._class_of(name, told)
+        options: dict[str, Any] = {}
+        check_settings(Path(self.model, name))
+        if issubclass(kind, nn.Module):
+            weights: Kind = "model" if told[0] == "transformers" else "diffusion_pytorch_model"
+            check_folder(Path(self.model, name), weights, self.trust_pickle)
+            options = {"use_safetensors": None if self.trust_pickle else True}
+        with loading(f"{name} of", self.model, f"{name}/*.json"):
+            loaded = kind.from_pretrained(self.model, subfolder=name, **options)
         return loaded.eval().requires_grad_(False) if isinstance(loaded, nn.Module) else loaded
+
+    def _class_of(self, name: str, told: Any) -> Any:
+        """The class of a part. A file must not choose what is imported beyond two libraries."""
+        good = isinstance(told, list) and len(told) == 2 and told[0] in LIBRARIES
+        kind = getattr(imported(told[0]), str(told[1]), None) if good else None
+        if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
+            raise ModelError(
+                f"{Path(self.model, 'model_index.json')} says that {name} is {told!r}; it must be "
+                f'a class of {" or ".join(LIBRARIES)}, as in ["diffusers", "AutoencoderKL"].'
+            )
+        return kind
 
     def scheduler(self) -> Any:
         """The noise schedule: the pipeline's, or the one that lies beside the model.
@@ -79,7 +130,7 @@ class DiffusionFiles:
             ModelError: if there is none.
         """
         if Path(self.model, "scheduler_config.json").exists():
-            with loading(f"the scheduler of {self.model}"):
+            with loading("the scheduler of", self.model, "scheduler_config.json"):
                 return imported("diffusers").DDPMScheduler.from_pretrained(self.model)
         scheduler = self.part("scheduler")
         if scheduler is None:
@@ -90,8 +141,19 @@ class DiffusionFiles:
         return scheduler
 
     def config(self) -> dict[str, Any]:
-        """The model's configuration: its size, channels and so on."""
-        return dict(json.loads(Path(self.model, self.denoiser or "", "config.json").read_text()))
+        """Reads the model's configuration.
+
+        Returns:
+            Its size, channels and so on.
+
+        Raises:
+            ModelError: if it is damaged.
+        """
+        path = Path(self.model, self.denoiser or "", "config.json")
+        config = read_settings(path)
+        if not isinstance(config.get("in_channels"), int):
+            raise ModelError(f"{path} does not say in_channels, a whole number. {AGAIN}")
+        return config
 
     def load(self) -> nn.Module:
         """Loads model and adapter.
@@ -102,12 +164,17 @@ class DiffusionFiles:
         Raises:
             ModelError: if files are missing or do not fit together.
         """
+        self.check()
         diffusers, where = imported("diffusers"), self.denoiser
-        wanted = {} if self.dtype == "auto" else {"torch_dtype": getattr(torch, self.dtype)}
+        wanted: dict[str, Any] = (
+            {} if self.dtype == "auto" else {"torch_dtype": getattr(torch, self.dtype)}
+        )
         if where is not None:
             wanted["subfolder"] = where
-        with loading(f"the model {self.model}"):
-            model = diffusers.AutoModel.from_pretrained(self.model, **wanted)
+        with loading("the model", self.model, "config.json"):
+            model = diffusers.AutoModel.from_pretrained(
+                self.model, use_safetensors=None if self.trust_pickle else True, **wanted
+            )
         if self.adapter is not None:
             model = self._adapted(model)
         loaded: nn.Module = model.eval()
@@ -116,7 +183,8 @@ class DiffusionFiles:
     def _adapted(self, model: Any) -> Any:
         adapter = Path(self.adapter or "")
         if (adapter / "adapter_config.json").exists():
-            with loading(f"the adapter {adapter}"):
+            check_initialisation(str(adapter))
+            with loading("the adapter", str(adapter), "adapter_config.json"):
                 return imported("peft").PeftModel.from_pretrained(
                     model, str(adapter), is_trainable=True
                 )
@@ -126,7 +194,7 @@ class DiffusionFiles:
                 f"A {type(model).__name__} takes adapters as peft saves them, in a folder with "
                 f"adapter_config.json, which {adapter} is not."
             )
-        with loading(f"the adapter {adapter}"):
+        with loading("the adapter", str(adapter), weights.name):
             keys = _keys(weights)
             prefix = next((p for p in DENOISERS if all(k.startswith(f"{p}.") for k in keys)), None)
             model.load_lora_adapter(

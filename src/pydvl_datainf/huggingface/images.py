@@ -1,5 +1,6 @@
 """Images, and what a diffusion model is told of them."""
 
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.huggingface.records import Place, Placed, text_column
+from pydvl_datainf.huggingface.records import Place, Placed, check_is_file, text_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,10 @@ class ImageReader:
         name = text_column(placed, self.column)
         pil, ops = imported("PIL.Image"), imported("PIL.ImageOps")
         try:
+            check_is_file(self.folder / name)
             with pil.open(self.folder / name) as file:
                 image = file.convert("L" if self.channels == 1 else "RGB")
-        except OSError as error:
+        except Exception as error:  # decoders raise anything about damaged files
             raise SourceError(f"{placed[0]}: the image {name} cannot be read: {error}") from error
         if image.size != self.size[::-1]:
             image = ops.fit(image, self.size[::-1])
@@ -145,12 +147,13 @@ def read_arrays(path: Path) -> tuple[list[Placed], list[Tensor]]:
         SourceError: if there is no such file, or its arrays are of other shapes.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        check_is_file(path)
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise SourceError(f"{path} cannot be read as .npz: {error}") from error
     images = arrays.pop("images", None)
-    if images is None or images.ndim < 3 or images.dtype.kind not in "uf":
+    if images is None or images.ndim not in (3, 4) or images.dtype.kind not in "uf":
         raise SourceError(f"{path} needs an array 'images' of bytes or of floating numbers.")
     wrong = [name for name, values in arrays.items() if values.shape != (len(images),)]
     if wrong or not len(images):

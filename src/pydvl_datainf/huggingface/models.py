@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.huggingface.extra import imported
+from pydvl_datainf.huggingface.folders import AGAIN, PICKLE, check_folder
 
 Task: TypeAlias = Literal[
     "causal-lm", "preference", "seq2seq-lm", "sequence-classification", "token-classification"
@@ -28,6 +30,14 @@ AUTO_CLASSES: Mapping[Task, str] = {
 HEADS = ".modules_to_save."
 """In the names of what peft trains beside the adapter, heads above all."""
 
+INIT = "init_lora_weights"
+CONVERT = (
+    "Where the adapter was tuned, save it as plain LoRA: save_pretrained(folder, "
+    "path_initial_model_for_weight_conversion=initial), initial being where it was saved before "
+    "its tuning. Or save the base weights as they are under the adapter, and name them as model "
+    f"beside an adapter_config.json that says {INIT}: true."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
@@ -41,6 +51,7 @@ class ModelFiles:
         dtype: of the weights: "auto" (as stored), "float32", "bfloat16", "float16" or "float64".
         attention: "sdpa", "eager" or another that transformers knows; None = its choice.
         trust_remote_code: whether code that comes with the model may run.
+        trust_pickle: whether weights may be pickles, where there are no safetensors.
     """
 
     task: Task
@@ -50,6 +61,21 @@ class ModelFiles:
     dtype: str = "auto"
     attention: str | None = None
     trust_remote_code: bool = False
+    trust_pickle: bool = False
+
+    def check(self) -> None:
+        """Looks through the folders of model and adapter; names on the hub are left to loading.
+
+        Raises:
+            ModelError: if a folder or file is missing, damaged, or a pickle that is not trusted.
+        """
+        if (folder := _existing(self.model)).exists():
+            self._check_is_no_adapter(folder)
+            # Beside an adapter's configuration transformers takes the base that it names.
+            is_tuned = (folder / "adapter_config.json").exists()
+            check_folder(folder, "adapter_model" if is_tuned else "model", self.trust_pickle)
+        if self.adapter is not None and (folder := _existing(self.adapter)).exists():
+            check_folder(folder, "adapter_model", self.trust_pickle)
 
     def tokenizer(self) -> Any:
         """Loads the tokenizer, from the adapter where it has one of its own.
@@ -60,12 +86,15 @@ class ModelFiles:
         Raises:
             ModelError: if there is none.
         """
-        own = self.adapter is not None and Path(self.adapter, "tokenizer_config.json").exists()
-        source = self.adapter if own else self.model
-        with loading(f"the tokenizer of {source}"):
-            return imported("transformers").AutoTokenizer.from_pretrained(
+        source = self.model
+        if self.adapter is not None and Path(self.adapter, "tokenizer_config.json").exists():
+            source = self.adapter
+        with loading("the tokenizer of", source, "tokenizer.json", "tokenizer_config.json"):
+            tokenizer = imported("transformers").AutoTokenizer.from_pretrained(
                 source, trust_remote_code=self.trust_remote_code
             )
+            tokenizer("", truncation=True)  # some damage shows only here
+        return tokenizer
 
     def config(self) -> Any:
         """Loads the model's configuration, with the labels if they were given.
@@ -74,18 +103,16 @@ class ModelFiles:
             The configuration.
 
         Raises:
-            ModelError: if there is none, or it is an adapter's.
+            ModelError: if there is none, it is an adapter's, or it names weights that are pickles.
         """
-        folder = _existing(self.model)
-        if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-            raise ModelError(
-                f"{self.model} is an adapter. Name it as adapter, and the model that it was tuned "
-                "on as model."
-            )
-        with loading(f"the configuration of {self.model}"):
+        self._check_is_no_adapter(_existing(self.model))
+        with loading("the configuration of", self.model, "config.json"):
             config = imported("transformers").AutoConfig.from_pretrained(
                 self.model, trust_remote_code=self.trust_remote_code
             )
+        weights = str(getattr(config, "transformers_weights", ""))
+        if weights.endswith(".bin") and not self.trust_pickle:
+            raise ModelError(f"config.json of {self.model} names the weights {weights}, {PICKLE}")
         if self.labels is not None:
             own = [config.id2label[i] for i in sorted(config.id2label)]
             named = any(label != f"LABEL_{i}" for i, label in enumerate(own))
@@ -103,13 +130,13 @@ class ModelFiles:
         if self.adapter is None:
             return ()
         _existing(self.adapter)
-        with loading(f"the configuration of {self.adapter}"):
+        with loading("the configuration of", self.adapter, "adapter_config.json"):
             config = imported("peft").PeftConfig.from_pretrained(self.adapter)
-        biases = getattr(config, "bias", "none")
-        return (
-            *(getattr(config, "modules_to_save", None) or ()),
-            *(() if biases == "none" else (f"biases ({biases})",)),
-        )
+            biases = getattr(config, "bias", "none")
+            return (
+                *(getattr(config, "modules_to_save", None) or ()),
+                *(() if biases == "none" else (f"biases ({biases})",)),
+            )
 
     def load(self) -> nn.Module:
         """Loads model and adapter.
@@ -121,14 +148,16 @@ class ModelFiles:
             ModelError: if files are missing, do not fit together, or need code of their own that
                 is not trusted.
         """
+        self.check()
         kind = getattr(imported("transformers"), AUTO_CLASSES[self.task])
         wanted = {} if self.attention is None else {"attn_implementation": self.attention}
-        with loading(f"the model {self.model}"), quiet_transformers(), _seeded():
+        with loading("the model", self.model, "config.json"), quiet_transformers(), _seeded():
             model, loaded = kind.from_pretrained(
                 self.model,
                 config=self.config(),
                 dtype=self.dtype,
                 trust_remote_code=self.trust_remote_code,
+                use_safetensors=None if self.trust_pickle else True,
                 output_loading_info=True,
                 **wanted,
             )
@@ -159,14 +188,23 @@ class ModelFiles:
         known = (told, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return int(next(token for token in known if token is not None and 0 <= token < count))
 
+    def _check_is_no_adapter(self, folder: Path) -> None:
+        if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+            raise ModelError(
+                f"{self.model} is an adapter. Name it as adapter, and the model that it was tuned "
+                "on as model."
+            )
+
     def _set_padding(self, model: Any) -> None:
         if self.task == "sequence-classification" and model.config.pad_token_id is None:
             model.config.pad_token_id = self.padding()
 
     def _adapted(self, model: nn.Module) -> Any:
         peft = imported("peft")
-        _existing(str(self.adapter))
-        with loading(f"the adapter {self.adapter}"), warnings.catch_warnings():
+        source = str(self.adapter)
+        _check_on_hub(source, self.trust_pickle)
+        check_initialisation(source)
+        with loading("the adapter", source, "adapter_config.json"), warnings.catch_warnings():
             # peft asks the model by a name that transformers 5 announces to drop.
             warnings.filterwarnings(
                 "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
@@ -188,6 +226,41 @@ class ModelFiles:
                     "by name; if tokens were added, name a model that was saved with them. "
                     f"{error}"
                 ) from error
+
+
+def check_initialisation(adapter: str) -> None:
+    """Warns of adapters that peft loads as another model than the one that was tuned.
+
+    Some initialisations take their matrices out of the base weights. peft does that again when it
+    loads them, which leaves what was tuned only if the second time gives the same.
+
+    Args:
+        adapter: folder, or name on the hub.
+
+    Raises:
+        ModelError: if peft cannot load the adapter at all, or its configuration is damaged.
+    """
+    with loading("the configuration of", adapter, "adapter_config.json"):
+        made = str(getattr(imported("peft").PeftConfig.from_pretrained(adapter), INIT, True))
+    if made == "corda":
+        raise ModelError(
+            f"The adapter {adapter} was made with {INIT}=corda, from data that peft needs again to "
+            f"load it. {CONVERT}"
+        )
+    if made.startswith("pissa_niter_") or made == "lora_ga":
+        warnings.warn(
+            f"The adapter {adapter} was made with {INIT}={made}, which changes the base weights "
+            "in a way that peft does not repeat when it loads them: the model that is loaded is "
+            f"not the one that was tuned, and its influences are others. {CONVERT}",
+            stacklevel=2,
+        )
+
+
+def _check_on_hub(adapter: str, trust_pickle: bool) -> None:
+    """Checks that an adapter on the hub has safetensors: peft takes a pickle where it has none."""
+    if not trust_pickle and not Path(adapter).exists():
+        with loading("safetensors of the adapter", adapter):
+            imported("huggingface_hub").hf_hub_download(adapter, "adapter_model.safetensors")
 
 
 def _existing(name: str) -> Path:
@@ -228,11 +301,16 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str, source: str, *files: str) -> Iterator[None]:
     """Turns what goes wrong into a `ModelError`.
 
     Args:
         what: is loaded.
+        source: its folder, or its name on the hub.
+        files: in the folder, that it is loaded from.
+
+    Yields:
+        Nothing.
 
     Raises:
         ModelError: if anything is raised inside that is not ours.
@@ -242,5 +320,11 @@ def loading(what: str) -> Iterator[None]:
         yield
     except DataInfError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ModelError(f"Could not load {what}: {error}") from error
+    except Exception as error:  # loaders of other packages raise anything about damaged files
+        named = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+        cause = str(error) if named else f"{type(error).__name__}: {error}"
+        if isinstance(error, UnpicklingError | EOFError):  # torch's advice is to run it
+            cause = "its pickled weights are damaged, or more than weights, which is never run"
+        remedy = f" Check {' and '.join(files)} there. {AGAIN}" if Path(source).is_dir() else ""
+        line = " ".join(cause.split()).rstrip(".")
+        raise ModelError(f"Could not load {what} {source}: {line}.{remedy}") from error

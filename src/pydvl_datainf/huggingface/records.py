@@ -2,15 +2,22 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeAlias
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.extra import imported
 
 Record: TypeAlias = Mapping[str, Any]
+
+LISTS = ("List", "LargeList", "Sequence")
+"""What `datasets` calls lists."""
+
+MOST_DIGITS = 30
+"""Of whole numbers in files: 64 bits hold 19."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,12 @@ class Place:
 Placed: TypeAlias = tuple[Place, Record]
 
 
+class LabelName(str):
+    """A label's name that a file stores as a number; it is never a number of an output itself."""
+
+    __slots__ = ()
+
+
 def read_records(path: Path) -> list[Placed]:
     """Reads all samples of a file or folder.
 
@@ -42,15 +55,21 @@ def read_records(path: Path) -> list[Placed]:
             are strings), or .parquet, or a folder that `datasets` saved.
 
     Returns:
-        For each sample its place and its columns, in the order of the file.
+        For each sample its place and its columns, in the order of the file. Labels that `datasets`
+        keeps as numbers of names are the names, and None where there is no label.
 
     Raises:
         SourceError: if there is no such file, it is of another kind, empty, or cannot be read;
             names the line.
     """
-    if not path.exists():
-        raise SourceError(f"There is no file or folder {path}.")
-    kind = "folder" if path.is_dir() else path.suffix.lower()
+    try:
+        if not path.exists():
+            raise SourceError(f"There is no file or folder {path}.")
+        kind = "folder" if path.is_dir() else path.suffix.lower()
+        if kind != "folder":
+            check_is_file(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}.") from error
     if kind not in _READERS:
         raise SourceError(
             f"{path} is none of the kinds that can be read: "
@@ -61,9 +80,24 @@ def read_records(path: Path) -> list[Placed]:
         records = list(_READERS[kind](path))
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not text in UTF-8: {error}.") from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}.") from error
     if not records:
         raise SourceError(f"{path} holds no samples.")
     return records
+
+
+def check_is_file(path: Path) -> None:
+    """Checks that a path is that of a file, if anything is there.
+
+    Args:
+        path: to be read.
+
+    Raises:
+        OSError: if it is a pipe, a device or the like, of which reading may never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file, but a folder, a pipe, a socket or a device")
 
 
 def _json_lines(path: Path) -> Iterator[Placed]:
@@ -73,15 +107,32 @@ def _json_lines(path: Path) -> Iterator[Placed]:
                 continue
             place = Place(path, "line", number)
             try:
-                record = json.loads(line)
+                record = json.loads(line, object_pairs_hook=_unique, parse_int=_whole)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise SourceError(f"{place}: not JSON: {error}.") from error
+            except ValueError as error:
+                raise SourceError(f"{place}: {error}.") from error
             if not isinstance(record, dict):
                 raise SourceError(
                     f'{place}: expected an object such as {{"text": ...}} on each line, got a '
                     f"{type(record).__name__}."
                 )
             yield place, record
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits; write it as text")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return record
 
 
 def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
@@ -112,25 +163,55 @@ def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
 
 
 def _parquet(path: Path) -> Iterator[Placed]:
-    parquet, arrow = imported("pyarrow.parquet"), imported("pyarrow")
+    parquet = imported("pyarrow.parquet")
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except arrow.ArrowException as error:
+        table = parquet.read_table(path)
+        rows = table.to_pylist()
+    except Exception as error:  # times beyond Python's, text that is none, and so on
         raise SourceError(f"{path} cannot be read as Parquet: {error}.") from error
-    yield from ((Place(path, "row", i), row) for i, row in enumerate(rows))
+    told = (table.schema.metadata or {}).get(b"huggingface", b"{}")  # what `datasets` writes
+    yield from _rows(path, rows, json.loads(told).get("info", {}).get("features") or {})
 
 
 def _datasets_folder(path: Path) -> Iterator[Placed]:
     datasets = imported("datasets")
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError, OSError) as error:
+    except Exception as error:  # of whatever its files may hold
         raise SourceError(f"{path} is not a folder that datasets saved: {error}.") from error
     if isinstance(loaded, datasets.DatasetDict):
         some = ", ".join(str(path / split) for split in loaded)
         raise SourceError(f"{path} holds several splits. Name one of them: {some}.")
-    plain = loaded.with_format(None)
-    yield from ((Place(path, "row", i), row) for i, row in enumerate(plain))
+    yield from _rows(path, loaded.with_format(None), loaded.features.to_dict())
+
+
+def _rows(path: Path, rows: Iterable[Record], features: Mapping[str, Any]) -> Iterator[Placed]:
+    """Records of a table, with labels by name."""
+    naming = {name: _naming(feature) for name, feature in features.items()}
+    for i, row in enumerate(rows):
+        named = {name: give(row[name]) for name, give in naming.items() if give and name in row}
+        yield Place(path, "row", i), {**row, **named}
+
+
+def _naming(feature: Any) -> Callable[[Any], Any] | None:
+    """What makes names of a column's values, by its type in `datasets`; None = they are none."""
+    if isinstance(feature, list):  # a list, as `datasets` below 4 writes it
+        feature = {"_type": "List", "feature": feature[0]}
+    if feature.get("_type") == "ClassLabel":
+        return _names(feature["names"])
+    inner = _naming(feature["feature"]) if feature.get("_type") in LISTS else None
+    if inner is None:
+        return None
+    return lambda values: None if values is None else [inner(value) for value in values]
+
+
+def _names(names: Sequence[str]) -> Callable[[Any], Any]:
+    """What makes names of numbers, and None of -1, which stands for no label."""
+    numbers = [str(i) for i in range(len(names))]
+    # Names such as 0, 1, 2 may be numbers of outputs.
+    texts = names if list(names) == numbers else [LabelName(name) for name in names]
+    named = dict(enumerate(texts)) | {-1: None}
+    return lambda value: named.get(value, value)
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[Placed]]] = {
@@ -153,14 +234,45 @@ def column(placed: Placed, name: str) -> Any:
         The value.
 
     Raises:
-        SourceError: if there is none; names what there is.
+        SourceError: if there is none, which names what there is, or it holds half a character.
     """
     place, record = placed
     if name not in record:
         raise SourceError(f"{place}: no column '{name}'; there are {', '.join(record)}.")
     if record[name] is None:
         raise SourceError(f"{place}: column '{name}' is empty.")
+    if not is_text(record[name]):
+        raise SourceError(
+            f"{place}: column '{name}' is not text: it holds half of a surrogate pair."
+        )
     return record[name]
+
+
+def brief(value: Any) -> str:
+    """A value as messages show it: cut where it is long or deep."""
+    return _BRIEF.repr(value)
+
+
+_BRIEF = Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 2, 100, 100
+
+
+def is_text(value: Any) -> bool:
+    """Whether all that is text in a value can be written down.
+
+    Args:
+        value: text, a number, or lists and mappings of them.
+
+    Returns:
+        False where it holds half of a surrogate pair, which JSON and YAML can escape.
+    """
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+    except UnicodeEncodeError:
+        return False
+    except (TypeError, ValueError):  # no text, but bytes, dates and so on
+        return True
+    return True
 
 
 def text_column(placed: Placed, name: str) -> str:
@@ -179,8 +291,4 @@ def text_column(placed: Placed, name: str) -> str:
     value = column(placed, name)
     if not isinstance(value, str):
         raise SourceError(f"{placed[0]}: column '{name}' must be text, got {type(value).__name__}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(f"{placed[0]}: column '{name}' is not text: {error}.") from error
     return value

@@ -106,22 +106,30 @@ def _objective_of(trainer: Any) -> Objective:
     function = getattr(trainer.compute_loss, "__func__", None)
     theirs = function is not imported("transformers").Trainer.compute_loss
     smoothed = getattr(trainer.args, "label_smoothing_factor", 0.0) != 0
-    if theirs or smoothed or getattr(trainer, "compute_loss_func", None) is not None:
-        raise ObjectiveError(
-            "The trainer's loss is not the model's own (compute_loss, compute_loss_func or "
-            "label_smoothing_factor). Pass an objective: one of ours if it is meant, or a class "
-            "with losses(model, batch)."
-        )
     model = trainer.model
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    replaced = hasattr(inner, "_loss_function")  # what setting `loss_function` leaves
+    given = getattr(trainer, "compute_loss_func", None) is not None
+    if theirs or smoothed or given or replaced:
+        raise ObjectiveError(
+            "The trainer's loss is not the model's own (compute_loss, compute_loss_func, "
+            "label_smoothing_factor, or the model's loss_function). Pass an objective: one of ours "
+            "if it is meant, or a class with losses(model, batch)."
+        )
     name = type(inner).__name__
     if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
-        return Seq2SeqLM()
-    fitting = [made for ending, made in OBJECTIVES.items() if name.endswith(ending)]
+        fitting: list[Callable[[], Objective]] = [Seq2SeqLM]
+    else:
+        fitting = [made for ending, made in OBJECTIVES.items() if name.endswith(ending)]
     if not fitting:
         raise ObjectiveError(
             f"The task of a {name} is not known. Pass an objective: a class with "
             "losses(model, batch)."
+        )
+    if not type(inner).forward.__module__.startswith("transformers"):
+        raise ObjectiveError(
+            f"{name} has a forward of its own, whose loss may be any. Pass an objective: "
+            f"{fitting[0].__name__}() if it is the usual one, or a class with losses(model, batch)."
         )
     return fitting[0]()
 

@@ -46,7 +46,16 @@ from pydvl_datainf.sources import (
     read_rows,
     sum_norms,
 )
-from pydvl_datainf.vectors import BlockVectors, concatenated, grouped, length, products, total
+from pydvl_datainf.vectors import (
+    BlockVectors,
+    concatenated,
+    grouped,
+    length,
+    narrowed,
+    products,
+    total,
+    widened,
+)
 
 Inputs: TypeAlias = Tensor | Mapping[str, Tensor]
 Damping: TypeAlias = float | Mapping[str, float] | Literal["auto"]
@@ -128,6 +137,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         content = fingerprint(self.model)
         check_own_buffers(before, content)
         self._source, self._norms, self._damping = source, norms, damping
+        self._rows_device = self.model_device
         self._content, self._fixed_order, self._data = content, fixed_order, seen
         return self
 
@@ -187,6 +197,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return self._source is not None
 
     @property
+    def model_device(self) -> torch.device:
+        """Where the parameters in blocks are now, however they got there."""
+        return self.model.get_parameter(next(iter(self.blocks.shapes))).device
+
+    @property
     def block_names(self) -> list[str]:
         """The names of the blocks: paths of modules or parameters, or the caller's names."""
         return list(self.blocks.names)
@@ -194,6 +209,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     @property
     def parameter_dict(self) -> dict[str, dict[str, Tensor]]:
         """For each block its parameters by name, detached."""
+        self._select_parameters()  # the model may have been moved since
         members = self.blocks.members.items()
         return {block: {n: self._model_params[n] for n in names} for block, names in members}
 
@@ -235,7 +251,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of gradients and influences: float64 if any parameter is, otherwise float32."""
+        """That of gradients and influences: float64 if any parameter is, otherwise float32.
+
+        Factors of `DataInfInfluence` and `ExactInfluence` are float64 always: float32 is not enough
+        for their products with gradients where training samples are much alike.
+        """
         return rows_dtype(self._model_params.values())
 
     def check_unchanged(self) -> None:
@@ -284,7 +304,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ValueError: if x comes without y or y without x.
             ModelError: if the model changed after `fit`.
         """
-        return total(self.influences_by_block(x_test, y_test, x, y, mode))
+        return self._added(self._products(x_test, y_test, x, y, mode))
 
     def influences_by_block(
         self,
@@ -309,6 +329,17 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Raises:
             BatchError: if y comes without x.
         """
+        return self._narrowed(self._products(x_test, y_test, x, y, mode))
+
+    def _products(
+        self,
+        x_test: Inputs,
+        y_test: Tensor | None,
+        x: Inputs | None,
+        y: Tensor | None,
+        mode: InfluenceMode | str,
+    ) -> BlockVectors:
+        """Influences in the dtype in which they are computed."""
         self._fitted_source()
         mode = check_mode(mode)
         test = self._batch(x_test, y_test)
@@ -335,7 +366,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             y: targets (B, ...); None with a mapping.
 
         Returns:
-            Factors as rows, shape (B, n_parameters), in the order of `named_parameters()`.
+            Factors as rows, shape (B, n_parameters), in the order of `named_parameters()`; in
+            float64, but for plain and scaled products of gradients.
 
         Raises:
             NotFittedException: before `fit`.
@@ -384,7 +416,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model changed after `fit`.
         """
         vectors = self.blocks.unflatten(z_test_factors)
-        return total(self.influences_from_factors_by_block(vectors, x, y, mode))
+        return self._added(self._from_factors(vectors, x, y, mode))
 
     def influences_from_factors_by_block(
         self,
@@ -407,12 +439,22 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Raises:
             BlockError: if there are no factors, or they are not those of a block.
         """
+        return self._narrowed(self._from_factors(z_test_factors, x, y, mode))
+
+    def _from_factors(
+        self,
+        z_test_factors: Mapping[str, Tensor],
+        x: Inputs,
+        y: Tensor | None,
+        mode: InfluenceMode | str,
+    ) -> BlockVectors:
+        """Influences from factors, in the wider dtype of factors and rows."""
         self._fitted_source()
         mode = check_mode(mode)
         self.blocks.check_vectors(z_test_factors)
         batch = self._batch(x, y)
         self.check_unchanged()
-        factors = {b: f.to(self.model_device, self.dtype) for b, f in z_test_factors.items()}
+        factors = {b: f.to(self.model_device) for b, f in z_test_factors.items()}
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(factors, batch)
         with preserved_rng(self.model_device):
@@ -495,8 +537,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             factors = self._transformed(self._rows(batch))
             parts = (products(factors, rows) for rows in source.chunks())
             if by_block:
-                return concatenated(list(parts), dim=1)
-            return torch.cat([total(part) for part in parts], dim=1)
+                return concatenated([self._narrowed(part) for part in parts], dim=1)
+            return torch.cat([self._added(part) for part in parts], dim=1)
 
     @overload
     def self_influences(self, data: Any = None, *, by_block: Literal[False] = False) -> Tensor: ...
@@ -509,16 +551,16 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     ) -> "Tensor | OrderedDict[str, Tensor]":
         """Computes the influence of each sample on itself, Σ_l g_kᵀ (inverse_l) g_k.
 
-        Samples are taken in groups of up to 512 MiB of rows; each group needs one pass over the
-        training rows, which with recomputed rows is a pass over the data.
+        Samples are taken in groups of up to 512 MiB of rows in float64; each group needs one pass
+        over the training rows, which with recomputed rows is a pass over the data.
 
         Args:
             data: a loader or a single batch; None = the fitted training data.
             by_block: whether to return each block's part instead of their sum.
 
         Returns:
-            Self-influences, shape (n,), positive up to rounding, in the order of the data; or for
-            each block such a vector.
+            Self-influences, shape (n,), not negative, in the order of the data; or for each block
+            such a vector.
 
         Raises:
             NotFittedException: before `fit`.
@@ -532,12 +574,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             chunks = source.chunks() if data is None else self._reader(as_batches(data)).rows()
             parts = [
                 self.inverse.forms(group, source.chunks(), source.n, self._damping)
-                for group in grouped(chunks, _GROUP_BYTES)
+                for group in grouped(map(widened, chunks), _GROUP_BYTES)
             ]
         if not parts:
             raise SourceError("The data is empty; self-influences need at least one sample.")
         joined = concatenated(parts, dim=0)
-        return joined if by_block else total(joined)
+        return self._narrowed(joined) if by_block else self._added(joined)
 
     # The algebra over all blocks
 
@@ -549,11 +591,26 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return factors
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
+        narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model
         pieces = [
-            perturbation_rows(self.model, self.objective, self.blocks, factors, piece)
+            perturbation_rows(self.model, self.objective, self.blocks, narrow, piece)
             for piece in split_batch(batch, self.batch_size)
         ]
         return concatenated([OrderedDict(piece) for piece in pieces], dim=1)
+
+    def _narrowed(self, parts: Mapping[str, Tensor]) -> BlockVectors:
+        """What was computed in float64, in the dtype of the influences; checked for overflow."""
+        scores = narrowed(parts, self.dtype)
+        check_finite(scores)
+        return scores
+
+    def _added(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The sum over blocks, in the dtype of the influences."""
+        score = total(parts).to(self.dtype)
+        if not score.isfinite().all():
+            self._narrowed(parts)  # names the blocks
+            check_finite({"all together": score})
+        return score
 
     # What pyDVL's base class asks for
 
@@ -572,11 +629,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             The instance itself.
         """
-        target = torch.device(device)
-        super().to(target)
+        super().to(torch.device(device))
         self._select_parameters()
-        if self._source is not None:
-            self._source = self._source.to(target)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -620,6 +674,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def _fitted_source(self) -> RowSource:
         if self._source is None:
             raise NotFittedException(type(self))
+        if self._rows_device != self.model_device:  # the model was moved by itself
+            self._source = self._source.to(self.model_device)
+            self._rows_device = self.model_device
         return self._source
 
     def _ordered_source(self) -> RowSource:

@@ -38,6 +38,17 @@ class Inverse:
         """Whether it stands for the exact damped inverse."""
         return self.is_damped and self.rows != "together"
 
+    def precision(self, dtype: str) -> str:
+        """Of factors, and of what is added up for them: float64 where differences cancel.
+
+        Args:
+            dtype: of the rows, by NumPy's name.
+
+        Returns:
+            A dtype, by NumPy's name.
+        """
+        return dtype if self.rows == "unused" else "float64"
+
 
 DATAINF = Inverse(
     "DataInf",

@@ -9,7 +9,8 @@ identity that of the samples, n x n,
 
     (H + λ I)⁻¹ v  =  (1/λ) ( v − Gᵀ (K + n λ I)⁻¹ G v ),   K = G Gᵀ
 
-Inside everything is float64: the difference in sample space cancels where λ is small. A block needs
+Everything is float64, results too: the difference in sample space cancels where λ is small, and
+products of what it leaves with rows cancel again. A block needs
 the gradients of all training samples together, and n d min(n, d) + min(n, d)³/3 multiplications.
 """
 
@@ -29,7 +30,7 @@ NEGLIGIBLE = 2**10 * torch.finfo(torch.float64).eps
 
 
 def solved(G: Float[Tensor, "n d"], V: Float[Tensor, "m d"], λ: float) -> Float[Tensor, "m d"]:
-    """(H + λ I)⁻¹ v for each row v of V, in the dtype of V; n, the number of rows of G, divides."""
+    """(H + λ I)⁻¹ v for each row v of V, in float64; n, the number of rows of G, divides."""
     n, d = G.shape
     G64, V64 = G.double(), V.double()
     if d <= n:
@@ -37,13 +38,13 @@ def solved(G: Float[Tensor, "n d"], V: Float[Tensor, "m d"], λ: float) -> Float
     else:
         weights = torch.cholesky_solve(G64 @ V64.mT, _sample_factor(G64, λ))
         transformed = torch.addmm(V64, weights.mT, G64, alpha=-1).div_(λ)  # without copies
-    return transformed.to(V.dtype)
+    return transformed
 
 
 def quadratic_form(
     G: Float[Tensor, "n d"], V: Float[Tensor, "m d"], λ: float
 ) -> Float[Tensor, " m"]:
-    """vᵀ (H + λ I)⁻¹ v for each row v of V, in the dtype of V."""
+    """vᵀ (H + λ I)⁻¹ v for each row v of V, in float64."""
     n, d = G.shape
     G64 = G.double()
     V64 = G64 if V is G else V.double()
@@ -53,7 +54,7 @@ def quadratic_form(
     else:
         half = torch.linalg.solve_triangular(_sample_factor(G64, λ), G64 @ V64.mT, upper=False)
         forms = (_squared_norms(V64.mT) - _squared_norms(half)) / λ
-    return forms.to(V.dtype)
+    return forms
 
 
 def inverse_times(

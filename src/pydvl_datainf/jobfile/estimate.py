@@ -177,7 +177,8 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
 def _plan(prepared: Prepared, plan: Plan, model: Description) -> dict[str, str]:
     rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
     scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
-    factors = 4 * plan.m * plan.n_parameters
+    itemsize = np.dtype(model.inverse.precision(model.dtype)).itemsize
+    factors = itemsize * plan.m * plan.n_parameters
     passing = {"summed": len(plan.spans), "together": 1, "unused": 0}[model.inverse.rows] + 1
     return {
         "Rows": {
@@ -199,7 +200,7 @@ def _plan(prepared: Prepared, plan: Plan, model: Description) -> dict[str, str]:
 def _time(
     prepared: Prepared, plan: Plan, model: Description, influence: BlockwiseInfluence
 ) -> dict[str, str]:
-    rates = measured_rates(prepared, plan, influence)
+    rates = measured_rates(prepared, plan, influence, model.inverse.precision(model.dtype))
     train, test = gradients(plan, model)
     unit = prepared.material.unit
     lengths = prepared.material.train.samples.lengths
@@ -217,13 +218,16 @@ def _time(
     }
 
 
-def measured_rates(prepared: Prepared, plan: Plan, influence: BlockwiseInfluence) -> Rates:
+def measured_rates(
+    prepared: Prepared, plan: Plan, influence: BlockwiseInfluence, precision: str
+) -> Rates:
     """Times the gradients of a few training samples, short and long, and a product.
 
     Args:
         prepared: the job's data.
         plan: how the run would be cut.
         influence: the model.
+        precision: the dtype of the product, by NumPy's name.
 
     Returns:
         The rates.
@@ -242,12 +246,12 @@ def measured_rates(prepared: Prepared, plan: Plan, influence: BlockwiseInfluence
         if first:  # before that, gradients were compared with plain ones
             seconds += perf_counter() - start
             units += sum(lengths[i] for i in part)
-    return Rates(units / seconds, _flops(plan, influence.model_device))
+    return Rates(units / seconds, _flops(plan, influence.model_device, getattr(torch, precision)))
 
 
-def _flops(plan: Plan, device: torch.device) -> float:
+def _flops(plan: Plan, device: torch.device, dtype: torch.dtype) -> float:
     m, n, d = min(plan.m, 512), min(plan.n, 512), min(plan.n_parameters, 2**15)
-    left, right = torch.ones(m, d, device=device), torch.ones(n, d, device=device)
+    left, right = (torch.ones(rows, d, dtype=dtype, device=device) for rows in (m, n))
     float((left @ right.mT).sum())
     start = perf_counter()
     float((left @ right.mT).sum())  # a number, so that a device has finished

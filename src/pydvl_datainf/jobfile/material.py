@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import JobError, SourceError
 from pydvl_datainf.huggingface.builder import Files
-from pydvl_datainf.huggingface.records import Placed, column
+from pydvl_datainf.huggingface.records import LabelName, Placed, brief, column
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import Objective
 
@@ -110,7 +110,7 @@ def columns_of(
     seen: set[Any] = set()
     for value, (place, _) in zip(ids, records, strict=True):
         if value in seen:
-            raise SourceError(f"{place}: the id {value!r} is there twice.")
+            raise SourceError(f"{place}: the id {brief(value)} is there twice.")
         seen.add(value)
     return columns, ids
 
@@ -119,10 +119,17 @@ def _stored(
     name: str, records: Sequence[Placed], kinds: tuple[type, ...] = (str, int, float, bool)
 ) -> list[Any]:
     """Values of a column, all of one kind that a result can hold."""
-    values = [column(placed, name) for placed in records]
+    read = (column(placed, name) for placed in records)
+    values = [str(value) if isinstance(value, LabelName) else value for value in read]
+    allowed = " or all ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
     for value, (place, _) in zip(values, records, strict=True):
-        if type(value) not in kinds or (type(value) is str) != (type(values[0]) is str):
+        if type(value) not in kinds or _KINDS[type(value)] != _KINDS[type(values[0])]:
             raise SourceError(
-                f"{place}: column '{name}' holds {value!r}; it must be all texts or all numbers."
+                f"{place}: column '{name}' holds {brief(value)}; it must be all {allowed}."
             )
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise SourceError(f"{place}: column '{name}' holds a number beyond 64 bits.")
     return values
+
+
+_KINDS = {str: "texts", int: "numbers", float: "numbers", bool: "truth values"}

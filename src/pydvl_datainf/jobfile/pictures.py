@@ -14,11 +14,12 @@ from pydvl_datainf.huggingface import (
     read_arrays,
     read_records,
 )
+from pydvl_datainf.huggingface.classes import label_id
 from pydvl_datainf.huggingface.diffusion import embeddings_of, latents_of
 from pydvl_datainf.huggingface.images import seed_of
-from pydvl_datainf.huggingface.records import Placed, column, text_column
+from pydvl_datainf.huggingface.records import LabelName, Placed, brief, column, text_column
 from pydvl_datainf.jobfile.material import Material, Side, columns_of
-from pydvl_datainf.jobfile.places import path_in
+from pydvl_datainf.jobfile.places import file_in, path_in
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import Denoising
 
@@ -40,12 +41,12 @@ def image_material(job: Job, folder: Path) -> Material:
         model=path_in(folder, job.model),
         adapter=None if job.adapter is None else path_in(folder, job.adapter),
         dtype=job.dtype,
+        trust_pickle=job.trust_pickle,
     )
+    files.check()
     conditions = Conditions(files, job)
     objective = Denoising.from_scheduler(files.scheduler(), job.timesteps)
-    test, train = (
-        _side(job, Path(path_in(folder, name)), conditions) for name in (job.test, job.train)
-    )
+    test, train = (_side(job, file_in(folder, name), conditions) for name in (job.test, job.train))
     return Material(files, objective, test, train, (), unit="images")
 
 
@@ -77,8 +78,14 @@ class Conditions:
         if self.vae is not None:
             channels = int(self.vae.config.in_channels)
             times = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        size = config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
+        size = config.get("sample_size")
+        sides = [size, size] if isinstance(size, int) else size
+        if not isinstance(sides, list) or [type(side) for side in sides] != [int, int]:
+            raise SourceError(
+                f"The model's configuration says that its sample_size is {size!r}, so it is not "
+                "known to which size images are to be scaled. Give them as arrays (.npz)."
+            )
+        height, width = sides
         return ImageReader(
             folder, channels, (height * times, width * times), self.job.columns.image or "image"
         )
@@ -93,7 +100,8 @@ class Conditions:
         told: dict[str, Sequence[Any]] = {}
         label, prompt = self.job.columns.label, self.job.columns.prompt
         if label is not None:
-            told["class_labels"] = [_class(placed, label) for placed in records]
+            names, count = self.job.labels or (), self.config.get("num_class_embeds")
+            told["class_labels"] = [_class(placed, label, names, count) for placed in records]
         if prompt is not None:
             texts = [text_column(placed, prompt) for placed in records]
             told["encoder_hidden_states"] = embeddings_of(self.tokenizer, self.encoder, texts)
@@ -124,11 +132,18 @@ def _side(job: Job, path: Path, conditions: Conditions) -> Side:
     return Side(conditions.samples(records, images), columns, ids)
 
 
-def _class(placed: Placed, name: str) -> int:
+def _class(placed: Placed, name: str, labels: Sequence[str], count: int | None) -> int:
     value = column(placed, name)
+    if labels:
+        return label_id(value, {label: i for i, label in enumerate(labels)}, len(labels), placed)
+    most = 2**31 if count is None else count
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise SourceError(
-            f"{placed[0]}: column '{name}' must be the number of a class, got {value!r}."
-        ) from None
+        if not isinstance(value, LabelName) and 0 <= (number := int(value)) < most:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise SourceError(
+        f"{placed[0]}: column '{name}' must be the number of a class, got {brief(value)}; they go "
+        f"from 0 to {most - 1:,}. Name the model's classes, in their order, in the job: labels: "
+        "[first, second, ...]."
+    )

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydvl_datainf.errors import JobError
+
 
 def path_in(folder: Path, name: str) -> str:
     """The absolute path of a file or folder, there or not; URLs as they are.
@@ -14,8 +16,34 @@ def path_in(folder: Path, name: str) -> str:
 
     Returns:
         A path or a URL.
+
+    Raises:
+        JobError: if no path can be called that: links that lead in a circle, NUL in the name.
     """
-    return name if "://" in name else str((folder / Path(name).expanduser()).resolve())
+    if "://" in name:
+        return name
+    try:
+        return str((folder / Path(name).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise JobError(f"{name!r} names no file or folder: {error}.") from error
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """The absolute path of data.
+
+    Args:
+        folder: from which relative paths are meant.
+        name: as the job has it.
+
+    Returns:
+        A path.
+
+    Raises:
+        JobError: if it is a URL, from which data is not read.
+    """
+    if "://" in name:
+        raise JobError(f"{name} is a URL, and data is read from files. Download it, and name that.")
+    return Path(path_in(folder, name))
 
 
 def model_in(folder: Path, name: str) -> str:

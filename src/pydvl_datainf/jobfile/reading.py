@@ -8,7 +8,10 @@ import yaml
 from pydantic import ValidationError
 
 from pydvl_datainf.errors import JobError
+from pydvl_datainf.huggingface.records import MOST_DIGITS, brief, check_is_file, is_text
 from pydvl_datainf.jobfile.schema import COLUMNS, FIELDS, Columns, Job
+
+MOST_BYTES = 2**20
 
 
 def read_job(path: Path | None, options: Mapping[str, Any]) -> Job:
@@ -55,9 +58,12 @@ def _joined(lines: Any) -> str:
 
 def _tree(path: Path) -> yaml.Node:
     try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        check_is_file(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise JobError(f"{path} is no job file: it has more than {MOST_BYTES:,} bytes.")
+        tree = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except OSError as error:
-        raise JobError(f"{path} cannot be read: {error.strerror}.") from error
+        raise JobError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise JobError(f"{path} is not text in UTF-8: {error}.") from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -70,9 +76,14 @@ def _tree(path: Path) -> yaml.Node:
 def _fields(tree: yaml.Node, path: Path | None) -> dict[str, Any]:
     loader = yaml.SafeLoader("")
     try:
-        for node in _mappings(tree):
-            _check_unique(node, path)
+        for node in _nodes(tree):
+            if isinstance(node, yaml.MappingNode):
+                _check_unique(node, path)
+            if isinstance(node, yaml.ScalarNode):
+                _check_scalar(node, path)
         fields: dict[str, Any] = loader.construct_document(tree)
+    except JobError:
+        raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise _not_yaml(path, error) from error
     return fields
@@ -84,15 +95,28 @@ def _not_yaml(path: Path | None, error: Exception) -> JobError:
     return JobError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.")
 
 
-def _mappings(node: yaml.Node) -> Iterator[yaml.MappingNode]:
-    children: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
+def _nodes(tree: yaml.Node) -> Iterator[yaml.Node]:
+    """All nodes, each once: nested aliases would make billions of a few."""
+    waiting, seen = [tree], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
         yield node
-        children = [value for _, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = node.value
-    for child in children:
-        yield from _mappings(child)
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+def _check_scalar(node: yaml.ScalarNode, path: Path | None) -> None:
+    """What YAML can write, and neither a file's name nor a result can hold."""
+    place, text = f"{path}, line {node.start_mark.line + 1}", node.value
+    if node.tag.endswith(":int") and len(text) > MOST_DIGITS:
+        raise JobError(f"{place}: a number of {len(text):,} digits; give one that fits.")
+    if "\0" in text or not is_text(text):
+        raise JobError(f"{place}: {brief(text)} holds NUL or half a character; write it out whole.")
 
 
 def _check_unique(node: yaml.MappingNode, path: Path | None) -> None:
@@ -101,7 +125,8 @@ def _check_unique(node: yaml.MappingNode, path: Path | None) -> None:
         if not isinstance(key, yaml.ScalarNode):
             raise JobError(f"{path}, line {key.start_mark.line + 1}: a field's name must be text.")
         if key.value in seen:
-            raise JobError(f"{path}, line {key.start_mark.line + 1}: '{key.value}' stands twice.")
+            name = brief(key.value)
+            raise JobError(f"{path}, line {key.start_mark.line + 1}: {name} stands twice.")
         seen.add(key.value)
 
 
@@ -131,7 +156,7 @@ def _of_fields(error: ValidationError, place: Any) -> Iterator[str]:
         loc = _field_of(found["loc"])
         seen.setdefault(loc, []).append(found)
     for loc, several in seen.items():
-        name, kind = ".".join(map(str, loc)), several[0]["type"]
+        name, kind = ".".join(map(str, loc))[:100], several[0]["type"]
         if kind == "missing":
             yield f"{place(())}: '{name}' is required."
         elif kind == "extra_forbidden":
@@ -142,7 +167,7 @@ def _of_fields(error: ValidationError, place: Any) -> Iterator[str]:
             )
         else:
             wanted = " or ".join(dict.fromkeys(_allowed(one) for one in several))
-            yield f"{place(loc)}: '{name}' must be {wanted}; got {several[0]['input']!r}."
+            yield f"{place(loc)}: '{name}' must be {wanted}; got {brief(several[0]['input'])}."
 
 
 def _field_of(loc: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,22 +13,38 @@ def _no_truth(value: Any) -> Any:
     return value
 
 
-def _amount(value: str) -> str:
-    try:
-        parse_bytes(value)
-    except ValueError:
-        raise ValueError('an amount such as "2GiB"') from None
+def _in_float32(value: float) -> float:
+    """In which gradients are kept; with room for their squares."""
+    if not 1e-30 <= value <= 1e30:
+        raise ValueError("from 1e-30 to 1e30")
     return value
 
 
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(gt=0), BeforeValidator(_no_truth)]
-Position = Annotated[int, Field(ge=0), BeforeValidator(_no_truth)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth)]
+def _amount(value: str) -> str:
+    try:
+        is_amount = 0 < parse_bytes(value) <= MOST
+    except (ValueError, OverflowError):
+        is_amount = False
+    if not is_amount:
+        raise ValueError('an amount such as "2GiB"')
+    return value
+
+
+MOST = 2**53
+"""Numbers that are larger count nothing that there is, and do not fit into arrays."""
+
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Count = Annotated[int, Field(gt=0, le=MOST), BeforeValidator(_no_truth)]
+Position = Annotated[int, Field(ge=0, le=MOST), BeforeValidator(_no_truth)]
+Positive = Annotated[
+    float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth), AfterValidator(_in_float32)
+]
 Amount = Annotated[str, AfterValidator(_amount)]
 Truth = StrictBool
 
-OUTSIDE = frozenset({"out", "scheduler", "jobs", "device", "max_tokens", "exact_sample"})
+OUTSIDE = frozenset(
+    {"out", "scheduler", "jobs", "device", "max_tokens", "exact_sample", "trust_pickle"}
+)
 """Fields that say where and how a run is done, and change its scores by rounding at most."""
 
 COLUMNS = {
@@ -44,7 +60,7 @@ COLUMNS = {
 
 TEXTS = tuple(task for task in COLUMNS if task != "denoising")
 FIELDS = {
-    "labels": ("sequence-classification", "token-classification"),
+    "labels": ("sequence-classification", "token-classification", "denoising"),
     "chat": ("causal-lm", "preference"),
     "reduction": ("causal-lm", "seq2seq-lm", "token-classification"),
     "beta": ("preference",),
@@ -114,7 +130,7 @@ class Job(_Part):
         test: file of the test data.
         out: where the result goes.
         columns: what the columns of the data are called.
-        labels: the names of the model's outputs, in their order.
+        labels: the names of the model's outputs, or of the classes of its images, in their order.
         chat: whether prompt and answer are put into the tokenizer's chat template.
         max_length: tokens at which a sample is cut.
         parameters: which take part: the adapter's matrices, these and the heads that were trained
@@ -140,6 +156,7 @@ class Job(_Part):
         dtype: of the weights.
         attention: its implementation in transformers.
         trust_remote_code: whether code that comes with the model may run.
+        trust_pickle: whether weights may be pickles, where there are no safetensors.
         scheduler: address of a Dask scheduler whose workers do the work.
         jobs: processes on this machine.
     """
@@ -184,8 +201,9 @@ class Job(_Part):
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
     attention: Text | None = None
     trust_remote_code: Truth = False
+    trust_pickle: Truth = False
     scheduler: Text | None = None
-    jobs: Count | None = None
+    jobs: Annotated[Count, Field(le=1024)] | None = None
 
     def as_told(self) -> dict[str, object]:
         """The job as it is kept in the result, as JSON holds it."""

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
-from pydvl_datainf.errors import SourceError
+from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
     ChatEncoder,
@@ -21,7 +21,7 @@ from pydvl_datainf.huggingface import (
 )
 from pydvl_datainf.huggingface.records import Placed
 from pydvl_datainf.jobfile.material import Material, Side, columns_of
-from pydvl_datainf.jobfile.places import model_in, path_in
+from pydvl_datainf.jobfile.places import file_in, model_in
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import (
     CausalLM,
@@ -52,13 +52,15 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
         dtype=job.dtype,
         attention=job.attention,
         trust_remote_code=job.trust_remote_code,
+        trust_pickle=job.trust_pickle,
     )
+    files.check()
     heads = files.adapter_heads()
     config = files.config()
     encoder, padding = encoder_of(job, files.tokenizer(), config), files.padding()
 
     def side(name: str, what: str) -> Side:
-        records = read_records(Path(path_in(folder, name)))
+        records = read_records(file_in(folder, name))
         bar = tqdm(records, f"tokenising {what} data", leave=False, disable=not progress)
         samples = TokenSamples([encoder.encode(placed) for placed in bar], padding)
         _check_lengths(samples, records, config)
@@ -135,7 +137,7 @@ def encoder_of(job: Job, tokenizer: Any, config: Any) -> Encoder:
     if job.task == "seq2seq-lm":
         source, target = names.source or "source", names.target or "target"
         return TranslationEncoder(tokenizer, length, source, target)
-    labels, count = dict(config.label2id), config.num_labels
+    labels, count = _label_ids(config), config.num_labels
     if job.task == "token-classification":
         words, tags = names.words or "words", names.tags or "tags"
         return TagEncoder(tokenizer, length, labels, count, words, tags)
@@ -150,3 +152,15 @@ def encoder_of(job: Job, tokenizer: Any, config: Any) -> Encoder:
         text_pair=names.text_pair,
         label=names.label or "label",
     )
+
+
+def _label_ids(config: Any) -> dict[str, int]:
+    """The number of each name of an output, of which a configuration may hold either table."""
+    named = {name: i for i, name in config.id2label.items()}
+    numbered = config.label2id or {}
+    if any(named.get(name, i) != i for name, i in numbered.items()):
+        raise ModelError(
+            f"The model's configuration contradicts itself: id2label is {config.id2label}, and "
+            f"label2id {numbered}. Correct the one that is wrong in its config.json."
+        )
+    return named | numbered

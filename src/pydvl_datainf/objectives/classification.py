@@ -14,6 +14,7 @@ from pydvl_datainf.objectives.tokens import (
     check_reduction,
     check_token_labels,
     labels_in,
+    padding_last,
     raised,
     token_losses,
     without_padding,
@@ -39,7 +40,8 @@ class SequenceClassification:
     - regression: squared error, mean over the outputs; labels are numbers of shape (B,) or
       (B, outputs).
 
-    Logits in half precision are raised to float32 first.
+    Logits in half precision are raised to float32 first. Texts are given to the model as they are:
+    most need their padding on the right.
 
     Args:
         labels: the key of the labels in the batch.
@@ -119,7 +121,7 @@ class TokenClassification:
     """Cross entropy of a transformers token classifier, over the tokens that have a label.
 
     Tokens labelled -100 do not count: padding, special tokens, and all but the first token of a
-    word.
+    word. Padding may be on either side: what is on the left is moved behind the text.
 
     Args:
         reduction: "mean" over the labelled tokens of each sample, or their "sum".
@@ -148,6 +150,8 @@ class TokenClassification:
                 none.
         """
         inputs, labels = labels_in(batch, self.labels, type(self).__name__)
+        inputs = padding_last(inputs | {self.labels: labels}, inputs.get("attention_mask"))
+        labels = inputs.pop(self.labels)
         logits = model(**inputs).logits
         check_token_labels(labels, logits.shape[:2], self.labels)
         labels = without_padding(labels, inputs.get("attention_mask"))

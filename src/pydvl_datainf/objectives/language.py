@@ -14,6 +14,7 @@ from pydvl_datainf.objectives.tokens import (
     check_reduction,
     check_token_labels,
     labels_in,
+    padding_last,
     token_losses,
     without_padding,
 )
@@ -28,9 +29,9 @@ class CausalLM:
         −(1/|A|) Σ_{t ∈ A} log p(token t | tokens before t)
 
     or, with reduction="sum", the same without 1/|A|. Tokens labelled -100 (the prompt) and padding
-    do not count. Padding may be on either side: where it is on the left, positions are counted from
-    the first token of each sample, unless the batch has `position_ids`; a model that takes none is
-    refused. So neither the other samples of a batch nor the padding change a loss beyond rounding.
+    do not count. Padding may be on either side: what is on the left is moved behind the text, with
+    every tensor of shape (B, T, ...), `position_ids` if there are any. No token then sees padding,
+    unless the model itself looks ahead or counts how long the longest text is.
 
     Args:
         reduction: "mean" over the answer tokens of each sample, or their "sum" (the influence of
@@ -57,21 +58,16 @@ class CausalLM:
             Losses in nats, shape (B,).
 
         Raises:
-            ObjectiveError: if labels are missing or of another shape or type, if a sample has no
-                answer token, or if padding is on the left and the model takes no positions.
+            ObjectiveError: if labels are missing or of another shape or type, or if a sample has
+                no answer token.
         """
         tensors, labels = labels_in(batch, self.labels, type(self).__name__)
-        inputs: dict[str, Any] = tensors
         accepted = _accepted(model)
-        check_token_labels(labels, _shape_of_tokens(inputs), self.labels)
-        mask = inputs.get("attention_mask")
-        labels = without_padding(labels, mask)
-        if mask is not None:
-            offsets = _offsets(mask)
-            labels = torch.where(offsets > 0, labels, IGNORED)  # no token stands before the first
-            if "position_ids" not in inputs and bool((offsets[:, 0] < 0).any()):
-                self._check_takes_positions(accepted)
-                inputs["position_ids"] = offsets.clamp_min(0)
+        check_token_labels(labels, _shape_of_tokens(tensors), self.labels)
+        mask = tensors.get("attention_mask")
+        tensors[self.labels] = without_padding(labels, mask)
+        inputs: dict[str, Any] = padding_last(tensors, mask)
+        labels = inputs.pop(self.labels)
         targets = labels[:, 1:]  # the logits at a position are those of the next token
         if "use_cache" in accepted:
             inputs["use_cache"] = False  # of keys and values, for a generation that does not follow
@@ -84,13 +80,6 @@ class CausalLM:
         logits = model(**inputs).logits[:, -labels.shape[1] : -1]
         return token_losses(logits, targets, self.reduction, type(self).__name__)
 
-    def _check_takes_positions(self, accepted: frozenset[str]) -> None:
-        if "position_ids" not in accepted:
-            raise ObjectiveError(
-                f"{type(self).__name__}: padding is on the left, and the model takes no "
-                "position_ids, so it would count padding. Pad on the right."
-            )
-
 
 class Seq2SeqLM:
     r"""Cross entropy of an encoder-decoder, over the tokens of the target.
@@ -100,7 +89,8 @@ class Seq2SeqLM:
         −(1/|A|) Σ_{t ∈ A} log p(target t | target before t, source)
 
     or, with reduction="sum", the same without 1/|A|. Tokens labelled -100 do not count. The
-    decoder's input is the target moved by one, unless the batch has `decoder_input_ids`.
+    decoder's input is the target moved by one, unless the batch has `decoder_input_ids`. What
+    the masks of source and target leave out on the left is moved behind the text.
 
     Args:
         reduction: "mean" over the tokens of each sample's target, or their "sum".
@@ -130,7 +120,11 @@ class Seq2SeqLM:
                 model does not tell how they become the decoder's input.
         """
         tensors, labels = labels_in(batch, self.labels, type(self).__name__)
-        inputs: dict[str, Any] = tensors
+        target = {n: tensors.pop(n) for n in list(tensors) if n.startswith("decoder_")}
+        mask = target.get("decoder_attention_mask")
+        inputs: dict[str, Any] = padding_last(tensors, tensors.get("attention_mask"))
+        inputs |= padding_last({**target, self.labels: labels}, mask)
+        labels = inputs.pop(self.labels)
         if "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = self._moved(model, labels)
         check_token_labels(labels, inputs["decoder_input_ids"].shape, self.labels)
@@ -141,19 +135,25 @@ class Seq2SeqLM:
 
     def _moved(self, model: Any, labels: Tensor) -> Tensor:
         """What the decoder is given: the target moved by one, as in the model's own loss."""
-        move = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        if move is None:
-            raise ObjectiveError(
-                f"{type(self).__name__}: a {type(model).__name__} does not tell what its "
-                "decoder is given. Put 'decoder_input_ids' into the batch."
-            )
         if labels.ndim != 2 or labels.is_floating_point():
             raise ObjectiveError(
                 f"'{self.labels}' must be integers of shape (B, T), one for each token of the "
                 f"target; got {labels.dtype} of shape {tuple(labels.shape)}."
             )
-        moved: Tensor = move(labels=labels)
-        return moved
+        move = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if move is not None:
+            moved: Tensor = move(labels=labels)
+            return moved
+        config: Any = getattr(model, "config", None)
+        start, pad = (getattr(config, f"{n}_token_id", None) for n in ("decoder_start", "pad"))
+        if start is None or pad is None:
+            raise ObjectiveError(
+                f"{type(self).__name__}: a {type(model).__name__} does not tell what its decoder "
+                "is given: set decoder_start_token_id and pad_token_id in its config, or put "
+                "'decoder_input_ids' into the batch."
+            )
+        begun = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], 1)
+        return begun.masked_fill(begun == IGNORED, pad)
 
 
 def _shape_of_tokens(inputs: dict[str, Any]) -> torch.Size:
@@ -165,12 +165,6 @@ def _shape_of_tokens(inputs: dict[str, Any]) -> torch.Size:
     raise ObjectiveError(
         f"CausalLM needs a batch with 'input_ids' or 'inputs_embeds', got {sorted(inputs)}."
     )
-
-
-def _offsets(mask: Tensor) -> Tensor:
-    """Positions counted from the first token of each sample, negative in the padding before it."""
-    first = mask.bool().int().argmax(1, keepdim=True)
-    return torch.arange(mask.shape[1], device=mask.device) - first
 
 
 def _accepted(model: Any) -> frozenset[str]:

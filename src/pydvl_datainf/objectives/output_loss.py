@@ -10,14 +10,18 @@ from torch.utils import _pytree as pytree
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.errors import ObjectiveError
 from pydvl_datainf.objectives.protocol import Objective
+from pydvl_datainf.objectives.weights import WeightsKept
 
 
 class OutputLoss:
     """A pyDVL-style `loss(outputs, y)` as an objective for (x, y) batches.
 
     Each sample is shown to the loss as a batch of one, as pyDVL does, so that a loss which takes
-    the mean over a batch does not bring in the factor 1/B. The loss is mapped over the samples with
-    `torch.vmap`, or called sample by sample where vmap refuses it.
+    the mean over a batch does not bring in the factor 1/B. For the same reason a mean that divides
+    by the weights of its samples would lose them: those of torch with a weight, such as
+    `nn.CrossEntropyLoss(weight=w)`, are refused, and `reduction="sum"` counts w_y times the loss.
+    The loss is mapped over the samples with `torch.vmap`, or called sample by sample where vmap
+    refuses it.
 
     Args:
         loss: takes the model's outputs (1, ...) and a target (1, ...), returns one number.
@@ -39,7 +43,7 @@ class OutputLoss:
 
         Raises:
             ObjectiveError: if the batch is a mapping, outputs do not lead with the samples, or the
-                loss is not one number a sample.
+                loss is not one number a sample or divides by weights.
         """
         if isinstance(batch, Mapping):
             raise ObjectiveError(
@@ -68,7 +72,8 @@ class OutputLoss:
         )
 
     def _one(self, output: Any, target: Tensor) -> Tensor:
-        loss = self.loss(output, target)
+        with WeightsKept():
+            loss = self.loss(output, target)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ObjectiveError(

@@ -95,6 +95,31 @@ def without_padding(labels: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask.bool(), labels, IGNORED)
 
 
+def padding_last(tensors: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
+    """Moves padding before a text behind it, with all that has an entry for each token.
+
+    A model that counts positions from the first column, from another number or in three
+    dimensions, or that reads from the left without a mask, then sees each text as it is without
+    padding. What all texts have of it is cut off.
+
+    Args:
+        tensors: those of shape (B, T, ...) are moved.
+        mask: (B, T), zero at padding, of any dtype; None = there is no padding.
+
+    Returns:
+        All tensors, with the first token of each text in column 0.
+    """
+    if mask is None or mask.ndim != 2:
+        return dict(tensors)
+    first = mask.bool().int().argmax(1, keepdim=True)
+    if not bool(first.any()):
+        return dict(tensors)
+    rows, columns = (torch.arange(size, device=mask.device) for size in mask.shape)
+    kept = columns[: len(columns) - int(first.min())]
+    moved = rows[:, None], (kept + first) % len(columns)
+    return {n: t[moved] if t.shape[:2] == mask.shape else t for n, t in tensors.items()}
+
+
 def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction, objective: str) -> Tensor:
     """Cross entropy of the labelled tokens of each sample.
 

@@ -29,7 +29,7 @@ def write_approximation_error(samples: int, job: Job, inputs: Inputs) -> int:
         "rank_correlation": found.rank_correlation,
         "asked": samples,
     }
-    job.store.array(APPROXIMATION).attrs.update(sealed(told))
+    job.store.label(APPROXIMATION, sealed(told))
     values = [list(found.errors.values()), list(found.cosines.values())]
     job.store.write(APPROXIMATION, ..., np.array(values))  # last: marks it as done
     return job.gradients - before

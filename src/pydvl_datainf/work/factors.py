@@ -7,7 +7,7 @@ from torch import Tensor
 from pydvl_datainf.arrays import WORK
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.damping import check_finite
-from pydvl_datainf.inverse.sherman_morrison import correction, transformed
+from pydvl_datainf.inverse.sherman_morrison import add_correction, transformed
 from pydvl_datainf.inverse.woodbury import named, solved
 from pydvl_datainf.job import VECTORS, Job
 
@@ -29,15 +29,19 @@ def write_vectors(part: int, job: Job, inputs: Inputs) -> int:
     codes = job.codes
     wanted = (plan.test if codes is None else job.parts)[part]
     length = wanted.stop - wanted.start if codes is None else plan.m
-    flat = torch.zeros(length, plan.n_parameters, dtype=getattr(torch, job.dtype))
+    dtype = job.dtype if codes is None else job.precision
+    flat = torch.zeros(length, plan.n_parameters, dtype=getattr(torch, dtype))
     for place, rows in job.computed(inputs, inputs.test, job.test, wanted):
         vectors = torch.cat(list(rows.values()), 1).cpu()
         if codes is None:
             flat[place] = vectors
         else:
             of_place = codes[wanted.start + place.start : wanted.start + place.stop]
-            flat.index_add_(0, torch.tensor(of_place), vectors)
-    job.store.write(VECTORS, (0, wanted) if codes is None else (part,), flat.numpy())
+            flat.index_add_(0, torch.tensor(of_place), vectors.to(flat.dtype))
+    if codes is None:
+        job.write_matrix(VECTORS, flat, wanted, 0)
+    else:
+        job.write_matrix(VECTORS, flat, slice(0, plan.m), part)
     return job.gradients - before
 
 
@@ -52,13 +56,14 @@ def write_correction(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
     for tile in range(tiles.start, tiles.stop):
         for _, rows in job.rows(inputs, tile):
             for block, G in rows.items():
-                parts[block] += correction(G, vectors[block], job.damping[block])
-    job.store.write(f"{CORRECTIONS}/{q}", span, summed.cpu().numpy())
+                add_correction(parts[block], G, vectors[block], job.damping[block])
+    job.write_matrix(f"{CORRECTIONS}/{q}", summed, slice(0, len(flat)), span)
     return job.gradients - before
 
 
 def write_factors(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
     """The inverse times the vectors of a tile of queries."""
+    job.release()
     q, i = item
     queries, first = job.plan.test[i], job.plan.group(q).start
     local = slice(queries.start - first, queries.stop - first)
@@ -69,7 +74,7 @@ def write_factors(item: tuple[int, int], job: Job, inputs: Inputs) -> int:
         flat = job.vectors(inputs, queries)
         _transform(flat, q, local, job, inputs)
     check_finite(job.blocks(flat))
-    job.store.write("factors", queries, flat.cpu().numpy())
+    job.write_matrix("factors", flat, queries)
     return 0
 
 

@@ -9,8 +9,9 @@ from pydvl_datainf.errors import DampingError
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.job import Job
 from pydvl_datainf.layout import ENDS
+from pydvl_datainf.ranking import Best
 from pydvl_datainf.store import Array
-from pydvl_datainf.vectors import products, total
+from pydvl_datainf.vectors import BlockVectors, product
 
 CANDIDATES = f"{WORK}/candidates"
 CANDIDATE_SCORES = f"{WORK}/candidate_scores"
@@ -28,9 +29,7 @@ def write_scores(item: tuple[int, int, tuple[int, ...]], job: Job, inputs: Input
     scores = {i: _empty(job, len(factors[place]), wanted) for i, place in places.items()}
     for place, rows in job.rows(inputs, j):
         for i in tiles:
-            parts = products(blocks[i], rows)
-            both = torch.stack(list(parts.values()), 1) if job.by_block else total(parts)
-            scores[i][..., place] = both.cpu()
+            _put_products(scores[i][..., place], blocks[i], rows)
     for i in tiles:
         values = scores[i].numpy()
         _check_scores(values, plan.test[i], wanted)
@@ -41,16 +40,29 @@ def write_scores(item: tuple[int, int, tuple[int, ...]], job: Job, inputs: Input
     return job.gradients - before
 
 
+def _put_products(scores: Tensor, factors: BlockVectors, rows: BlockVectors) -> None:
+    """By block (m, L, b), or added up over blocks (m, b): never the products of all at once."""
+    if scores.ndim == 3:
+        for b, block in enumerate(factors):
+            scores[:, b] = product(factors[block], rows[block]).cpu()
+        return
+    first, *others = factors
+    summed = product(factors[first], rows[first])
+    for block in others:
+        summed += product(factors[block], rows[block])
+    scores[:] = summed.cpu()
+
+
 def _write_candidates(job: Job, i: int, j: int, scores: Array, top_k: int) -> None:
     """The best and worst of a tile, with their positions; and the sums over its queries."""
     queries, wanted = job.plan.test[i], job.plan.train[j]
     k = min(top_k, scores.shape[1])
     positions = np.full((len(scores), 1, len(ENDS), top_k), -1)
     values = np.zeros(positions.shape, dtype=scores.dtype)
-    for end, signed in enumerate((-scores, scores)):
-        chosen = np.argsort(signed, axis=1, kind="stable")[:, :k]
-        positions[:, 0, end, :k] = wanted.start + chosen
-        values[:, 0, end, :k] = np.take_along_axis(scores, chosen, axis=1)
+    for end in range(len(ENDS)):
+        best = Best(end, k)
+        best.add_tile(scores, wanted.start)
+        positions[:, 0, end, :k], values[:, 0, end, :k] = best.positions, best.scores
     job.store.write(CANDIDATES, (queries, slice(j, j + 1)), positions)
     job.store.write(CANDIDATE_SCORES, (queries, slice(j, j + 1)), values)
     job.store.write(SUMS, (i, wanted), scores.sum(0, dtype=np.float64))  # last: marks all as done
@@ -58,20 +70,15 @@ def _write_candidates(job: Job, i: int, j: int, scores: Array, top_k: int) -> No
 
 def write_top(i: int, job: Job, inputs: Inputs) -> int:
     """The best and worst training samples of a tile of queries, merged from those of all tiles."""
-    queries = job.plan.test[i]
-    positions = job.store.read(CANDIDATES, queries)  # (queries, tiles, ends, k)
-    scores = job.store.read(CANDIDATE_SCORES, queries)
-    top_k = job.store.array("top").shape[-1]
-    shape = (len(positions), len(ENDS), top_k)
-    top, values = np.empty(shape, dtype=positions.dtype), np.empty(shape, dtype=scores.dtype)
-    for end, sign in enumerate((-1, 1)):
-        for t in range(len(positions)):
-            found, score = positions[t, :, end].ravel(), scores[t, :, end].ravel()
-            found, score = found[found >= 0], score[found >= 0]
-            order = np.lexsort((found, sign * score))[:top_k]
-            top[t, end], values[t, end] = found[order], score[order]
-    job.store.write("top_scores", queries, values)
-    job.store.write("top", queries, top)
+    queries, top_k = job.plan.test[i], job.store.array("top").shape[-1]
+    merged = [Best(end, top_k) for end in range(len(ENDS))]
+    for j, wanted in enumerate(job.plan.train):
+        k, where = wanted.stop - wanted.start, (queries, slice(j, j + 1))
+        found, scores = (job.store.read(name, where) for name in (CANDIDATES, CANDIDATE_SCORES))
+        for end, best in enumerate(merged):
+            best.add(found[:, 0, end, :k], scores[:, 0, end, :k])
+    job.store.write("top_scores", queries, np.stack([best.scores for best in merged], 1))
+    job.store.write("top", queries, np.stack([best.positions for best in merged], 1))
     return 0
 
 
@@ -79,8 +86,10 @@ def write_mean(j: int, job: Job, inputs: Inputs) -> int:
     """The mean over the queries of the influence of the samples of a training tile."""
     wanted = job.plan.train[j]
     if job.top_k is None:
-        scores = job.store.read("scores", (..., wanted))
-        sums = scores.sum(tuple(range(scores.ndim - 1)), dtype=np.float64)
+        sums = np.zeros(wanted.stop - wanted.start)
+        for queries in job.plan.test:
+            scores = job.store.read("scores", (queries, ..., wanted))
+            sums += scores.sum(tuple(range(scores.ndim - 1)), dtype=np.float64)
     else:
         sums = job.store.read(SUMS, (slice(None), wanted)).sum(0)
     job.store.write("mean_influence", wanted, sums / job.plan.m)

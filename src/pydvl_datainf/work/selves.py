@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pydvl_datainf.arrays import WORK
 from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.woodbury import named, quadratic_form
-from pydvl_datainf.job import Job
+from pydvl_datainf.job import Job, device_of
 from pydvl_datainf.store import Array
-from pydvl_datainf.vectors import BlockVectors, concatenated, total
+from pydvl_datainf.vectors import BlockVectors, total
 
 SELF_PARTS = f"{WORK}/self_parts"
 
@@ -29,11 +31,27 @@ def self_group(job: Job, group: int) -> slice:
 
 def self_influences(group: int, job: Job, inputs: Inputs | None) -> Array:
     """Σ_l g_kᵀ (inverse_l) g_k for the training samples k of a group."""
-    plan = job.plan
-    tiles = plan.self_groups[group]
-    own = [rows for j in range(tiles.start, tiles.stop) for _, rows in job.rows(inputs, j)]
-    forms = job.inverse.forms(concatenated(own), _all_rows(job, inputs), plan.n, job.damping)
-    return total(forms).cpu().numpy()
+    own = job.blocks(_own_rows(group, job, inputs))
+    forms = job.inverse.forms(own, _all_rows(job, inputs), job.plan.n, job.damping)
+    return total(forms).cpu().numpy().astype(job.dtype)
+
+
+def _own_rows(group: int, job: Job, inputs: Inputs | None) -> Tensor:
+    """The rows of a group, flat, in one matrix from the start."""
+    wanted, tiles, done = self_group(job, group), job.plan.self_groups[group], 0
+    flat = torch.empty(
+        wanted.stop - wanted.start,
+        job.plan.n_parameters,
+        dtype=getattr(torch, job.precision),
+        device=device_of(inputs),
+    )
+    for j in range(tiles.start, tiles.stop):
+        for place, rows in job.rows(inputs, j):
+            length = place.stop - place.start
+            for block, target in job.blocks(flat[done : done + length]).items():
+                target[:] = rows[block]
+            done += length
+    return flat
 
 
 def write_self_part(b: int, job: Job, inputs: Inputs) -> int:
@@ -54,14 +72,14 @@ def all_self_influences(job: Job) -> Array:
     """Σ_l g_kᵀ (inverse_l) g_k for all training samples k, from rows in a store."""
     if job.inverse.rows == "together":
         parts = [self_part(b, job, None) for b in range(len(job.widths))]
-        return np.asarray(np.sum(parts, axis=0))
+        return np.asarray(np.sum(parts, axis=0), dtype=job.dtype)
     groups = range(len(job.plan.self_groups))
     return np.concatenate([self_influences(group, job, None) for group in groups])
 
 
 def write_self_sum(_: None, job: Job, inputs: Inputs) -> int:
     """Self-influences as sums of the parts of the blocks."""
-    job.store.write("self_influence", ..., job.store.read(SELF_PARTS).sum(0))
+    job.store.write("self_influence", ..., job.store.read(SELF_PARTS).sum(0).astype(job.dtype))
     return 0
 
 

@@ -1,0 +1,56 @@
+"""Ids and columns of samples, as they are checked before a run begins."""
+
+import numpy as np
+import pytest
+
+from pydvl_datainf import BatchError
+from pydvl_datainf.columns import columns_of, json_of
+
+LENGTHS = {"test": 0, "train": 3}
+
+
+def column(values):
+    return columns_of(None, {"train": {"x": values}}, LENGTHS)["train_x"]
+
+
+def test_texts_stay_as_they_are_and_take_no_room_of_the_longest():
+    texts = ["short", "NUL at the end\0", "x" * 10**6]
+    found = column(texts)
+    assert found.tolist() == texts
+    assert found.dtype == object  # of which each entry is one reference
+    assert column(np.array(["a", "b", "c"])).tolist() == ["a", "b", "c"]
+
+
+def test_ids_that_differ_by_what_an_array_would_cut_are_two():
+    ids = ["a", "a\0", "b"]
+    assert columns_of({"train": ids}, None, LENGTHS)["train"].tolist() == ids
+
+
+@pytest.mark.parametrize("values", [["a", 1, "b"], ["a", [1], "b"], ["a", None, "b"]])
+def test_columns_of_several_kinds_are_refused(values):
+    with pytest.raises(BatchError, match="must be all strings or all numbers"):
+        column(values)
+
+
+@pytest.mark.parametrize("values", [["a", "\ud800", "b"], ["a", "b", "\udfff"]])
+def test_half_characters_are_refused(values):
+    with pytest.raises(BatchError, match="column 'x' of the train data hold half of a surrogate"):
+        column(values)
+    with pytest.raises(BatchError, match="ids of the train data hold half of a surrogate"):
+        columns_of({"train": values}, None, LENGTHS)
+
+
+@pytest.mark.parametrize(
+    "value", ["\ud800", float("nan"), 10**5000, {"\udc00": 1}], ids=["half", "nan", "long", "key"]
+)
+def test_what_json_cannot_hold_is_refused(value):
+    with pytest.raises(BatchError, match="must fit into JSON"):
+        json_of({"a": [value]})
+
+
+def test_what_is_nested_too_deeply_is_refused():
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(BatchError, match="must fit into JSON"):
+        json_of({"a": nested})

@@ -1,0 +1,374 @@
+"""What a killed run leaves: processes, which must not write into the next run, and files."""
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import uuid
+
+import numpy as np
+import pytest
+from distributed import Client
+from zarr.storage import LocalStore, MemoryStore
+
+import stopped_run
+from pydvl_datainf import DataInfInfluence, StoreError, launch
+from pydvl_datainf.executors import Joblib
+from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.store import Store
+from stopped_run import TIMEOUT, build, chunks, run
+
+
+def other_model():
+    influence = build()
+    influence.model.layers[2].bias.data[0] += 1
+    return influence
+
+
+OTHER = {"influence": other_model()}  # another run, with arrays of the same shapes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fork_server():
+    stopped_run.start_fork_server()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    store = tmp_path_factory.mktemp("plain") / "run.zarr"
+    run(store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    store = tmp_path_factory.mktemp("other") / "run.zarr"
+    run(store, **OTHER)
+    return store
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """A folder for temporary files of this test alone, in its processes too."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+def assert_same(store, expected):
+    InfluenceRun(store).check()
+    names = chunks(expected)
+    assert chunks(store) == names
+    assert [n for n in names if (store / n).read_bytes() != (expected / n).read_bytes()] == []
+
+
+# 1. The writer of a store
+
+
+def in_folder(folder):
+    return folder / "run.zarr"
+
+
+def in_memory(folder):
+    return MemoryStore()
+
+
+def at_url(folder):
+    return f"memory://{folder.name}-{uuid.uuid4().hex}"
+
+
+PLACES = [in_folder, in_memory, at_url]
+WRITES = {
+    "write": lambda store: store.write("a", ..., np.ones(3)),
+    "require": lambda store: store.require("b", (3,), (3,), "float64", ("x",)),
+    "label": lambda store: store.label("a", {"n": 3}),
+    "update": lambda store: store.update({"gradients": 3}),
+    "delete": lambda store: store.delete("a"),
+    "finish": lambda store: store.finish(),
+}
+
+
+def made(place, writer):
+    store = Store(place)
+    store.create({"writer": writer})
+    store.require("a", (3,), (3,), "float64", ("x",))
+    return store
+
+
+def contents(store):
+    fresh = Store(store.location, read_only=True)
+    return fresh.attributes, fresh.names(), fresh.array("a").attrs.asdict(), fresh.present("a")
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("place", PLACES)
+def test_who_is_no_longer_the_writer_of_a_store_writes_nothing(tmp_path, place, name):
+    first = made(place(tmp_path), "first")
+    worker = Store(first.location, writer="first")
+    worker.array("a")  # opened before the store changes hands
+    worker.write("a", ..., np.zeros(3))
+    second = made(first.location, "second")
+    for late in (first, worker):
+        before = contents(second)
+        with pytest.raises(StoreError, match="no longer the store of this run: another call"):
+            WRITES[name](late)
+        assert contents(second) == before
+    WRITES[name](second)  # the control
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_who_goes_on_with_a_run_is_its_only_writer(tmp_path, place):
+    first = made(place(tmp_path), "first")
+    second = Store(first.location)
+    second.take_over("second")
+    with pytest.raises(StoreError, match="no longer the store of this run"):
+        first.write("a", ..., np.zeros(3))
+    second.write("a", ..., np.ones(3))
+    worker = Store(first.location, writer="second")
+    worker.write("a", ..., np.full(3, 2.0))
+    np.testing.assert_array_equal(Store(first.location).read("a"), 2.0)
+
+
+def test_who_writes_when_the_store_is_gone_is_told(tmp_path):
+    first = made(tmp_path / "run.zarr", "first")
+    shutil.rmtree(tmp_path / "run.zarr")
+    with pytest.raises(StoreError, match="no longer the store of this run"):
+        first.write("a", ..., np.zeros(3))
+    assert not (tmp_path / "run.zarr").exists()
+
+
+class Halting(LocalStore):
+    """Says when it comes to a chunk, and then takes its time."""
+
+    there = threading.Event()
+
+    async def set(self, key, value):
+        if "/c/" in key:
+            self.there.set()
+            await asyncio.sleep(0.3)
+        await super().set(key, value)
+
+
+@pytest.mark.parametrize("change", ["create", "take_over"])
+def test_nobody_gets_in_between_the_check_and_the_writing(tmp_path, change):
+    """The old writer has looked, and not yet written, when the store changes hands."""
+    Halting.there.clear()
+    path = tmp_path / "run.zarr"
+    made(path, "first")
+    second = Store(path)
+    slow = Store(Halting(path), writer="first")
+    changes = {
+        "create": lambda: second.create({"writer": "second"}),
+        "take_over": lambda: second.take_over("second"),
+    }
+    writer = threading.Thread(target=slow.write, args=("a", ..., np.zeros(3)))
+    writer.start()
+    assert Halting.there.wait(TIMEOUT)
+    changes[change]()
+    found = (path / "a/c/0").exists()  # written before, into the run that is gone on with
+    writer.join(TIMEOUT)
+    assert (path / "a/c/0").exists() == found == (change == "take_over")
+
+
+def test_consolidated_metadata_outlive_a_change_of_the_writer(tmp_path):
+    store = made(tmp_path / "run.zarr", "first")
+    store.finish()
+    before = (tmp_path / "run.zarr/zarr.json").read_text()
+    assert "consolidated_metadata" in before
+    store.take_over("second")
+    assert (tmp_path / "run.zarr/zarr.json").read_text() == before.replace('"first"', '"second"')
+
+
+def test_chunks_of_an_array_that_is_gone_do_not_pass_for_those_of_the_next(tmp_path):
+    store = made(tmp_path / "run.zarr", "first")
+    store.write("a", ..., np.ones(3))
+    (tmp_path / "run.zarr/a/zarr.json").unlink()  # deleted by a process that was killed at it
+    store = Store(tmp_path / "run.zarr", writer="first")
+    store.require("a", (3,), (3,), "float64", ("x",))
+    assert store.present("a") == set()
+
+
+def test_a_call_that_changes_nothing_leaves_a_run_as_it_is(tmp_path, plain):
+    store = shutil.copytree(plain, tmp_path / "run.zarr")
+    run(store)
+    assert (store / "zarr.json").read_bytes() == (plain / "zarr.json").read_bytes()
+
+
+def test_each_call_that_works_on_a_run_is_a_writer_of_its_own(tmp_path, plain):
+    store = shutil.copytree(plain, tmp_path / "run.zarr")
+    (store / "scores/c/0/0").unlink()
+    run(store)
+    assert_same(store, plain)
+    first, second = (InfluenceRun(s).attrs["writer"] for s in (plain, store))
+    assert first != second
+
+
+def test_self_influences_are_not_kept_in_a_run_that_has_taken_the_place(tmp_path):
+    store = tmp_path / "run.zarr"
+    done = run(store, rows="zarr")
+    run(store, rows="zarr", overwrite=True, **OTHER)
+    done.self_influence()
+    assert not (store / "self_influence").exists()
+    InfluenceRun(store).self_influence()  # the control
+    assert (store / "self_influence").exists()
+
+
+# 2. Readers of a store that changes hands
+
+
+def test_a_query_whose_rows_are_replaced_meanwhile_is_stopped(tmp_path):
+    rows = {"rows": "zarr"}
+    first, second = (
+        run(tmp_path / "run.zarr", **rows),
+        run(tmp_path / "second.zarr", **rows, **OTHER),
+    )
+    replace = stopped_run.Replace(tmp_path / "run.zarr", tmp_path / "second.zarr")
+    test = stopped_run.loader(stopped_run.samples(4, 3), 4)
+    with pytest.raises(StoreError, match=r"run\.zarr.* was replaced meanwhile"):
+        first.query(build(replace), test, tmp_path / "query.zarr", progress=False)
+    assert InfluenceRun(tmp_path / "run.zarr").attrs == second.attrs  # the premise
+
+
+def test_a_query_of_a_query_whose_rows_were_replaced_is_refused(tmp_path):
+    test = stopped_run.loader(stopped_run.samples(4, 3), 4)
+    first = run(tmp_path / "run.zarr", rows="zarr")
+    query = first.query(build(), test, tmp_path / "query.zarr", progress=False)
+    query.query(build(), test, tmp_path / "control.zarr", progress=False)
+    run(tmp_path / "run.zarr", rows="zarr", overwrite=True, **OTHER)
+    with pytest.raises(StoreError, match=r"holds another run now: model differ"):
+        query.query(build(), test, tmp_path / "again.zarr", progress=False)
+    assert not (tmp_path / "again.zarr").exists()
+
+
+# 3. Workers that outlive their run
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_run_and_what_they_leave_is_removed(tmp_path, temporary, other):
+    signs, go, store = tmp_path / "signs", tmp_path / "go", tmp_path / "run.zarr"
+    signs.mkdir()
+    arguments = (str(temporary), store, signs, go, {"n_jobs": 2})
+    first = stopped_run.started(stopped_run.run_held_in, *arguments, daemon=False)
+    stopped_run.wait_for(lambda: len(list(signs.iterdir())) == 2, first)
+    workers = [int(sign.name) for sign in signs.iterdir()]
+    assert first.pid not in workers
+    assert len(list(temporary.glob("pydvl-datainf-*/*"))) == 2  # pickled: inputs and job
+    foreign = temporary / "pydvl-datainf-joblib-mine"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("the only copy")
+    Joblib(2, progress=False).close()
+    assert len(list(temporary.glob("pydvl-datainf-*/*.shared"))) == 2  # the run is alive
+    assert stopped_run.killed(first) == -signal.SIGKILL
+    stopped_run.wait_for(lambda: not any(map(stopped_run.is_alive, workers)))
+    Joblib(2, progress=False).close()
+    assert [path.name for path in temporary.glob("pydvl-datainf-*")] == [foreign.name]
+    run(store, overwrite=True, **OTHER)
+    assert_same(store, other)
+    assert not list(tmp_path.glob("*.lock"))
+
+
+@pytest.mark.slow
+def test_dask_workers_do_not_write_into_the_run_after_their_own(tmp_path, other):
+    signs, go, store = tmp_path / "signs", tmp_path / "go", tmp_path / "run.zarr"
+    signs.mkdir()
+    with stopped_run.cluster(tmp_path) as (address, _):
+        first = stopped_run.started(stopped_run.run_held, store, signs, go, {"client": address})
+        stopped_run.wait_for(lambda: list(signs.iterdir()), first)
+        assert stopped_run.killed(first) == -signal.SIGKILL
+        run(store, overwrite=True, **OTHER)
+        assert_same(store, other)
+        go.touch()
+        with Client(address) as client:  # the worker has one thread
+            assert client.submit(os.getpid).result(TIMEOUT) == int(next(signs.iterdir()).name)
+        assert_same(store, other)
+
+
+# 4. What stays of a call that was killed
+
+
+def test_a_run_that_is_killed_while_intermediate_results_are_deleted(tmp_path, plain):
+    store = tmp_path / "run.zarr"
+    killed = stopped_run.ended(stopped_run.run_killed_in_deletion, store, "work", {})
+    assert killed == -signal.SIGKILL
+    assert list((store / "work").rglob("c"))  # the premise
+    run(store)
+    assert_same(store, plain)
+    assert not (store / "work").exists()
+
+
+def test_a_run_that_is_killed_while_it_replaces_another_one(tmp_path, plain, other):
+    store = shutil.copytree(other, tmp_path / "run.zarr")
+    settings, name = {"overwrite": True}, r"\.run\.zarr\.\d+\.old"
+    killed = stopped_run.ended(stopped_run.run_killed_in_deletion, store, name, settings)
+    assert killed == -signal.SIGKILL
+    assert list(tmp_path.glob(".run.zarr.*.old/scores"))  # the premise
+    (tmp_path / ".run.zarr.old").mkdir()
+    (tmp_path / ".another.zarr.1.old").mkdir()
+    run(store, overwrite=True)
+    assert_same(store, plain)
+    left = {path.name for path in tmp_path.iterdir()} - {"temporary"}
+    assert left == {"run.zarr", ".run.zarr.old", ".another.zarr.1.old"}
+
+
+def count_gradients(monkeypatch):
+    counted, original = [], DataInfInfluence.loss_gradients_by_block
+
+    def count(self, x, y=None):
+        counted.append(len(x))
+        return original(self, x, y)
+
+    monkeypatch.setattr(DataInfInfluence, "loss_gradients_by_block", count)
+    return counted
+
+
+def interrupted(store, **settings):
+    with pytest.raises(KeyboardInterrupt):
+        run(store, stopped_run.Interrupt(14), **settings)
+    return InfluenceRun(store).attrs["gradients"]
+
+
+@pytest.mark.parametrize("rows", ["recompute", "auto"])
+def test_a_call_that_replaces_a_run_goes_on_when_it_is_repeated(
+    tmp_path, monkeypatch, plain, other, rows
+):
+    store = shutil.copytree(other, tmp_path / "run.zarr")
+    done = interrupted(store, overwrite=True, rows=rows)
+    assert done > 0
+    counted = count_gradients(monkeypatch)
+    repeated = run(store, overwrite=True, rows=rows)
+    assert sum(counted) == repeated.attrs["gradients"] - done
+    run(tmp_path / "whole.zarr", rows=rows)
+    assert_same(store, tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize(
+    "change", [{"influence": build(regularization=0.1)}, {"tile": (3, 7)}, {"rows": "zarr"}]
+)
+def test_a_run_that_was_stopped_is_replaced_by_another(tmp_path, monkeypatch, change):
+    interrupted(tmp_path / "run.zarr")
+    run(tmp_path / "whole.zarr", **change)
+    run(tmp_path / "run.zarr", overwrite=True, **change)
+    assert_same(tmp_path / "run.zarr", tmp_path / "whole.zarr")
+
+
+def test_a_run_of_other_versions_is_replaced_from_the_start(tmp_path, monkeypatch, plain):
+    store = tmp_path / "run.zarr"
+    monkeypatch.setattr(launch, "__version__", "0.0")
+    interrupted(store)
+    monkeypatch.undo()
+    repeated = run(store, overwrite=True)
+    assert repeated.attrs["gradients"] == InfluenceRun(plain).attrs["gradients"]
+    assert repeated.attrs["versions"] == InfluenceRun(plain).attrs["versions"]
+    assert_same(store, plain)
+
+
+def test_a_complete_run_is_replaced_by_itself(tmp_path, monkeypatch, plain):
+    store = shutil.copytree(plain, tmp_path / "run.zarr")
+    counted = count_gradients(monkeypatch)
+    run(store, overwrite=True)
+    assert sum(counted) == InfluenceRun(plain).attrs["gradients"]
+    assert_same(store, plain)
