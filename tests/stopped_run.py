@@ -36,7 +36,7 @@ from pydvl_datainf.run import InfluenceRun
 
 N, M = 23, 11
 TILE = 3, 6  # (test, train): 4 and 4 tiles, the last ones shorter
-TIGHT = {"memory": 9_000, "zarr": 8_000, "recompute": 6_000}  # memory for two groups of queries
+TIGHT = {"memory": 18_000, "zarr": 14_000, "recompute": 12_000}  # memory for two groups of queries
 TIMEOUT = 60
 PROCESSES = multiprocessing.get_context("forkserver")
 

@@ -16,14 +16,13 @@ pytestmark = [
 MIB = 2**20
 NO_ARRAYS = MIB // 2  # what the interpreter, Zarr and threads take from time to time
 CASES = {
-    "top": (750, 640, {"memory": 16 * MIB, "rows": "zarr", "top_k": 200, "tile": [None, 64]}),
-    "top recomputed": (750, 320, {"memory": 8 * MIB, "rows": "recompute", "top_k": 64}),
-    "selves": (8, 1500, {"memory": 16 * MIB, "rows": "zarr", "self_influence": True}),
-    "selves kept": (8, 1500, {"memory": 24 * MIB, "rows": "memory", "self_influence": True}),
-    "selves recomputed": (8, 600, {"memory": 6 * MIB, "rows": "recompute", "self_influence": True}),
-    "scores": (750, 320, {"memory": 16 * MIB, "rows": "zarr"}),
-    "scores by block": (400, 640, {"memory": 12 * MIB, "rows": "zarr", "by_block": True}),
-    "many training samples": (512, 4096, {"memory": 64 * MIB, "rows": "zarr", "tile": [512, 256]}),
+    "top": (600, 512, {"memory": 12 * MIB, "rows": "zarr", "top_k": 200, "tile": [None, 64]}),
+    "selves": (8, 1000, {"memory": 10 * MIB, "rows": "zarr", "self_influence": True}),
+    "selves kept": (8, 1000, {"memory": 16 * MIB, "rows": "memory", "self_influence": True}),
+    "selves recomputed": (8, 500, {"memory": 5 * MIB, "rows": "recompute", "self_influence": True}),
+    "scores": (600, 256, {"memory": 12 * MIB, "rows": "zarr"}),
+    "scores by block": (300, 512, {"memory": 10 * MIB, "rows": "zarr", "by_block": True}),
+    "many training samples": (512, 2560, {"memory": 64 * MIB, "rows": "zarr", "tile": [512, 256]}),
 }
 """Queries, training samples and settings, so that the vectors of all do not fit."""
 
@@ -47,5 +46,5 @@ def test_a_run_takes_no_more_than_it_was_given(peaks, case):
 
 
 def test_the_best_of_all_queries_are_found_tile_by_tile(peaks):
-    """All scores of a tile of queries take 8 MiB, a chunk of them 0.5 MiB."""
+    """All scores of a tile of queries take 5 MiB, a chunk of them 0.5 MiB."""
     assert peaks["many training samples"][1] <= 3 * MIB

@@ -201,12 +201,16 @@ def make_plan(
     step = min(task.longest, batch_size or task.longest, max(1, memory // (16 * task.row)))
     train_tile = min(train_tile or _train_tile(task, memory, step), task.n)
     step = min(step, train_tile)
-    fixed, each = _fixed_bytes(task, rows, train_tile, step), _query_bytes(task, train_tile, step)
-    most = (memory - fixed) // each
+    while True:
+        fixed = _fixed_bytes(task, rows, train_tile, step)
+        most = (memory - fixed) // _query_bytes(task, train_tile, step)
+        if most >= (test_tile or 1) or step == 1:
+            break
+        step //= 2
     if most < (test_tile or 1):
         least = _fixed_bytes(task, rows, tile[1] or 1, 1)
         least += (test_tile or 1) * _query_bytes(task, tile[1] or 1, 1)
-        smallest = ceil(least * TRANSIT_SHARE / (TRANSIT_SHARE - 1)) + 1 + reserved
+        smallest = least + (least - 1) // (TRANSIT_SHARE - 1) + reserved
         raise PlanError(
             f"{given:,} bytes of memory are too few: a gradient takes {task.row:,}, "
             f"and with rows={rows!r} the smallest that works is memory={smallest:,}"
@@ -268,13 +272,13 @@ def sample_bytes(widths: Sequence[int], itemsize: int, n: int, m: int) -> int:
         m: test samples, of which some are taken.
 
     Returns:
-        Rows of the samples in pieces, together and, of the largest block, in float64, with a
-        matrix and its factor; vectors of the queries, in pieces and together, and in float64 as
-        they are, with their corrections, and transformed twice.
+        Rows of the samples in pieces and together, in float64 as stored ones are, and once more of
+        the largest block, with a matrix and its factor; vectors of the queries, in pieces and
+        together, and in float64 as they are, with their corrections, and transformed twice.
     """
     D, d, queries = sum(widths), max(widths), min(MOST_SAMPLED_QUERIES, m)
     vectors = queries * D * (2 * itemsize + 4 * 8)
-    return 2 * n * D * itemsize + vectors + 8 * n * d + 16 * min(n, d) ** 2
+    return 2 * n * D * 8 + vectors + 8 * n * d + 16 * min(n, d) ** 2
 
 
 def sampled_queries(m: int) -> list[slice]:

@@ -1,6 +1,6 @@
 """The influence of each training sample on itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -71,16 +71,24 @@ def self_part(b: int, job: Job, inputs: Inputs | None) -> Array:
 def all_self_influences(job: Job) -> Array:
     """Σ_l g_kᵀ (inverse_l) g_k for all training samples k, from rows in a store."""
     if job.inverse.rows == "together":
-        parts = [self_part(b, job, None) for b in range(len(job.widths))]
-        return np.asarray(np.sum(parts, axis=0), dtype=job.dtype)
+        return _sum((self_part(b, job, None) for b in range(len(job.widths))), job)
     groups = range(len(job.plan.self_groups))
     return np.concatenate([self_influences(group, job, None) for group in groups])
 
 
 def write_self_sum(_: None, job: Job, inputs: Inputs) -> int:
     """Self-influences as sums of the parts of the blocks."""
-    job.store.write("self_influence", ..., job.store.read(SELF_PARTS).sum(0).astype(job.dtype))
+    parts = (job.store.read(SELF_PARTS, b) for b in range(len(job.widths)))
+    job.store.write("self_influence", ..., _sum(parts, job))
     return 0
+
+
+def _sum(parts: Iterable[Array], job: Job) -> Array:
+    """Over blocks, one after the other: all of them may take gigabytes."""
+    summed = np.zeros(job.plan.n)
+    for part in parts:
+        summed += part
+    return summed.astype(job.dtype)
 
 
 def _all_rows(job: Job, inputs: Inputs | None) -> Iterator[BlockVectors]:
