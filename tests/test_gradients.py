@@ -57,6 +57,7 @@ class EngineContract:
         rows, exact = self.rows_and_truth(case, length)
         assert exact.abs().max() > 0
         assert rows.dtype == torch.float64
+        assert not rows.requires_grad
         torch.testing.assert_close(rows, exact, rtol=1e-9, atol=1e-12)
 
     def test_rows_are_float32_for_a_float32_model(self, case):

@@ -88,7 +88,7 @@ WRITES = {
     "label": lambda store: store.label("a", {"n": 3}),
     "update": lambda store: store.update({"gradients": 3}),
     "delete": lambda store: store.delete("a"),
-    "finish": lambda store: store.finish(),
+    "finish": lambda store: store.finish([]),
 }
 
 
@@ -176,20 +176,21 @@ def test_nobody_gets_in_between_the_check_and_the_writing(tmp_path, change):
 
 def test_consolidated_metadata_outlive_a_change_of_the_writer(tmp_path):
     store = made(tmp_path / "run.zarr", "first")
-    store.finish()
+    store.finish([])
     before = (tmp_path / "run.zarr/zarr.json").read_text()
     assert "consolidated_metadata" in before
     store.take_over("second")
     assert (tmp_path / "run.zarr/zarr.json").read_text() == before.replace('"first"', '"second"')
 
 
-def test_chunks_of_an_array_that_is_gone_do_not_pass_for_those_of_the_next(tmp_path):
+def test_chunks_of_intermediate_results_that_are_gone_do_not_pass_for_those_of_the_next(tmp_path):
     store = made(tmp_path / "run.zarr", "first")
-    store.write("a", ..., np.ones(3))
-    (tmp_path / "run.zarr/a/zarr.json").unlink()  # deleted by a process that was killed at it
+    store.require("work/a", (3,), (3,), "float64", None)
+    store.write("work/a", ..., np.ones(3))
+    (tmp_path / "run.zarr/work/a/zarr.json").unlink()  # by a process that was killed at it
     store = Store(tmp_path / "run.zarr", writer="first")
-    store.require("a", (3,), (3,), "float64", ("x",))
-    assert store.present("a") == set()
+    store.require("work/a", (3,), (3,), "float64", None)
+    assert store.present("work/a") == set()
 
 
 def test_a_call_that_changes_nothing_leaves_a_run_as_it_is(tmp_path, plain):

@@ -62,7 +62,8 @@ class Call:
         try:
             if rules is None:
                 args, kwargs = pytree.tree_map(self._by_sample, (self.args, dict(self.kwargs)))
-                new = module_rows(module, args, kwargs, self._by_sample(g), owned)
+                with torch.no_grad():  # by the parameters of modules inside
+                    new = module_rows(module, args, kwargs, self._by_sample(g), owned)
                 return {owned[local]: rows.to(dtype) for local, rows in new.items()}
             x = only_tensor(self.args, self.kwargs)
             assert x is not None  # other calls are not recorded
