@@ -154,6 +154,21 @@ def words(loss):
     return Inputs(DataInfInfluence(nn.Linear(2, 3), loss), [], None).describe().objective
 
 
+def counted_by(weight):
+    return lambda out, y: F.cross_entropy(out, y, weight, reduction="sum")
+
+
+def smoothed(share):
+    return lambda out, y, share=share: F.cross_entropy(out, y, label_smoothing=share)
+
+
+def of_a_module(loss):
+    def twice(out, y):
+        return 2 * loss(out, y)
+
+    return twice
+
+
 def test_a_run_is_known_by_the_weights_of_its_loss():
     other = WEIGHT + torch.tensor([0.0, 0.0, 1e-12])
     made = [
@@ -162,6 +177,9 @@ def test_a_run_is_known_by_the_weights_of_its_loss():
         *(partial(loss, reduction="sum") for loss in (F.cross_entropy, F.mse_loss)),
         *(partial(F.huber_loss, delta=delta) for delta in (1.0, 2.0)),
         *(Penalised(reduction) for reduction in ("sum", "none")),
+        *(counted_by(weight) for weight in (None, WEIGHT, other)),
+        *(smoothed(share) for share in (0.0, 0.1)),
+        *(of_a_module(nn.HuberLoss(delta=delta)) for delta in (1.0, 2.0)),
     ]
     told = [words(loss) for loss in made]
     assert len(set(told)) == len(made)

@@ -162,12 +162,24 @@ def _words(named: Any) -> str:
         return f"{_words(named.func)} with ({', '.join(_settings(given))})"
     code = named if inspect.isroutine(named) else type(named)
     name = f"{code.__module__}.{code.__qualname__}"
-    settings = "" if code is named else f"({', '.join(_settings(_attributes(named)))})"
+    told = ", ".join(_settings(_held(code) if code is named else _attributes(named)))
+    settings = "" if code is named and not told else f"({told})"
     try:
         source = zlib.crc32(inspect.getsource(code).encode())
     except (OSError, TypeError):
         return name + settings
     return f"{name}{settings} [{source:08x}]"
+
+
+def _held(function: Any) -> dict[str, Any]:
+    """What a function takes from around it, such as the weights of classes."""
+    if not inspect.isfunction(function):
+        return {}
+    around = inspect.getclosurevars(function)
+    # The defaults of others stand in their source.
+    made_here = inspect.signature(function).parameters if "<" in function.__qualname__ else {}
+    defaults = {name: p.default for name, p in made_here.items() if p.default is not p.empty}
+    return {**around.globals, **around.nonlocals, **defaults}
 
 
 def _attributes(objective: Any) -> dict[str, Any]:
