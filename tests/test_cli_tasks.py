@@ -333,7 +333,10 @@ def test_classes_that_are_stored_as_numbers_go_by_their_names(denoising, tmp_pat
     job = denoising | {"train": "train", "test": "test", "out": "named.zarr"}
     result = run(tmp_path, job)
     assert result.exit_code == 2
-    assert "must be the number of a class, got 'a'. Name the model's classes" in result.stderr
+    assert (
+        "must be the number of a class, got 'a'; they go from 0 to 2. Name the model's classes"
+        in result.stderr
+    )
     done(tmp_path, job | {"labels": ["a", "b", "c"]})
     first, second = (InfluenceRun(tmp_path / f"{n}.zarr") for n in ("out", "named"))
     np.testing.assert_array_equal(second.scores[...], first.scores[...])

@@ -66,7 +66,7 @@ METADATA = {
         "number": [2**60 + i for i in range(N)],
     },
     "test": {"text": HOSTILE[:M], "label": [1, 0, 1, 0, 1]},
-    "run": {"purpose": HOSTILE[1], "half a pair": "\ud800"},
+    "run": {"purpose": HOSTILE[1]},
 }
 
 

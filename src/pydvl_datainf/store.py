@@ -297,7 +297,13 @@ class Store:
         lock = path.with_name(f"{path.name}.lock")
         with os_errors_named(self):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = acquire(lock)
+            try:
+                file = acquire(lock)
+            except FileNotFoundError as error:  # the folder is there
+                raise StoreError(
+                    f"{self} cannot be written: {path.parent} takes no files. Choose another place "
+                    "for the store."
+                ) from error
             if file is None:
                 raise StoreError(
                     f"Another run is writing to {self}. Wait for it, or choose another store."
