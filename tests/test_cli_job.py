@@ -509,7 +509,7 @@ def test_invalid_jobs_begin_nothing(folder, fields, message):
             {"extra": True},
             "line 21: column 'extra' holds True; .*all texts or all numbers or all t",
         ),
-        ({"extra": 2**63}, "line 21: column 'extra' holds a number beyond 64 bits"),
+        ({"extra": 2**64}, "line 21: column 'extra' holds a number beyond 64 bits"),
     ],
 )
 def test_hostile_records_begin_nothing(folder, record, message):

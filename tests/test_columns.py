@@ -54,3 +54,30 @@ def test_what_is_nested_too_deeply_is_refused():
         nested = [nested]
     with pytest.raises(BatchError, match="must fit into JSON"):
         json_of({"a": nested})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [2**63, 1, 2**64 - 1],
+        [-(2**63), 0, 2**63 - 1],
+        [2**53 + 1, 2**60 + 1, 3],
+        [np.int32(4), 2**40, np.uint64(5)],
+        np.array([1, 2, 3], dtype=np.longlong),
+        np.array([1, 2, 2**63], dtype=np.ulonglong),
+    ],
+)
+def test_whole_numbers_of_64_bits_stay_what_they_are(values):
+    exact = [int(value) for value in values]
+    assert column(values).tolist() == exact
+    assert columns_of({"train": values}, None, LENGTHS)["train"].tolist() == exact
+
+
+@pytest.mark.parametrize(
+    "values", [[2**63, -1, 0], [2**64, 1, 2], [2**70, 1, 2], [-(2**63) - 1, 1, 2]]
+)
+def test_whole_numbers_that_64_bits_do_not_hold_are_refused(values):
+    with pytest.raises(BatchError, match=r"column 'x' .* 64 bits do not hold together.*as strings"):
+        column(values)
+    with pytest.raises(BatchError, match="ids of the train data hold whole numbers"):
+        columns_of({"train": values}, None, LENGTHS)

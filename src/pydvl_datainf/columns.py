@@ -107,9 +107,12 @@ def digest(columns: Mapping[str, Array]) -> str:
 
 
 def _column(values: Any, length: int, what: str) -> Array:
-    if isinstance(values, list | tuple) and any(isinstance(value, str) for value in values):
+    listed = values if isinstance(values, list | tuple) else ()
+    if listed and all(isinstance(v, int | np.integer) and type(v) is not bool for v in listed):
+        array = _whole_numbers(listed, what)
+    elif any(isinstance(value, str) for value in listed):
         # An array of text would give each the room of the longest, and cut NUL off their ends.
-        array = np.fromiter(values, dtype=object, count=len(values))
+        array = np.fromiter(listed, dtype=object, count=len(listed))
     else:
         array = np.asarray(values)
     if array.dtype.kind in "UO":
@@ -121,6 +124,18 @@ def _column(values: Any, length: int, what: str) -> Array:
             f"The {what} have shape {array.shape}; expected ({length},), one a sample."
         )
     return array
+
+
+def _whole_numbers(values: Sequence[int], what: str) -> Array:
+    """Those that one type of 64 bits holds: NumPy would make floating numbers of others."""
+    for dtype in (np.int64, np.uint64):
+        bounds = np.iinfo(dtype)
+        if bounds.min <= min(values) and max(values) <= bounds.max:
+            return np.array(values, dtype=dtype)
+    raise BatchError(
+        f"The {what} hold whole numbers that 64 bits do not hold together, from {min(values)} to "
+        f"{max(values)}. Give them as strings."
+    )
 
 
 def _text(value: Any, what: str) -> str:

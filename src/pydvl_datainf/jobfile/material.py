@@ -127,7 +127,7 @@ def _stored(
             raise SourceError(
                 f"{place}: column '{name}' holds {brief(value)}; it must be all {allowed}."
             )
-        if type(value) is int and not -(2**63) <= value < 2**63:
+        if type(value) is int and not -(2**63) <= value < 2**64:
             raise SourceError(f"{place}: column '{name}' holds a number beyond 64 bits.")
     return values
 
