@@ -5,6 +5,7 @@ import pickle
 import shutil
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import dense
+import tiny
 from pydvl_datainf import BlockError, CausalLM, ModelError
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
@@ -244,3 +246,47 @@ def test_builders_travel_and_build_the_same_model(causal):
     assert first.fixed_damping == dict.fromkeys(first.block_names, 0.1)
     batch = batch_of(3)
     assert torch.equal(first.loss_gradients(batch), second.loss_gradients(batch))
+
+
+VIRTUAL = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
+PROMPTS = {
+    "prompts": peft.PromptTuningConfig(**VIRTUAL),
+    "prefixes": peft.PrefixTuningConfig(**VIRTUAL),
+    "projected prefixes": peft.PrefixTuningConfig(
+        **VIRTUAL, prefix_projection=True, encoder_hidden_size=8
+    ),
+    "encoded prompts": peft.PromptEncoderConfig(**VIRTUAL, encoder_hidden_size=8),
+}
+
+
+@pytest.mark.parametrize("config", PROMPTS.values(), ids=PROMPTS)
+@pytest.mark.filterwarnings("ignore:One backward pass per sample")
+def test_tuned_prompts_are_loaded_and_take_part(tmp_path, config):
+    torch.manual_seed(6)
+    base, batch = tiny.llama(), tiny.answers(4, 7)
+    base.save_pretrained(tmp_path / "model")
+    made = peft.get_peft_model(base, copy.copy(config)).eval()
+    for parameter in made.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter) * parameter.requires_grad
+    made.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        told = made(**batch).logits
+    files = ModelFiles("causal-lm", str(tmp_path / "model"), str(tmp_path / "adapter"))
+    influence = InfluenceBuilder(replace(files, dtype="float64"), CausalLM())()
+    with torch.no_grad():
+        torch.testing.assert_close(influence.model(**batch).logits.float(), told)
+    (block,) = influence.parameter_dict.values()
+    assert list(block) == ["prompt_encoder.default.embedding.weight"]
+    wide = dense.in_float64(influence.model)
+    exact = dense.gradients(wide, prompted_loss, batch, list(block))
+    assert exact.abs().max() > 0
+    tiny.assert_rows_close(influence.loss_gradients(batch).double(), exact, 1e-5)
+
+
+def prompted_loss(model, batch):
+    """Of the answer of one sample; tuned prompts stand before the first token."""
+    labels = batch["labels"][0]
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    log_p = logits[0, -len(labels) :].log_softmax(-1)
+    places = [t for t in range(1, len(labels)) if labels[t] != -100]
+    return -torch.stack([log_p[t - 1, labels[t]] for t in places]).mean()

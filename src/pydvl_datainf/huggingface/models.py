@@ -210,8 +210,10 @@ class ModelFiles:
                 "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
             )
             warnings.filterwarnings("error", message=".*missing adapter keys")
+            # Tuned prompts are loaded as what they became, and not to be trained further.
+            prompts = peft.PeftConfig.from_pretrained(self.adapter).is_prompt_learning
             try:
-                return peft.PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
+                return peft.PeftModel.from_pretrained(model, self.adapter, is_trainable=not prompts)
             except UserWarning as missing:
                 raise ModelError(
                     f"The adapter {self.adapter} does not fit {self.model}, or is not whole, so "

@@ -36,9 +36,9 @@ def select_parameters(model: nn.Module, which: Parameters = "adapters") -> Selec
 
     Args:
         model: tuned.
-        which: "adapters" (the matrices of the active peft adapter), "adapters+heads" (and what was
-            trained with it: whole modules, `modules_to_save`, and biases), "all", or patterns of
-            parameter names such as "*.layers.11.*".
+        which: "adapters" (the matrices of the active peft adapter, or its tuned prompts),
+            "adapters+heads" (and what was trained with it: whole modules, `modules_to_save`, and
+            biases), "all", or patterns of parameter names such as "*.layers.11.*".
 
     Returns:
         What was chosen, and which trained modules were left out.
@@ -100,7 +100,10 @@ def _chosen(
 
 
 def _adapters(model: nn.Module) -> tuple[str, ...]:
-    """Where the active adapters' matrices are, as peft's layers tell."""
+    """Where the active adapters' matrices are, as peft's layers tell, or the tuned prompts."""
+    config: Any = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        return (f"prompt_encoder.{cast(Any, model).active_adapter}.embedding.",)
     return tuple(
         f"{path}.{kind}.{adapter}."
         for path, layer in model.named_modules()
