@@ -60,3 +60,10 @@ def test_the_signature_knows_names_dtypes_and_dimensions_but_not_sizes():
     assert signature((X, Y)) != signature((X.double(), Y))
     assert signature((X, Y)) != signature((X, Y.unsqueeze(1)))
     assert signature({"x": X}) != signature({"z": X})
+
+
+@pytest.mark.parametrize("told", [{"max_length_q": 7}, {"cu_seq_lens_k": torch.tensor([0, 3, 7])}])
+def test_samples_that_share_a_row_are_refused_by_what_joins_them(told):
+    batch = {"input_ids": torch.ones(1, 7).long(), "labels": torch.ones(1, 7).long(), **told}
+    with pytest.raises(BatchError, match=r"joins samples in one row.*packing=False"):
+        check_batch(batch)

@@ -11,7 +11,14 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorD
 from torch.utils.data import WeightedRandomSampler as Weighted
 
 import dense
-from pydvl_datainf import BlockError, DampingError, DataInfInfluence, ModelError, SourceError
+from pydvl_datainf import (
+    BlockError,
+    DampingError,
+    DataInfInfluence,
+    ModelError,
+    NonFiniteError,
+    SourceError,
+)
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine, FunctionalEngine
 from pydvl_datainf.objectives import OutputLoss
@@ -283,6 +290,35 @@ def test_nan_in_the_data_is_named(gradients, where):
         influence.fit([(x[:3], y[:3]), (x[3:], y[3:])])
 
 
+class Masked(nn.Module):
+    """Overflows where a mask is zero, as some attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+
+    def losses(self, model, batch):
+        scores = (self.inner(batch["x"]) ** 2).sum(-1)
+        return (scores / batch["attention_mask"]).mean(1)
+
+
+@pytest.mark.parametrize("kind", [CaptureEngine, FunctionalEngine])
+def test_padding_is_named_where_a_sample_with_padding_has_no_loss(kind):
+    torch.manual_seed(0)
+    model = Masked().double()
+    batch = {"x": torch.randn(3, 4, 3).double(), "attention_mask": torch.ones(3, 4).double()}
+    made = kind(model, model, Blocks.from_model(model, "module"))
+    batch["x"][2, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="sample 2") as told:
+        made.rows(batch)
+    assert "padding" not in str(told.value)
+    batch["attention_mask"][1, 3] = 0
+    with pytest.raises(
+        NonFiniteError, match=r"sample 1 .* inf.*has padding, at which the attention"
+    ):
+        made.rows(batch)
+
+
 def test_a_gradient_that_is_not_finite_is_named():
     def root(outputs, y):
         return (outputs - y).abs().sum().sqrt()
@@ -405,6 +441,39 @@ def test_buffers_that_the_forward_pass_makes_or_changes():
     assert influence.influences(*batch).shape == (4, 4)
     with pytest.raises(ModelError, match="own forward pass changes calls"):
         DataInfInfluence(Counting(1), F.mse_loss, 0.1).fit([batch])
+
+
+class Settling(nn.Module):
+    """Rounds its weights when it is first called, as layers do that are quantised then."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.frozen = nn.Linear(3, 2), nn.Linear(3, 3).requires_grad_(False)
+        self.is_settled = False
+
+    def forward(self, x):
+        y = self.inner(self.frozen(x).tanh())
+        if not self.is_settled:
+            self.frozen.weight.data = (8 * self.frozen.weight.data).round() / 8
+            self.is_settled = True
+        return y
+
+
+@pytest.mark.parametrize("rows", ["memory", "recompute"])
+def test_weights_that_settle_in_the_first_pass(rows):
+    """Premise: the first batch is seen by other weights than all later ones."""
+    torch.manual_seed(0)
+    x, y = data(6, 3)
+    model = Settling().double()
+    before = model.frozen.weight.clone()
+    influence = DataInfInfluence(model, F.mse_loss, 0.1, rows=rows).fit(
+        [(x[:3], y[:3]), (x[3:], y[3:])]
+    )
+    assert not torch.equal(model.frozen.weight, before)
+    settled = DataInfInfluence(model, F.mse_loss, 0.1).fit([(x, y)])
+    torch.testing.assert_close(
+        influence.training_influences(x, y), settled.training_influences(x, y), rtol=1e-9, atol=0
+    )
 
 
 def test_instance_norm_that_tracks_is_refused_in_training_mode():

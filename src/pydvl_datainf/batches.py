@@ -15,6 +15,10 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 Batch: TypeAlias = Pair | Mapping[str, Tensor]
 
 
+PACKED = frozenset(f"{name}_{side}" for name in ("cu_seq_lens", "max_length") for side in "qk")
+"""What collators name that put samples into one row."""
+
+
 def check_batch(batch: Any) -> Batch:
     """Checks that `batch` is of one of the two kinds, with as many samples in every tensor.
 
@@ -41,6 +45,13 @@ def check_batch(batch: Any) -> Batch:
     if not named:
         raise BatchError(
             "The batch is an empty mapping; it needs the model's inputs and the labels."
+        )
+    joined = sorted(named.keys() & PACKED)
+    if joined:
+        raise BatchError(
+            f"The batch joins samples in one row ({', '.join(joined)} tell where each begins), so "
+            "that they have no losses of their own. Switch packing off: in trl packing=False and "
+            "padding_free=False."
         )
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):

@@ -70,7 +70,7 @@ class LoadedSamples:
             raise SourceError(
                 f"Batch {i} has {batch_length(batch)} samples where {len(chosen)} were drawn, so "
                 "results could not be told apart. Use a collate_fn that neither joins nor drops "
-                "samples."
+                "samples (in trl packing=False, padding_free=False)."
             )
         return batch
 

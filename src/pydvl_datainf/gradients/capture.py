@@ -217,7 +217,7 @@ class CaptureEngine:
                 "objective must not detach, use .item() or run under no_grad, and the parameters "
                 "must take part: adapters that are disabled or merged do not."
             )
-        check_finite_losses(losses)
+        check_finite_losses(losses, batch)
         return losses
 
     def _combined(

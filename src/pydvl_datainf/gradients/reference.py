@@ -77,7 +77,7 @@ class FunctionalEngine:
         try:
             with preserved_rng(device), torch.inference_mode(False), torch.enable_grad():
                 rows, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(parameters, batch)
-                check_finite_losses(losses)
+                check_finite_losses(losses, batch)
                 if signature(batch) not in self._checked:
                     together = module(copy_batch(batch)).detach()
                     check_independent(together, losses, Tolerance.of(self.model, device), "alone")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pydvl_datainf.batches import Batch, batch_named
 from pydvl_datainf.errors import ModelError, NonFiniteError
 
 
@@ -84,11 +85,12 @@ def check_independent(
             )
 
 
-def check_finite_losses(losses: Tensor) -> None:
+def check_finite_losses(losses: Tensor, batch: Batch) -> None:
     """Checks the losses of a batch.
 
     Args:
         losses: one per sample, (B,).
+        batch: whose losses they are.
 
     Raises:
         NonFiniteError: if any is infinite or NaN; names the first.
@@ -98,9 +100,22 @@ def check_finite_losses(losses: Tensor) -> None:
         i = int(bad[0])
         raise NonFiniteError(
             f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, for "
-            "labels that the loss ignores, such as -100, and for overflow in a float16 model.",
+            "labels that the loss ignores, such as -100, and for overflow in a float16 model."
+            + (_OF_PADDING if _has_padding(batch, i) else ""),
             i,
         )
+
+
+_OF_PADDING = (
+    " The sample has padding, at which the attention of some models overflows, in float64 too: try "
+    'float32, another attn_implementation ("sdpa" or "eager"), or batches without padding.'
+)
+
+
+def _has_padding(batch: Batch, i: int) -> bool:
+    named = batch_named(batch).items()
+    masks = (mask[i] for name, mask in named if name.endswith("attention_mask"))
+    return not all(bool(mask.all()) for mask in masks)
 
 
 def check_finite_rows(rows: Mapping[str, Tensor]) -> None:

@@ -28,7 +28,12 @@ from pydvl_datainf.gradients import Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
-from pydvl_datainf.influence.checks import check_mode, check_order, check_own_buffers
+from pydvl_datainf.influence.checks import (
+    changed_by_itself,
+    check_mode,
+    check_order,
+    check_own_buffers,
+)
 from pydvl_datainf.inverse.damping import (
     Regularization,
     SquaredNorms,
@@ -126,20 +131,28 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model's per-sample gradients are not defined.
         """
         self._select_parameters()
-        with preserved_rng(self.model_device):
-            before = fingerprint(self.model)
-            need = not self._regularization.is_complete(self.block_names)
-            seen = DataChecksum()
-            reader = replace(self._reader(data), seen=seen)
-            source, norms = read_rows(reader, self.rows_kept, need_norms=need)
-            damping = self._choose_damping(self._regularization, norms)
-            fixed_order = has_fixed_order(data)
+        before = fingerprint(self.model)
+        source, norms, seen = self._read(data)
         content = fingerprint(self.model)
+        if changed_by_itself(before, content):  # as weights do that are quantised at first use
+            before = content
+            del source  # two at once would take twice the memory
+            source, norms, seen = self._read(data)
+            content = fingerprint(self.model)
         check_own_buffers(before, content)
+        damping = self._choose_damping(self._regularization, norms)
+        fixed_order = has_fixed_order(data)
         self._source, self._norms, self._damping = source, norms, damping
         self._rows_device = self.model_device
         self._content, self._fixed_order, self._data = content, fixed_order, seen
         return self
+
+    def _read(self, data: Any) -> tuple[RowSource, SquaredNorms | None, DataChecksum]:
+        need = not self._regularization.is_complete(self.block_names)
+        seen = DataChecksum()
+        with preserved_rng(self.model_device):
+            reader = replace(self._reader(data), seen=seen)
+            return *read_rows(reader, self.rows_kept, need_norms=need), seen
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
         """Whether `fit` saw these samples, in this order, and the model is as it was then.

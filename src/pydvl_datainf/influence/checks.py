@@ -16,13 +16,18 @@ def check_mode(mode: InfluenceMode | str) -> InfluenceMode:
         raise UnsupportedInfluenceModeException(mode) from None
 
 
+def changed_by_itself(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
+    """Names of what a forward pass changed in a model; new caches are fine."""
+    return [name for name in differences(before, after) if name in before]
+
+
 def check_own_buffers(before: Mapping[str, int], after: Mapping[str, int]) -> None:
-    """Raises if the forward pass itself changed what the model contains; new caches are fine."""
-    changed = [name for name in differences(before, after) if name in before]
+    """Raises if the forward pass itself changed what the model contains."""
+    changed = changed_by_itself(before, after)
     if changed:
         raise ModelError(
-            f"The model's own forward pass changes {', '.join(changed[:5])}, so its gradients "
-            "differ from call to call. Switch that off, for instance with model.eval()."
+            f"The model's own forward pass changes {', '.join(changed[:5])} each time, so its "
+            "gradients differ from call to call. Switch that off, for instance with model.eval()."
         )
 
 
