@@ -58,6 +58,67 @@ class Experts(nn.Module):
         return self.out((tokens + mixed).tanh().reshape(x.shape).mean(1))
 
 
+class Deeper(Experts):
+    """The same after a layer, so that the graph shows how tokens are picked."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.first = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return super().forward(self.first(x).tanh())
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 4), (2, 3, 2), (4, 5, 3), (2, 4, 4)])
+def test_experts_that_get_a_multiple_of_the_samples_by_chance(sizes):
+    length, tokens, count = sizes
+    for seed in range(12):
+        torch.manual_seed(seed)
+        watched = engine(Deeper(count).double())
+        assert_all_right(watched, batches(*[length] * 10, shape=(tokens, 3)))
+
+
+class Attention(nn.Module):
+    """Owns a parameter beside its layers, and takes a mask that is common to all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.scale = nn.Linear(3, 9), nn.Parameter(torch.ones(3))
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return (q * self.scale @ k.mT + mask).softmax(-1) @ v
+
+
+class Causal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.out = Attention(), nn.Linear(3, 2)
+
+    def forward(self, x):
+        mask = torch.full((x.shape[1],) * 2, -torch.inf).triu(1).to(x)
+        return self.out(self.attention(x, mask).mean(1))
+
+
+def test_as_many_samples_as_an_argument_common_to_them_has_rows():
+    torch.manual_seed(0)
+    watched = engine(Causal().double())
+    for length, positions in ((4, 6), (4, 4), (4, 5), (3, 3), (6, 4), (4, 4)):
+        assert_all_right(watched, batches(length, shape=(positions, 3)))
+
+
+def test_texts_of_many_lengths_are_compared_once(monkeypatch):
+    compared, compare = [], CaptureEngine._compared
+    monkeypatch.setattr(
+        CaptureEngine, "_compared", lambda *given: (compared.append(1), compare(*given))[1]
+    )
+    torch.manual_seed(0)
+    watched = engine(Causal().double())
+    for positions in range(5, 12):
+        assert_all_right(watched, batches(4, shape=(positions, 3)))
+    assert len(compared) == 1
+
+
 def routed(model, *counts):
     """A batch of four samples of five tokens, so many of which go to each expert in turn."""
     chosen = torch.cat([torch.full((count,), e) for e, count in enumerate(counts)])

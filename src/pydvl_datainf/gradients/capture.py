@@ -27,7 +27,14 @@ from pydvl_datainf.batches import (
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ModelError, ObjectiveError
 from pydvl_datainf.gradients.paths import REENTRANT, Path, path_of
-from pydvl_datainf.gradients.recording import Call, Recording, Rows, layers_of, recorded
+from pydvl_datainf.gradients.recording import (
+    Call,
+    Recording,
+    Rows,
+    layers_of,
+    recorded,
+    row_counts,
+)
 from pydvl_datainf.gradients.supported import (
     check_mode,
     check_model,
@@ -47,6 +54,7 @@ from pydvl_datainf.vectors import BlockVectors
 
 _OUTSIDE = "they are used outside their layers"
 _NOT_LEADING = "their layers' inputs and outputs are not tensors that lead with the samples"
+_UNEVEN = "the number of their rows does not follow from that of the samples"
 
 SAMPLES_PER_CHECK = 64
 """One sample in so many is computed alone too, to find what the graph does not show."""
@@ -58,6 +66,7 @@ class _Checked:
 
     steps: set[Any] = field(default_factory=set)  # of the paths through the model
     lengths: set[int] = field(default_factory=set)
+    batches: int = 1
     unchecked: int = 0  # samples since the last one that was computed alone
     checks: int = 0
 
@@ -69,10 +78,12 @@ class CaptureEngine:
     the graph behind the losses shows a step that was not compared before, such as the first use of
     an expert or an operation that only some data meets: rows add up to the gradient of a random
     combination of the losses, the first and the last sample's rows are those of a batch of one, and
-    the losses of all samples are the same in two smaller batches and in another order. What the
-    graph does not show, such as values that mix samples, is searched for by computing a sample
-    drawn at random alone: one in 64, and one of the first batch of each length. A fault in a share
-    f of the samples stays unseen in n of them with a chance of about (1 - f)^(n/64).
+    the losses of all samples are the same in two smaller batches and in another order, where layers
+    have as many rows for each sample. Layers whose inputs were picked by numbers or masks are given
+    up in any batch whose rows are not the samples' in turn. What the graph does not show, such as
+    values that mix samples, is searched for by computing a sample drawn at random alone: one in 64,
+    one of the second, fourth, eighth ... batch, and one of the first batch of each length. A fault
+    in a share f of the samples stays unseen in n of them with a chance of about (1 - f)^(n/64).
 
     Args:
         model: left exactly as it was: parameters, `.grad`, mode, hooks and the random state.
@@ -170,10 +181,13 @@ class CaptureEngine:
         if not self._path(batch, losses, recording.calls, parameters) <= checked.steps:
             del losses, recording  # and their graph
             return self._compared(batch, parameters, tolerance, checked)
+        self._give_up_misplaced(losses, recording.calls, tolerance)
         grads = _backward(losses.sum(), [call.edge for call in recording.calls])
         rows = self._combined(recording.calls, grads, parameters, len(losses))
+        checked.batches += 1
         checked.unchecked += len(losses)
-        if len(losses) not in checked.lengths or checked.unchecked >= SAMPLES_PER_CHECK:
+        is_due = checked.unchecked >= SAMPLES_PER_CHECK or checked.batches.bit_count() == 1
+        if is_due or len(losses) not in checked.lengths:
             self._check_any_sample(batch, parameters, tolerance, checked, losses, rows)
         return losses.detach(), rows
 
@@ -187,9 +201,9 @@ class CaptureEngine:
         """What of a pass has to be compared: all but what is computed sample by sample."""
         explained = {n: p for n, p in parameters.items() if n not in self._unexplained}
         # The number of tokens is no other path; a number that data decides, as experts have it, is.
-        tokens = {t.shape[1] for t in batch_named(batch).values() if t.ndim == 2}
+        tokens = {t.shape[1] for t in batch_named(batch).values() if t.ndim > 1}
         called = [
-            (name, "tokens" if call.each in tokens else call.each)
+            (name, ("tokens" if call.each in tokens else call.each, call.pattern))
             for call in calls
             for name in call.layer.owned.values()
             if name in explained
@@ -298,6 +312,7 @@ class CaptureEngine:
         # Random weights, from a generator of our own: a plain sum is blind to swapped samples.
         random = torch.randn(len(losses), generator=torch.Generator().manual_seed(checked.checks))
         weights = random.to(losses.device, rows_dtype(parameters.values()))
+        self._give_up_misplaced(losses, calls, tolerance)
         grads = _backward(losses.sum(), [call.edge for call in calls], retain_graph=True)
         totals = _backward((weights * losses).sum(), list(parameters.values()))
         truth = {
@@ -326,7 +341,7 @@ class CaptureEngine:
     ) -> tuple[Tensor, Collection[Call]]:
         """A recorded forward pass whose losses do not depend on chance or on other samples."""
         losses, calls = self._lossless_forward(batch, parameters)
-        halves = self._losses_in_halves(batch)
+        halves = self._losses_in_halves(batch, calls)
         if tolerance.same(losses, halves):
             return losses, calls
         plain = self._losses(batch).detach()
@@ -339,13 +354,20 @@ class CaptureEngine:
         check_independent(losses, halves, tolerance, "in a smaller batch")
         return losses, calls
 
-    def _losses_in_halves(self, batch: Batch) -> Tensor:
+    def _losses_in_halves(self, batch: Batch, calls: Collection[Call] = ()) -> Tensor:
         """The losses of a batch, whose second half was computed first, each half from its end."""
-        middle = batch_length(batch) // 2
-        pieces = (
-            slice_batch(reversed_batch(batch), i, j) for i, j in ((0, middle), (middle, None))
-        )
-        return torch.cat([self._losses(piece).detach() for piece in pieces]).flip(0)
+        # Layers whose numbers of rows do not follow from that of the samples are given up.
+        backwards, middle = reversed_batch(batch), batch_length(batch) // 2
+        losses = []
+        for half in (slice_batch(backwards, 0, middle), slice_batch(backwards, middle, None)):
+            with row_counts(call.layer for call in calls) as counts:
+                losses.append(self._losses(half).detach())
+            for call in calls:
+                length, found = len(losses[-1]), counts[call.layer.module]
+                # A single row for all samples was repeated for each of them.
+                if found.isdisjoint({call.each * length, 1 if call.each == 1 else 0}):
+                    self._give_up(call.layer.owned.values(), _UNEVEN)
+        return torch.cat(losses).flip(0)
 
     def _lossless_forward(
         self, batch: Batch, parameters: Mapping[str, nn.Parameter]
@@ -356,6 +378,27 @@ class CaptureEngine:
             self._copied |= recording.lost
             losses, recording = self._forward(batch, parameters)
         return losses, recording.calls
+
+    def _give_up_misplaced(
+        self, losses: Tensor, calls: Iterable[Call], tolerance: Tolerance
+    ) -> None:
+        """Gives up layers whose inputs were picked, unless their rows are the samples' in turn.
+
+        A loss that counts twice doubles the gradients at its own sample's rows, and no others.
+        """
+        picked = [call for call in calls if call.is_picked]
+        if not picked:
+            return
+        edges = [call.edge for call in picked]
+        weights = 2.0 ** torch.arange(len(losses), device=losses.device).remainder(8)
+        plain = _backward(losses.sum(), edges, retain_graph=True)
+        weighted = _backward((weights.to(losses) * losses).sum(), edges, retain_graph=True)
+        for call, g, g_weighted in zip(picked, plain, weighted, strict=True):
+            if g is None or g_weighted is None:
+                continue
+            by_row = weights.to(g).repeat_interleave(call.each).view(-1, *(1,) * (g.ndim - 1))
+            if tolerance.unequal({"": g_weighted}, {"": by_row * g}):
+                self._give_up(call.layer.owned.values(), "their rows go where data decides")
 
     def _check_steady(self, losses: Tensor, again: Tensor, tolerance: Tolerance) -> None:
         if not tolerance.same(losses, again):

@@ -20,7 +20,7 @@ _LEAF = "torch::autograd::AccumulateGrad"
 def path_of(
     losses: Tensor,
     parameters: Mapping[str, nn.Parameter],
-    calls: Iterable[tuple[str, int | str]] = (),
+    calls: Iterable[tuple[str, Any]] = (),
 ) -> Path:
     """Which operations followed which, and how parameters entered.
 
@@ -31,8 +31,8 @@ def path_of(
     Args:
         losses: one per sample, (B,), with a graph.
         parameters: those whose uses are told apart.
-        calls: for each call of a layer the names of its parameters, each with how many positions of
-            a sample the call had.
+        calls: for each call of a layer the names of its parameters, each with what else about the
+            call makes it another one.
 
     Returns:
         The steps, in no order.
@@ -64,5 +64,11 @@ def path_of(
             if parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
-    steps |= {(*call, count) for call, count in Counter(calls).items()}
-    return frozenset(steps | {(name, uses[name]) for name in parameters})
+    listed = list(calls)
+    called = Counter(name for name, _ in listed)
+    # How often a layer is called is no other path, but that it is used without being called is.
+    steps |= {
+        (name, uses[name] / called[name] if called[name] else -uses[name])
+        for name in names.values()
+    }
+    return frozenset(steps | set(listed))

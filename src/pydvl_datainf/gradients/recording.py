@@ -1,6 +1,6 @@
 """Watching a forward pass: for each layer its input, and the place of its output in the graph."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeGuard
@@ -35,6 +35,8 @@ class Call:
         each: entries along the first dimension that belong to each sample, one sample after the
             other: 1, or more where samples and positions were joined in one dimension.
         edge: of the output.
+        is_picked: whether the input was picked out of a tensor by numbers or by a mask, so that
+            data decides which sample a row belongs to.
     """
 
     layer: Layer
@@ -43,6 +45,15 @@ class Call:
     length: int
     each: int
     edge: GradientEdge
+    is_picked: bool
+
+    @property
+    def pattern(self) -> tuple[bool, ...]:
+        """Which of the arguments lead with the samples, and which are common to them."""
+        return tuple(
+            _leads(leaf, self.length * self.each) or _starts(leaf, (self.length, self.each))
+            for leaf in pytree.tree_leaves((self.args, dict(self.kwargs)))
+        )
 
     def rows(self, g: Tensor, dtype: torch.dtype) -> Rows:
         """What this call adds to the rows of the layer's parameters.
@@ -166,10 +177,12 @@ def _recorder(
         if recording.watch:
             recording.outputs.append((module, output, output._version))
         seen: Tensor = output.clone() if module in copied else output
+        is_picked = any(map(_is_picked, pytree.tree_leaves((args, kwargs))))
         args, kwargs = pytree.tree_map_only(Tensor, torch.Tensor.detach, (args, kwargs))
         # The edge, not the tensor: after an in-place operation the tensor is another function.
         edge = get_gradient_edge(seen)
-        recording.calls.append(Call(layer, args, kwargs, length, len(output) // length, edge))
+        each = len(output) // length
+        recording.calls.append(Call(layer, args, kwargs, length, each, edge, is_picked))
         return seen
 
     return record
@@ -190,6 +203,29 @@ def _is_explained(layer: Layer, args: Any, kwargs: Any, output: Any, length: int
     )
 
 
+@contextmanager
+def row_counts(layers: Iterable[Layer]) -> Iterator[Mapping[nn.Module, set[int]]]:
+    """Notes how many rows the outputs of layers have, while the context is open.
+
+    Args:
+        layers: what is watched.
+
+    Yields:
+        For each module the numbers, empty where it was not called.
+    """
+    counts: dict[nn.Module, set[int]] = {layer.module: set() for layer in layers}
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        counts[module].add(len(output))
+
+    handles = [module.register_forward_hook(count) for module in counts]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _expander(length: int) -> Callable[..., Any]:
     """A forward pre-hook that repeats an input of leading size 1 for all samples of the batch."""
 
@@ -207,6 +243,36 @@ def only_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | No
     """The input of a call with one tensor and nothing else, otherwise None."""
     inputs = (*args, *kwargs.values())
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Tensor) else None
+
+
+_NEAR = 16  # operations
+
+
+def _is_picked(value: Any) -> bool:
+    """Whether a tensor comes, within a few operations, from one that picks rows."""
+    nodes: list[Any] = [value.grad_fn] if isinstance(value, Tensor) and value.requires_grad else []
+    for node in filter(None, nodes):
+        if _picks_rows(node):
+            return True
+        if len(nodes) < _NEAR:
+            nodes += [parent for parent, _ in node.next_functions]
+    return False
+
+
+def _picks_rows(node: Any) -> bool:
+    """Whether an operation takes entries along the first dimension, by numbers or by a mask."""
+    kind, ((origin, _), *_) = node.name(), node.next_functions or ((None, 0),)
+    if origin is not None and hasattr(origin, "variable"):
+        return False  # a table of parameters, by positions
+    if kind.startswith("IndexBackward"):
+        return node._saved_indices[0] is not None
+    if kind.startswith(("IndexSelectBackward", "GatherBackward")):
+        return bool(node._saved_dim == 0)
+    return bool(kind.startswith("MaskedSelectBackward"))
+
+
+def _starts(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.shape[: len(shape)] == shape
 
 
 def _leads(tensor: Any, length: int) -> TypeGuard[Tensor]:
