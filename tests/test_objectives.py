@@ -149,6 +149,30 @@ def test_a_mean_that_keeps_the_weights_is_taken(made, targets):
     torch.testing.assert_close(rows, exact, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [CaptureEngine, FunctionalEngine])
+def test_absolute_errors_keep_their_weights_or_are_refused(kind):
+    """Premise: torch drops the weight of l1_loss where its calls are watched."""
+    torch.manual_seed(4)
+    model, weight = nn.Linear(4, 3).double(), torch.tensor([[1.0, 10.0, 100.0]]).double()
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 3).double()
+
+    def loss(reduction, weight=weight):
+        return lambda out, y: F.l1_loss(
+            out, y, weight=None if weight is None else weight.expand_as(out), reduction=reduction
+        )
+
+    def rows(loss):
+        return kind(model, OutputLoss(loss), Blocks.from_model(model, "full")).rows((x, y))[""]
+
+    names = ["weight", "bias"]
+    exact = dense.gradients(model, lambda o, y: (weight * (o - y).abs()).sum(), (x, y), names)
+    torch.testing.assert_close(rows(loss("sum")), exact, rtol=1e-12, atol=0)
+    plain = dense.gradients(model, lambda o, y: (o - y).abs().mean(), (x, y), names)
+    torch.testing.assert_close(rows(loss("mean", None)), plain, rtol=1e-12, atol=0)
+    with pytest.raises(ObjectiveError, match="mean of l1_loss divides by the weights"):
+        rows(loss("mean"))
+
+
 def words(loss):
     """How a run's fingerprint tells of a loss."""
     return Inputs(DataInfInfluence(nn.Linear(2, 3), loss), [], None).describe().objective

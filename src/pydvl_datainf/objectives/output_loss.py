@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.errors import ObjectiveError
 from pydvl_datainf.objectives.protocol import Objective
-from pydvl_datainf.objectives.weights import WeightsKept
+from pydvl_datainf.objectives.weights import check_weights_kept
 
 
 class OutputLoss:
@@ -54,12 +54,13 @@ class OutputLoss:
         x, y = batch
         # Samples as batches of one: leaves of shape (B, 1, ...).
         outputs, targets = pytree.tree_map(lambda t: _leading(t, len(y)), (model(x), y))
+        check_weights_kept(self.loss, *pytree.tree_map(lambda t: t[0], (outputs, targets)))
         return self._mapped(outputs, targets) if self._vmappable else self._looped(outputs, targets)
 
     def _mapped(self, outputs: Any, targets: Tensor) -> Tensor:
         try:
             return torch.vmap(self._one)(outputs, targets)
-        except ObjectiveError:
+        except (ObjectiveError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError):
             self._vmappable = False
@@ -72,8 +73,7 @@ class OutputLoss:
         )
 
     def _one(self, output: Any, target: Tensor) -> Tensor:
-        with WeightsKept():
-            loss = self.loss(output, target)
+        loss = self.loss(output, target)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ObjectiveError(

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -21,11 +23,39 @@ DIVIDING = tuple(getattr(F, name) for name in NAMES if hasattr(F, name))
 """Those whose mean is (Σ_i w_i l_i) / (Σ_i w_i); that of others is (1/n) Σ_i w_i l_i."""
 
 
-class WeightsKept(TorchFunctionMode):
-    """While it is entered, a mean that divides by weights raises an `ObjectiveError`.
+def check_weights_kept(loss: Callable[[Any, Tensor], Any], output: Any, target: Tensor) -> None:
+    """Calls a loss for one sample, to see whether it takes a mean that divides by weights.
 
-    It sees the calls of torch's functions, whatever module or function makes them.
+    Args:
+        loss: a pyDVL-style `loss(outputs, y)`; its value is not used.
+        output: of one sample, (1, ...).
+        target: of that sample, (1, ...).
+
+    Raises:
+        ObjectiveError: if it does, whatever module or function calls torch's.
     """
+    watched = _Watched()
+    with torch.no_grad():
+        with watched:
+            seen = loss(output, target)
+        # Where it is watched, torch's l1_loss drops its weight: then its value tells of one.
+        if watched.means_of_l1 and _differ(seen, loss(output, target)):
+            raise ObjectiveError(_DIVIDES.format("l1_loss"))
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    try:
+        return not torch.equal(a, b)
+    except RuntimeError:  # within torch.vmap, outside of which the batch is looked at, too
+        return False
+
+
+class _Watched(TorchFunctionMode):
+    """While it is entered, a mean that divides by weights raises an `ObjectiveError`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means_of_l1 = 0
 
     def __torch_function__(
         self,
@@ -35,26 +65,38 @@ class WeightsKept(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Calls a function of torch, unless its mean would cancel weights."""
-        if func in DIVIDING:
-            _check_no_division(func, args, kwargs or {})
+        if func in DIVIDING and _is_mean(func, args, kwargs or {}):
+            self.means_of_l1 += func is F.l1_loss
+            _check_no_weight(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 
-def _check_no_division(
+def _bound(
     func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
+) -> dict[str, Any]:
     bound = inspect.signature(func).bind(*args, **kwargs)
     bound.apply_defaults()
-    told = bound.arguments
+    return bound.arguments
+
+
+def _is_mean(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    told = _bound(func, args, kwargs)
+    flags = (told.get("size_average"), told.get("reduce"))
+    return told["reduction"] == "mean" and False not in flags
+
+
+def _check_no_weight(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    told = _bound(func, args, kwargs)
     # Targets that are probabilities are weighted class by class, and their mean divides by n.
     soft = "label_smoothing" in told and told["target"].is_floating_point()
-    mean = told["reduction"] == "mean" and False not in (
-        told.get("size_average"),
-        told.get("reduce"),
-    )
-    if told.get("weight") is not None and mean and not soft:
-        raise ObjectiveError(
-            f"The mean of {func.__name__} divides by the weights of the samples that it sees. Each "
-            'sample is shown to it by itself, so its weight would cancel. Pass reduction="sum", '
-            "which counts weight times loss, or an objective: a class with losses(model, batch)."
-        )
+    if told.get("weight") is not None and not soft:
+        raise ObjectiveError(_DIVIDES.format(func.__name__))
+
+
+_DIVIDES = (
+    "The mean of {} divides by the weights of the samples that it sees. Each sample is shown to it "
+    'by itself, so its weight would cancel. Pass reduction="sum", which counts weight times loss, '
+    "or an objective: a class with losses(model, batch)."
+)
