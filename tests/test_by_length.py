@@ -223,12 +223,18 @@ def test_whatever_has_an_entry_for_each_token_is_cut_with_the_tokens():
         "token_weights": torch.rand(7, 15),
     }
     features = torch.randn(7, 7)
-    for where, piece in pieces_by_length({**batch, **by_token, "features": features}, 24):
+    others = {
+        "features": features,
+        "patches": torch.randn(7, 15, 4),
+        "pixel_values": torch.ones(7, 15),
+    }
+    for where, piece in pieces_by_length({**batch, **by_token, **others}, 24):
         width = piece["input_ids"].shape[1]
         assert width == LENGTHS[where].max()
         for name, tensor in by_token.items():
             assert torch.equal(piece[name], tensor[where, :width])
-        assert torch.equal(piece["features"], features[where])
+        for name, tensor in others.items():
+            assert torch.equal(piece[name], tensor[where])
 
 
 def test_embeddings_in_place_of_ids(llama):

@@ -1,6 +1,7 @@
 """Padding on either side: what the objectives take out, and what models let through."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -348,3 +349,37 @@ def test_what_takes_no_shorter_text_is_left_in_peace():
     rows = influence_of(model, FixedLength()).loss_gradients(batch)
     exact = dense.gradients(model, tiny.classification_loss, batch, tiny.names_of(model))
     tiny.assert_rows_close(rows, exact)
+
+
+class Captioner(torch.nn.Module):
+    """Sees a picture of five patches before it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.see = torch.nn.Embedding(9, 4), torch.nn.Linear(6, 4)
+        self.head = torch.nn.Linear(4, 9)
+        self.register_buffer("place", torch.randn(5, 4))
+
+    def forward(self, input_ids, attention_mask, patches):
+        read = (self.words(input_ids) * attention_mask[..., None]).cumsum(1)
+        seen = (self.see(patches) * self.place).sum(1, keepdim=True)
+        return SimpleNamespace(logits=self.head((seen + read).tanh()))
+
+
+@pytest.mark.parametrize("columns", [5, 6, 7])
+def test_as_many_patches_of_a_picture_as_tokens_stay_where_they_are(columns):
+    torch.manual_seed(0)
+    model, lengths = Captioner().double(), (5, 3, 4, 5)
+    words, patches = torch.randint(1, 9, (4, 5)), torch.randn(4, 5, 6).double()
+
+    def batch_of(side, columns):
+        ids = torch.zeros(4, columns).long()
+        for i, n in enumerate(lengths):
+            ids[i, slice(columns - n, None) if side == "left" else slice(n)] = words[i, :n]
+        mask = (ids > 0).long()
+        labels = ids.masked_fill(mask == 0, -100)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "patches": patches}
+
+    exact = rows_of(model, batch_of("right", 8))
+    tiny.assert_rows_close(rows_of(model, batch_of("left", columns)), exact)
+    tiny.assert_rows_close(rows_of(model, batch_of("right", columns)), exact)

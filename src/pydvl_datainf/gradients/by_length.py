@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.errors import BatchError, NonFiniteError, ObjectiveError
-from pydvl_datainf.objectives.tokens import IGNORED
+from pydvl_datainf.objectives.tokens import IGNORED, has_tokens
 from pydvl_datainf.vectors import BlockVectors, concatenated
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def trimmed(piece: Tokens, widths: Mapping[str, int]) -> Tokens:
         own = {
             name: tensor[:, :width]
             for name, tensor in piece.items()
-            if tensor.shape[:2] == shape and _prefix_of(name, piece, widths) == prefix
+            if has_tokens(name, tensor, shape) and _prefix_of(name, piece, widths) == prefix
         }
         labels = (piece[name][:, width:] for name in own if name.endswith("labels"))
         if all(bool((beyond == IGNORED).all()) for beyond in labels):

@@ -30,8 +30,9 @@ class CausalLM:
 
     or, with reduction="sum", the same without 1/|A|. Tokens labelled -100 (the prompt) and padding
     do not count. Padding may be on either side: what is on the left is moved behind the text, with
-    every tensor of shape (B, T, ...), `position_ids` if there are any. No token then sees padding,
-    unless the model itself looks ahead or counts how long the longest text is.
+    every tensor of shape (B, T, ...) that is not named as images, patches, audio or features. No
+    token then sees padding, unless the model itself looks ahead or counts how long the longest text
+    is.
 
     Args:
         reduction: "mean" over the answer tokens of each sample, or their "sum" (the influence of

@@ -95,6 +95,24 @@ def without_padding(labels: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask.bool(), labels, IGNORED)
 
 
+OTHERS = ("pixel", "image", "patch", "video", "frame", "audio", "speech", "feature")
+"""In names of tensors whose second dimension is not that of tokens, even if it is as long."""
+
+
+def has_tokens(name: str, tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether a tensor has an entry for each token, by its shape and name.
+
+    Args:
+        name: in the batch.
+        tensor: of that name.
+        shape: of the tokens, (B, T).
+
+    Returns:
+        Whether it leads with (B, T), and is not named as something else.
+    """
+    return tensor.shape[:2] == shape and not any(part in name for part in OTHERS)
+
+
 def padding_last(tensors: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
     """Moves padding before a text behind it, with all that has an entry for each token.
 
@@ -103,7 +121,7 @@ def padding_last(tensors: Mapping[str, Tensor], mask: Tensor | None) -> dict[str
     padding. What all texts have of it is cut off.
 
     Args:
-        tensors: those of shape (B, T, ...) are moved.
+        tensors: those with an entry for each token are moved.
         mask: (B, T), zero at padding, of any dtype; None = there is no padding.
 
     Returns:
@@ -117,7 +135,7 @@ def padding_last(tensors: Mapping[str, Tensor], mask: Tensor | None) -> dict[str
     rows, columns = (torch.arange(size, device=mask.device) for size in mask.shape)
     kept = columns[: len(columns) - int(first.min())]
     moved = rows[:, None], (kept + first) % len(columns)
-    return {n: t[moved] if t.shape[:2] == mask.shape else t for n, t in tensors.items()}
+    return {n: t[moved] if has_tokens(n, t, mask.shape) else t for n, t in tensors.items()}
 
 
 def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction, objective: str) -> Tensor:
