@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
+import torch
 from rich.console import Console, RenderableType
 
 from pydvl_datainf._version import __version__
@@ -16,6 +17,7 @@ from pydvl_datainf.demo.output import LOCK, REPORT
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
 from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
+from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.run import InfluenceRun
@@ -407,6 +409,9 @@ class _Invalid(click.ClickException):
 def _errors_as_messages(kind: type[click.ClickException] = click.ClickException) -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        told = str(error).splitlines()[0]
+        raise click.ClickException(f"The device has too little memory. {SMALLER} {told}") from error
     except (DataInfError, OSError, ImportError) as error:
         message = str(error).replace("overwrite=True", "--overwrite")
         message = message.replace("open the run with allow_other_places=True", "use --follow-rows")

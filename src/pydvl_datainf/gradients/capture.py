@@ -38,7 +38,7 @@ from pydvl_datainf.gradients.recording import (
 from pydvl_datainf.gradients.supported import (
     check_mode,
     check_model,
-    preserved_rng,
+    differentiating,
     rows_dtype,
     selected_parameters,
 )
@@ -116,13 +116,14 @@ class CaptureEngine:
 
         Raises:
             ModelError: if the model is unsupported, or per-sample gradients are not defined.
+            OutOfMemoryError: if the device has too little memory.
         """
         if not self._kinds:
             check_model(self.model)
         check_mode(self.model)
         parameters = selected_parameters(self.model, self.blocks.shapes)
         device = next(iter(parameters.values())).device
-        with preserved_rng(device), torch.inference_mode(False), torch.enable_grad():
+        with differentiating(device):
             rows = self._rows(batch, parameters, Tolerance.of(self.model, device))
         vectors = self.blocks.gather(rows)
         check_finite_rows(vectors)

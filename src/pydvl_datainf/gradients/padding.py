@@ -66,6 +66,8 @@ class PaddingCheckEngine:
         """Warns if a sample's gradients are others without padding."""
         try:
             rows = self.engine.rows(alone)
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # whatever a model may raise on a shorter text
             return
         tolerance = Tolerance.of(self.model, next(self.model.parameters()).device)

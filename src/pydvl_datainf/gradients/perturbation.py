@@ -11,7 +11,7 @@ from pydvl_datainf.errors import BatchError, ModelError
 from pydvl_datainf.gradients.supported import (
     check_mode,
     check_model,
-    preserved_rng,
+    differentiating,
     selected_parameters,
 )
 from pydvl_datainf.objectives import Objective, check_losses
@@ -42,6 +42,7 @@ def perturbation_rows(
     Raises:
         BatchError: if x has no derivative: a mapping, or integers.
         ModelError: if a layer cannot be differentiated twice.
+        OutOfMemoryError: if the device has too little memory.
     """
     if isinstance(batch, Mapping) or not batch[0].is_floating_point():
         raise BatchError(
@@ -51,7 +52,7 @@ def perturbation_rows(
     check_model(model)
     check_mode(model)
     parameters = selected_parameters(model, blocks.shapes)
-    with preserved_rng(batch[0].device), torch.inference_mode(False), torch.enable_grad():
+    with differentiating(batch[0].device):
         x = batch[0].detach().clone().requires_grad_()
         losses = check_losses(objective.losses(model, (x, batch[1])), batch)
         grads = torch.autograd.grad(

@@ -17,7 +17,7 @@ from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.gradients.supported import (
     check_mode,
     check_model,
-    preserved_rng,
+    differentiating,
     rows_dtype,
     selected_parameters,
 )
@@ -75,7 +75,7 @@ class FunctionalEngine:
 
         device = next(iter(parameters.values())).device
         try:
-            with preserved_rng(device), torch.inference_mode(False), torch.enable_grad():
+            with differentiating(device):
                 rows, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(parameters, batch)
                 check_finite_losses(losses, batch)
                 if signature(batch) not in self._checked:

@@ -12,6 +12,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.adapters import check_adapters
 
+SMALLER = "To need less memory, lower batch_size, or for texts max_tokens."
+"""What helps where a device has too little memory for the gradients of a batch."""
+
 
 def check_model(model: nn.Module) -> None:
     """Checks that the layers of a model can be watched and that it sits on one device.
@@ -112,6 +115,27 @@ def rows_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
     """The dtype of rows: float64 if any of the parameters is, otherwise float32."""
     wide = any(p.dtype == torch.float64 for p in parameters)
     return torch.float64 if wide else torch.float32
+
+
+@contextmanager
+def differentiating(device: torch.device) -> Iterator[None]:
+    """The settings under which gradients are computed, whatever those of the caller.
+
+    Args:
+        device: of the model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutOfMemoryError: if the device has too little memory, with advice.
+    """
+    try:
+        with preserved_rng(device), torch.inference_mode(False), torch.enable_grad():
+            yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(SMALLER)
+        raise
 
 
 @contextmanager

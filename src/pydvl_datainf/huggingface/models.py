@@ -317,10 +317,11 @@ def loading(what: str, source: str, *files: str) -> Iterator[None]:
     Raises:
         ModelError: if anything is raised inside that is not ours.
         DataInfError: as it was.
+        OutOfMemoryError: as it was.
     """
     try:
         yield
-    except DataInfError:
+    except (DataInfError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # loaders of other packages raise anything about damaged files
         named = isinstance(error, OSError | ValueError | RuntimeError | ImportError)

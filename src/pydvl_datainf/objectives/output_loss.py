@@ -44,6 +44,7 @@ class OutputLoss:
         Raises:
             ObjectiveError: if the batch is a mapping, outputs do not lead with the samples, or the
                 loss is not one number a sample or divides by weights.
+            OutOfMemoryError: if the device has too little memory.
         """
         if isinstance(batch, Mapping):
             raise ObjectiveError(

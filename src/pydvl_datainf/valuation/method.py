@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 import joblib
+import torch
 from distributed import Client
 from pydvl.valuation.base import Valuation
 from pydvl.valuation.dataset import Dataset
@@ -164,7 +165,9 @@ class DataInfValuation(Valuation):
             with _ALONE:
                 values = self._values(data)
         except RuntimeError as error:
-            if not isinstance(error, DataInfError):  # of torch: the model does not take the inputs
+            if not isinstance(
+                error, DataInfError | torch.OutOfMemoryError
+            ):  # the model does not take the inputs
                 x = data.data().x
                 error.add_note(
                     f"The training inputs are {x.dtype} of shape {tuple(x.shape)}. Integers stay "
