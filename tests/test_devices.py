@@ -8,8 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from pydvl_datainf import DataInfInfluence, cli
+from pydvl_datainf.gradients.supported import _recurrence_without_cudnn
+from pydvl_datainf.gradients.trust import Tolerance
 from pydvl_datainf.huggingface.models import loading
 from pydvl_datainf.objectives import OutputLoss
+from pydvl_datainf.sources import _free_memory
 from pydvl_datainf.valuation import DataInfValuation
 
 FULL = torch.OutOfMemoryError
@@ -139,3 +142,72 @@ def test_the_command_line_tells_what_to_lower_where_memory_runs_out(monkeypatch)
     assert result.stderr == (
         f"Error: The device has too little memory. To need less memory, {ADVICE}. {TOLD}\n"
     )
+
+
+KINDS = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn.conv}
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    """Torch without TF32, and afterwards as it was."""
+    before = {name: kind.fp32_precision for name, kind in KINDS.items()}
+    for kind in KINDS.values():
+        kind.fp32_precision = "ieee"
+    yield
+    for name, kind in KINDS.items():
+        kind.fp32_precision = before[name]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bounds_leave_room_for_tf32(name):
+    model, card = nn.Linear(3, 3), torch.device("cuda")
+    narrow = Tolerance.of(model, card)
+    assert narrow == Tolerance.of(model, torch.device("cpu"))
+    KINDS[name].fp32_precision = "tf32"
+    wide = Tolerance.of(model, card)
+    loss, rounded = torch.tensor([1.0]), torch.tensor([1 + 2**-10])  # TF32 keeps ten bits
+    assert wide.close(loss, rounded)
+    assert wide.same(loss, rounded)
+    assert not narrow.close(loss, rounded)
+    assert not narrow.same(loss, rounded)
+    gradient, other = {"weight": torch.ones(3)}, {"weight": torch.full((3,), 1 + 2**-8)}
+    assert wide.unequal(other, gradient) == []
+    assert narrow.unequal(other, gradient) == ["weight"]
+    assert wide.unequal({"weight": torch.full((3,), 1.1)}, gradient) == ["weight"]
+
+
+def test_tf32_is_neither_of_float64_nor_of_cpus():
+    model, wide = nn.Linear(3, 3), nn.Linear(3, 3).double()
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    before = [Tolerance.of(model, cpu), Tolerance.of(wide, card)]
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    assert [Tolerance.of(model, cpu), Tolerance.of(wide, card)] == before
+
+
+def test_half_precision_stays_the_coarsest():
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).bfloat16())
+    assert Tolerance.of(model, torch.device("cuda")) == Tolerance.of(model, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("device", "layer", "enabled"),
+    [
+        ("cuda", nn.LSTM, False),
+        ("cuda", nn.GRU, False),
+        ("cuda", nn.Linear, True),
+        ("cpu", nn.LSTM, True),
+    ],
+)
+def test_recurrent_layers_are_differentiated_without_cudnn(device, layer, enabled):
+    model = nn.ModuleDict({"inner": layer(3, 3)}).eval()
+    with _recurrence_without_cudnn(model, torch.device(device)):
+        assert torch.backends.cudnn.enabled == enabled
+    assert torch.backends.cudnn.enabled
+
+
+def test_memory_that_torch_keeps_for_later_is_free(monkeypatch):
+    numbers = {"mem_get_info": (100, 1000), "memory_reserved": 70, "memory_allocated": 30}
+    for name, number in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: number)
+    assert _free_memory(torch.device("cuda")) == 140

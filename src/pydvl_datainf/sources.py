@@ -314,7 +314,9 @@ def _length_of(data: Any) -> int | None:
 def _free_memory(device: torch.device) -> float:
     """Bytes that are free where the rows would be kept."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(free + kept)  # torch keeps memory that was given back to it, to use again
     return float(psutil.virtual_memory().available)
 
 

@@ -123,7 +123,7 @@ class CaptureEngine:
         check_mode(self.model)
         parameters = selected_parameters(self.model, self.blocks.shapes)
         device = next(iter(parameters.values())).device
-        with differentiating(device):
+        with differentiating(self.model, device):
             rows = self._rows(batch, parameters, Tolerance.of(self.model, device))
         vectors = self.blocks.gather(rows)
         check_finite_rows(vectors)

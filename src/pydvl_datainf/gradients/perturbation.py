@@ -52,7 +52,7 @@ def perturbation_rows(
     check_model(model)
     check_mode(model)
     parameters = selected_parameters(model, blocks.shapes)
-    with differentiating(batch[0].device):
+    with differentiating(model, batch[0].device):
         x = batch[0].detach().clone().requires_grad_()
         losses = check_losses(objective.losses(model, (x, batch[1])), batch)
         grads = torch.autograd.grad(

@@ -75,7 +75,7 @@ class FunctionalEngine:
 
         device = next(iter(parameters.values())).device
         try:
-            with differentiating(device):
+            with differentiating(self.model, device):
                 rows, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(parameters, batch)
                 check_finite_losses(losses, batch)
                 if signature(batch) not in self._checked:

@@ -118,10 +118,11 @@ def rows_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
 
 
 @contextmanager
-def differentiating(device: torch.device) -> Iterator[None]:
+def differentiating(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The settings under which gradients are computed, whatever those of the caller.
 
     Args:
+        model: about to be differentiated.
         device: of the model.
 
     Yields:
@@ -131,11 +132,30 @@ def differentiating(device: torch.device) -> Iterator[None]:
         OutOfMemoryError: if the device has too little memory, with advice.
     """
     try:
-        with preserved_rng(device), torch.inference_mode(False), torch.enable_grad():
+        with (
+            _recurrence_without_cudnn(model, device),
+            preserved_rng(device),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     except torch.OutOfMemoryError as error:
         error.add_note(SMALLER)
         raise
+
+
+@contextmanager
+def _recurrence_without_cudnn(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Without cuDNN, which differentiates recurrent layers in training mode only, and once."""
+    if device.type != "cuda" or not any(isinstance(m, nn.RNNBase) for m in model.modules()):
+        yield
+        return
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 @contextmanager

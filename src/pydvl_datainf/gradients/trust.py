@@ -27,7 +27,10 @@ class Tolerance:
         dtypes = {p.dtype for p in model.parameters()}
         if torch.is_autocast_enabled(device.type):
             dtypes.add(torch.get_autocast_dtype(device.type))
-        return max((_TOLERANCES[d] for d in dtypes & _TOLERANCES.keys()), key=lambda t: t.loss)
+        found = [_TOLERANCES[d] for d in dtypes & _TOLERANCES.keys()]
+        if torch.float32 in dtypes and device.type == "cuda" and _rounds_to_tf32():
+            found.append(_TF32)
+        return max(found, key=lambda t: t.loss)
 
     def same(self, a: Tensor, b: Tensor) -> bool:
         """Whether the losses of one batch, computed twice, agree."""
@@ -48,6 +51,7 @@ class Tolerance:
         ]
 
 
+_TF32 = Tolerance(5e-3, 5e-2, 1e-3)
 _BFLOAT16 = Tolerance(2e-2, 1e-1, torch.finfo(torch.bfloat16).eps)
 _TOLERANCES = {
     torch.float64: Tolerance(1e-6, 1e-3, 16 * torch.finfo(torch.float64).eps),
@@ -58,6 +62,15 @@ _TOLERANCES = {
     torch.int8: _BFLOAT16,
     torch.uint8: _BFLOAT16,
 }
+
+
+def _rounds_to_tf32() -> bool:
+    """Whether CUDA may round the factors of float32 products or convolutions to ten bits."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if not hasattr(cudnn, "conv"):  # before torch 2.9
+        return bool(matmul.allow_tf32 or cudnn.allow_tf32)
+    # Not allow_tf32, which raises where a caller set these.
+    return "tf32" in (matmul.fp32_precision, cudnn.conv.fp32_precision)
 
 
 def check_independent(
