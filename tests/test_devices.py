@@ -1,5 +1,10 @@
 """What differs on accelerators: memory that runs out, coarser arithmetic, other random states."""
 
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -7,11 +12,23 @@ from pydvl.valuation.dataset import Dataset
 from torch import nn
 from torch.nn import functional as F
 
-from pydvl_datainf import DataInfInfluence, cli
+from pydvl_datainf import DataInfInfluence, Denoising, cli
+from pydvl_datainf.columns import group_codes
+from pydvl_datainf.demo import tuning
+from pydvl_datainf.demo.settings import DemoSettings
+from pydvl_datainf.evaluation import (
+    class_auc,
+    class_recall,
+    largest,
+    mislabel_auc,
+    relative_influence,
+)
 from pydvl_datainf.gradients.supported import _recurrence_without_cudnn
 from pydvl_datainf.gradients.trust import Tolerance
-from pydvl_datainf.huggingface.models import loading
+from pydvl_datainf.huggingface.models import _seeded, loading
 from pydvl_datainf.objectives import OutputLoss
+from pydvl_datainf.plots import influential_images, perturbation_image
+from pydvl_datainf.plots.arrays import checked_floats, checked_labels
 from pydvl_datainf.sources import _free_memory
 from pydvl_datainf.valuation import DataInfValuation
 
@@ -211,3 +228,105 @@ def test_memory_that_torch_keeps_for_later_is_free(monkeypatch):
     for name, number in numbers.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, number=number: number)
     assert _free_memory(torch.device("cuda")) == 140
+
+
+def test_random_weights_leave_the_states_of_other_devices(monkeypatch):
+    def seeded(seed):
+        raise AssertionError("the states of all cards were set")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    before = torch.get_rng_state()
+    with _seeded():
+        first = torch.randn(3)
+    with _seeded():
+        torch.testing.assert_close(torch.randn(3), first, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_demo_leaves_the_states_of_other_devices(monkeypatch):
+    def built(folder, rank):
+        return torch.randn(3)
+
+    def seeded(seed):
+        raise AssertionError("the states of all cards were set")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    monkeypatch.setattr(tuning, "build_model", built)
+    monkeypatch.setattr(tuning, "tune", lambda *_: None)
+    monkeypatch.setattr(tuning, "freeze_all_but_adapters", lambda model: None)
+    reviews, settings = SimpleNamespace(to_loader=lambda *_, **__: None), DemoSettings(seed=5)
+    model = tuning.tuned_model(reviews, Path(), settings, progress=False)
+    expected = torch.randn(3, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(model, expected, rtol=0, atol=0)
+
+
+class Held:
+    """A loss whose attributes are what must go along."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, outputs, y):
+        return (self.weight * (outputs - y)).square().sum()
+
+
+class Slotted:
+    __slots__ = ("weight",)
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def losses(self, model, batch):
+        return (self.weight * model(batch[0])).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "weight"),
+    [
+        (lambda w: nn.CrossEntropyLoss(w, reduction="sum"), lambda i: i.objective.loss.weight),
+        (lambda w: partial(F.mse_loss, weight=w), lambda i: i.objective.loss.keywords["weight"]),
+        (lambda w: Held(w), lambda i: i.objective.loss.weight),
+        (lambda w: Held(nn.ParameterList([w])), lambda i: i.objective.loss.weight[0]),
+        (lambda w: Slotted(w), lambda i: i.objective.weight),
+        (lambda w: Denoising(w / 4), lambda i: i.objective.alphas),
+    ],
+    ids=["module", "partial", "attribute", "part", "slot", "denoising"],
+)
+def test_what_a_loss_holds_moves_with_the_model(loss, weight):
+    influence = DataInfInfluence(nn.Linear(3, 3), loss(torch.tensor([1.0, 2, 3] * 3)))
+    kept = weight(influence)
+    influence.to("cpu")
+    assert weight(influence) is kept
+    influence.to("meta")
+    assert weight(influence).device.type == "meta"
+    assert weight(influence).shape == kept.shape
+
+
+def graph(values):
+    """A tensor that NumPy refuses, as it does those on cards."""
+    tensor = torch.tensor(values).requires_grad_()
+    with pytest.raises(RuntimeError, match="numpy"):
+        np.asarray(tensor)
+    return tensor
+
+
+def test_measures_take_tensors():
+    scores = [[0.9, 0.1, 0.3, 0.2], [0.4, 0.5, 0.1, 0.2]]
+    queries, classes = torch.tensor([0, 1]), torch.tensor([0, 0, 1, 1])
+    assert class_auc(graph(scores), queries, classes).tolist() == [0.5, 0.0]
+    assert class_recall(graph(scores), queries, classes).tolist() == [0.5, 0.0]
+    wrong = torch.tensor([False, True, False, True])
+    assert mislabel_auc(graph([0.1, 0.7, 0.4, 0.9]), wrong) == 1
+    relative = relative_influence(graph([6.0, -1.0, 0.0]), graph([9.0, 0.25, 0.0]))
+    assert relative.tolist() == [2, -2, 0]
+    assert largest(graph([0.5, 2.0, -1.0, 2.0]), 3).tolist() == [1, 3, 0]
+
+
+def test_plots_and_columns_take_tensors():
+    assert checked_floats("scores", graph([0.5, 2.0])).tolist() == [0.5, 2]
+    assert checked_labels("labels", graph([0.0, 1.0]), 2).tolist() == [0, 1]
+    assert group_codes(graph([3.0, 1.0, 3.0]), 3) == ((0, 1, 0), [3, 1])
+    image = perturbation_image(graph([[0.5, 1.0]]), graph([[1.0, -1.0]]))
+    assert image.images[0].get_array().shape[:2] == (1, 2)
+    axes = influential_images(graph([[0.5]]), [graph([[0.0]]), graph([[1.0]])], graph([1.0, -1.0]))
+    assert [ax.get_title() for ax in axes[1:]] == ["+1", "−1"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pydvl_datainf.errors import BatchError
+from pydvl_datainf.evaluation import as_array
 from pydvl_datainf.store import Array
 
 SIDES = ("test", "train")
@@ -71,7 +72,7 @@ def group_codes(labels: Sequence[Any], m: int) -> tuple[tuple[int, ...], list[An
     Raises:
         BatchError: if there are more or fewer labels than test samples.
     """
-    listed: list[Hashable] = np.asarray(labels).tolist()
+    listed: list[Hashable] = as_array(labels).tolist()
     if len(listed) != m:
         raise BatchError(f"query_groups has {len(listed)} labels for {m} test samples.")
     numbers = {label: number for number, label in enumerate(dict.fromkeys(listed))}
@@ -114,7 +115,7 @@ def _column(values: Any, length: int, what: str) -> Array:
         # An array of text would give each the room of the longest, and cut NUL off their ends.
         array = np.fromiter(listed, dtype=object, count=len(listed))
     else:
-        array = np.asarray(values)
+        array = as_array(values)
     if array.dtype.kind in "UO":
         array = np.array([_text(value, what) for value in array.tolist()], dtype=object)
     elif array.dtype.kind not in "iufb":

@@ -16,6 +16,18 @@ Indices: TypeAlias = npt.NDArray[np.intp]
 Classes: TypeAlias = npt.NDArray[Any]
 
 
+def as_array(values: Any) -> npt.NDArray[Any]:
+    """Values as an array of NumPy.
+
+    Args:
+        values: an array or what is like one; tensors may be on any device and need gradients.
+
+    Returns:
+        The same values.
+    """
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def mislabel_auc(suspicion: Floats, mislabelled: Mask) -> float:
     """The chance that a mislabelled sample is more suspicious than a clean one, ties counting half.
 
@@ -35,6 +47,7 @@ def mislabel_auc(suspicion: Floats, mislabelled: Mask) -> float:
         >>> mislabel_auc(np.array([0.1, 0.7, 0.4, 0.9]), np.array([False, True, False, True]))
         1.0
     """
+    suspicion, mislabelled = as_array(suspicion), as_array(mislabelled)
     if suspicion.shape != mislabelled.shape:
         raise ValueError(
             f"one suspicion for each sample is needed, but suspicion has shape {suspicion.shape} "
@@ -71,6 +84,7 @@ def relative_influence(influence: Floats, self_influence: Floats) -> Floats:
         >>> relative_influence(np.array([6.0, -1.0, 0.0]), np.array([9.0, 0.25, 0.0]))
         array([ 2., -2.,  0.])
     """
+    influence, self_influence = as_array(influence), as_array(self_influence)
     if (self_influence < 0).any():
         raise ValueError(
             f"a self-influence is never negative under a positive definite inverse, but the "
@@ -107,7 +121,8 @@ def class_auc(influences: Floats, query_classes: Classes, training_classes: Clas
     """
     from sklearn.metrics import roc_auc_score
 
-    same = _same_class(influences, query_classes, training_classes)
+    influences = as_array(influences)
+    same = _same_class(influences, as_array(query_classes), as_array(training_classes))
     return np.array([roc_auc_score(own, row) for own, row in zip(same, influences, strict=True)])
 
 
@@ -136,7 +151,8 @@ def class_recall(influences: Floats, query_classes: Classes, training_classes: C
         >>> class_recall(influences, np.array(["a", "b"]), np.array(["a", "a", "b", "b"]))
         array([0.5, 0. ])
     """
-    same = _same_class(influences, query_classes, training_classes)
+    influences = as_array(influences)
+    same = _same_class(influences, as_array(query_classes), as_array(training_classes))
     return np.array(
         [own[largest(row, own.sum())].mean() for own, row in zip(same, influences, strict=True)]
     )
@@ -178,4 +194,4 @@ def largest(values: Floats, k: int) -> Indices:
         >>> largest(np.array([0.5, 2.0, -1.0, 2.0]), 3)
         array([1, 3, 0])
     """
-    return np.argsort(-values, kind="stable")[:k]
+    return np.argsort(-as_array(values), kind="stable")[:k]

@@ -435,8 +435,8 @@ def run_influences(
     """Computes the influence of each training sample on each test sample, into a Zarr store.
 
     A run that was stopped, however, goes on from what is in the store when the same call is made
-    again, and ends, on CPUs, with the same bits as one that was not. Training gradients that were in memory
-    alone are computed again.
+    again, and ends, on CPUs, with the same bits as one that was not. Training gradients that were
+    in memory alone are computed again.
 
     Args:
         influence: a `DataInfInfluence`, or a picklable callable without arguments that builds one

@@ -201,7 +201,7 @@ def tuned_model(
         The model in eval mode, of which only the LoRA matrices are trainable.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)  # others would not be restored
         model = build_model(folder, settings.rank)
         order = torch.Generator().manual_seed(settings.seed)
         loader = train.to_loader(settings.batch_size, shuffle=order)

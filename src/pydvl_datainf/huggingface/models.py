@@ -283,7 +283,7 @@ def _is_replaced(model: nn.Module, name: str) -> bool:
 def _seeded() -> Iterator[None]:
     """Gives every process the same random weights: a head that an adapter replaces stays."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # the others' states would not be restored
         yield
 
 

@@ -42,7 +42,8 @@ from pydvl_datainf.inverse.damping import (
     check_representable,
 )
 from pydvl_datainf.inverse.methods import Inverse
-from pydvl_datainf.objectives import Objective, as_objective
+from pydvl_datainf.objectives import Objective, OutputLoss, as_objective
+from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.sources import (
     Reader,
     RowsKept,
@@ -634,7 +635,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return self.loss_gradients(x, y)
 
     def to(self, device: torch.device | str) -> Self:
-        """Moves the model and the fitted rows.
+        """Moves the model, the fitted rows, and what the loss holds.
 
         Args:
             device: where to.
@@ -643,6 +644,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             The instance itself.
         """
         super().to(torch.device(device))
+        move(self.objective, torch.device(device))
+        if isinstance(self.objective, OutputLoss):
+            move(self.objective.loss, torch.device(device))
         self._select_parameters()
         return self
 

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pydvl_datainf.evaluation import Indices, largest
+from pydvl_datainf.evaluation import Indices, as_array, largest
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -27,7 +27,7 @@ def checked_floats(name: str, values: npt.ArrayLike, ndim: int = 1) -> npt.NDArr
     Raises:
         ValueError: if there are other axes, no numbers, or numbers that are not finite.
     """
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(as_array(values), dtype=np.float64)
     if array.ndim != ndim or not array.size:
         raise ValueError(f"{name} must be an array of {ndim} axes, not empty; got {array.shape}")
     if not np.isfinite(array).all():
@@ -52,7 +52,7 @@ def checked_labels(name: str, labels: npt.ArrayLike, n: int) -> Labels:
     Raises:
         ValueError: if there is another number of them.
     """
-    array = np.asarray(labels)
+    array = as_array(labels)
     if array.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one for each sample; got {array.shape}")
     return array

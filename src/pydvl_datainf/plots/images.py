@@ -8,6 +8,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from pydvl_datainf.evaluation import as_array
 from pydvl_datainf.plots.arrays import (
     Floats,
     checked_captions,
@@ -75,7 +76,7 @@ def influential_images(
     below = checked_captions(captions, values.size)
     helpful, harmful = most_influential(values, k)
     order = [*helpful, *harmful]
-    arrays = [np.asarray(image) for image in (query, *(images[i] for i in order))]
+    arrays = [as_array(image) for image in (query, *(images[i] for i in order))]
     pixels = [_pixels(array, channels) for array in arrays]
     query_ax, *panels = _panels(figure, len(helpful), len(harmful))
     for ax, image in zip((query_ax, *panels), pixels, strict=True):
@@ -122,7 +123,7 @@ def perturbation_image(
     Raises:
         ValueError: if the shapes differ, if it is no image, or if a number is not finite.
     """
-    array, slopes = np.asarray(image), np.asarray(perturbation)
+    array, slopes = as_array(image), as_array(perturbation)
     if array.shape != slopes.shape:
         raise ValueError(
             f"image and perturbation need one shape, but have {array.shape} and {slopes.shape}"
