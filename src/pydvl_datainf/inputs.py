@@ -131,12 +131,21 @@ class Inputs:
             # kept: a worker passes them on while its own copy of the model is at work.
             self._saved = self._saved or _saved(self.influence)
         given = None if self._saved else self._given
-        return vars(self) | {"_built": None, "_given": given}
+        state = vars(self) | {"_built": None, "_given": given}
+        cuda: Any = torch.cuda  # is_initialized has no types
+        if cuda.is_initialized():  # otherwise data on a card wants the card of that number
+            data = {"test": state.pop("test"), "train": state.pop("train")}
+            state["data"] = _saved(data)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        data = _loaded(state.pop("data")) if "data" in state else {}
+        vars(self).update(state | data)
 
 
-def _saved(influence: BlockwiseInfluence) -> bytes:
+def _saved(what: Any) -> bytes:
     buffer = io.BytesIO()
-    torch.save(influence, buffer, pickle_module=cloudpickle)
+    torch.save(what, buffer, pickle_module=cloudpickle)
     return buffer.getvalue()
 
 
