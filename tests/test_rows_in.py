@@ -9,10 +9,11 @@ import pytest
 import zarr
 from click.testing import CliRunner
 
-from pydvl_datainf import StoreError
+from pydvl_datainf import StoreError, StoreExistsError
 from pydvl_datainf.cli import main
 from pydvl_datainf.report import write_report
 from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.store import Store
 from stopped_run import build, loader, run, samples
 
 
@@ -166,3 +167,113 @@ def test_the_report_follows_on_request(made, tmp_path):
     write_report(InfluenceRun(store, allow_other_places=True), page)
     assert '"self-influence":[' in page.read_text()
     assert "--follow-rows reads them" not in page.read_text()
+
+
+# What a query reads is never what it replaces
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def family(made, tmp_path):
+    """A copy of a run with rows within a run, a query of it, and a link to either."""
+    outer = shutil.copytree(made / "here/query.zarr", tmp_path / "outer.zarr")
+    parent = shutil.copytree(made / "here/run.zarr", outer / "run.zarr")
+    first = query(InfluenceRun(parent), tmp_path / "query.zarr")
+    (tmp_path / "link").symlink_to(parent)
+    (tmp_path / "linked query").symlink_to(tmp_path / "query.zarr")
+    return {"run": InfluenceRun(parent), "query": first}
+
+
+@pytest.mark.parametrize(
+    ("asked", "place"),
+    [
+        ("run", "outer.zarr/run.zarr"),
+        ("run", "link"),
+        ("run", "outer.zarr"),
+        ("query", "outer.zarr/run.zarr"),
+        ("query", "link"),
+        ("query", "outer.zarr"),
+        ("query", "query.zarr"),
+        ("query", "linked query"),
+    ],
+)
+def test_a_query_does_not_replace_the_run_that_it_asks(tmp_path, family, asked, place):
+    before = contents(tmp_path)
+    store = tmp_path / place
+    with pytest.raises(StoreExistsError, match=r"holds the run that is asked.*another store"):
+        family[asked].query(
+            build(), loader(samples(4, 7), 4), store, overwrite=True, progress=False
+        )
+    assert contents(tmp_path) == before
+
+
+def test_a_store_at_an_address_holds_what_is_there_or_below_it():
+    store = Store("s3://bucket/run.zarr")
+    inside = ["s3://bucket/run.zarr", "s3://bucket/run.zarr/", "s3://bucket/run.zarr/a/b.zarr"]
+    outside = ["s3://bucket/run.zarr2", "s3://bucket", "s3://other/run.zarr", "/bucket/run.zarr"]
+    assert [store.holds(Store(place)) for place in inside] == [True] * 3
+    assert [store.holds(Store(place)) for place in outside] == [False] * 4
+
+
+def without_rows(folder):
+    shutil.rmtree(folder / "run.zarr")
+    run(folder / "run.zarr", rows="memory")
+
+
+def without_damping(folder):
+    (folder / "query.zarr/damping/c/0").write_bytes(b"")
+
+
+def without_norms(folder):
+    (folder / "query.zarr/squared_norms/c/1/0").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_rows, "keeps no training rows"),
+        (without_damping, "missing or damaged chunks: damping/c/0"),
+        (without_norms, "missing or damaged chunks: squared_norms/c/1/0"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_query_that_cannot_be_answered_touches_no_store(
+    made, tmp_path, damage, message, overwrite
+):
+    parent = shutil.copytree(made / "here/run.zarr", tmp_path / "run.zarr")
+    first = query(InfluenceRun(parent), tmp_path / "query.zarr")
+    places = {True: shutil.copytree(parent, tmp_path / "old.zarr"), False: tmp_path / "new.zarr"}
+    damage(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(StoreError, match=message):
+        first.query(
+            build(),
+            loader(samples(4, 7), 4),
+            places[overwrite],
+            overwrite=overwrite,
+            progress=False,
+        )
+    assert contents(tmp_path) == before
+
+
+def test_self_influences_of_a_query_whose_run_keeps_no_rows_now_are_refused(made, tmp_path):
+    parent = shutil.copytree(made / "here/run.zarr", tmp_path / "run.zarr")
+    first = query(InfluenceRun(parent), tmp_path / "query.zarr")
+    without_rows(tmp_path)
+    with pytest.raises(
+        StoreError, match=r"keeps no training rows.*Put the run that was there back"
+    ):
+        first.self_influence()
+
+
+def test_a_query_that_names_its_own_store_is_refused(led_to, tmp_path):
+    store = led_to(tmp_path / "foreign/query.zarr")
+    found = InfluenceRun(store)
+    with pytest.raises(StoreError, match="is itself a query, and keeps no training rows"):
+        found.self_influence()
+    with pytest.raises(StoreError, match="is itself a query, and keeps no training rows"):
+        query(found, tmp_path / "second.zarr")
+    assert not found.has_self_influence

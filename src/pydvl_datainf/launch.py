@@ -48,6 +48,8 @@ def launch(
     queries = as_samples(test, size, "test")
     inputs = Inputs(influence, queries, None if parent else as_samples(train, size, "training"))
     with store.locked():
+        if parent:
+            parent.check_for(store)
         stored = _stored(store, executor, wishes)
         shared = executor.share(inputs)
         (model,) = executor.map(work.describe, [None], [shared], "model")

@@ -33,7 +33,8 @@ def rows_store(attributes: Mapping[str, Any], store: Store, anywhere: bool) -> S
         The store, read-only; None where the run is no query.
 
     Raises:
-        StoreError: if the place is not to be followed, or there is no run, or another one by now.
+        StoreError: if the place is not to be followed, or there is no run, one that keeps no rows,
+            or another one by now.
     """
     place = attributes["rows_in"]
     if place is None:
@@ -47,6 +48,12 @@ def rows_store(attributes: Mapping[str, Any], store: Store, anywhere: bool) -> S
     theirs = opened(rows)
     if not theirs["complete"]:
         raise StoreError(f"{place}, the store whose rows {store} uses, is not complete.")
+    if theirs["plan"]["rows"] != "zarr" or theirs["rows_in"] is not None:
+        why = "" if theirs["rows_in"] is None else "is itself a query, and "
+        raise StoreError(
+            f"{place}, the store whose rows {store} uses, {why}keeps no training rows. Put the run "
+            "that was there back."
+        )
     mine, other = attributes["fingerprint"], theirs["fingerprint"]
     different = [key for key in SHARED if mine[key] != other[key]]
     if different:

@@ -309,7 +309,7 @@ class InfluenceRun:
         Args:
             influence: the same model, or its builder; its damping does not matter.
             test: as in `run_influences`.
-            store: of the new run.
+            store: of the new run; neither this one nor the one whose rows it used is replaced.
             client: as in `run_influences`.
             n_jobs: as in `run_influences`.
             tile: test samples in a tile.

@@ -164,6 +164,13 @@ class Store:
             ) from error
         return False
 
+    def holds(self, other: "Store") -> bool:
+        """Whether another store, which exists, is at this place or within it, by whatever name."""
+        if self.path is None or other.path is None:
+            return f"{other}/".startswith(f"{str(self).rstrip('/')}/")
+        inner = other.path.resolve()
+        return self.path.exists() and any(map(self.path.samefile, (inner, *inner.parents)))
+
     def create(self, attributes: Mapping[str, Any]) -> None:
         """Makes the group, in place of a run that is there; its attributes come in the same file.
 

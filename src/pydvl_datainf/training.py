@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydvl_datainf.errors import ModelError, StoreError
+from pydvl_datainf.errors import ModelError, StoreError, StoreExistsError
 from pydvl_datainf.inputs import Description
 from pydvl_datainf.layout import opened
 from pydvl_datainf.plan import Plan
@@ -128,6 +128,24 @@ class Parent:
         names = self.store.layouts
         wanted = [name for name in names if name == "train" or name.startswith("train_")]
         return {name: self.store.read(name) for name in sorted(wanted)}
+
+    def check_for(self, store: Store) -> None:
+        """Checks that a query can be answered, and destroys nothing that it reads.
+
+        Args:
+            store: of the query.
+
+        Raises:
+            StoreExistsError: if this run, or the one that keeps its rows, is there or within it.
+            StoreError: if damping or norms are damaged.
+        """
+        for needed in (self.store, Store(self.rows_in)):
+            if store.holds(needed):
+                raise StoreExistsError(
+                    f"{store} holds the run that is asked, or the training rows that it uses: "
+                    f"{needed}. Choose another store for the query."
+                )
+        self.store.check(("damping", "squared_norms"))
 
     def copy_norms(self, store: Store) -> None:
         """Copies damping and norms, tile by tile."""
