@@ -56,6 +56,23 @@ def test_what_is_nested_too_deeply_is_refused():
         json_of({"a": nested})
 
 
+@pytest.mark.parametrize("shell", [lambda v: [v], lambda v: {"a": v}], ids=["list", "mapping"])
+def test_the_metadata_of_a_run_are_nested_at_most_100_deep(shell):
+    nested = 1
+    for _ in range(99):  # the mapping around it is the hundredth
+        nested = shell(nested)
+    assert json_of({"a": nested}) == {"a": nested}
+    with pytest.raises(BatchError, match="must fit into JSON, nested at most 100 deep"):
+        json_of({"a": shell(nested)})
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="it is float64 here")
+def test_floating_numbers_of_more_than_64_bits_are_refused():
+    for values in (np.arange(3, dtype=np.longdouble), [np.longdouble(1), 2.5, 3]):
+        with pytest.raises(BatchError, match=r"column 'x' .* at most 64 bits, .* not float128"):
+            column(values)
+
+
 @pytest.mark.parametrize(
     "values",
     [

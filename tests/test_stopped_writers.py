@@ -10,11 +10,12 @@ import uuid
 
 import numpy as np
 import pytest
+import torch
 from distributed import Client
 from zarr.storage import LocalStore, MemoryStore
 
 import stopped_run
-from pydvl_datainf import DataInfInfluence, StoreError, launch
+from pydvl_datainf import BatchError, DataInfInfluence, ModelError, StoreError, launch
 from pydvl_datainf.executors import Joblib
 from pydvl_datainf.run import InfluenceRun
 from pydvl_datainf.store import Store
@@ -373,3 +374,49 @@ def test_a_complete_run_is_replaced_by_itself(tmp_path, monkeypatch, plain):
     run(store, overwrite=True)
     assert sum(counted) == InfluenceRun(plain).attrs["gradients"]
     assert_same(store, plain)
+
+
+class Named(stopped_run.Network):
+    """A network in which a module has another name."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.add_module(name, self._modules.pop("layers"))
+
+    def forward(self, x):
+        return next(self.children())(x)
+
+
+def named(name, structure="module"):
+    return DataInfInfluence(Named(name), torch.nn.functional.cross_entropy, "auto", structure)
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return {"run": {"a": value}}
+
+
+UNWRITABLE = {
+    "deep metadata": ({"metadata": nested(150)}, BatchError, "nested at most 100 deep"),
+    "deeper metadata": ({"metadata": nested(600)}, BatchError, "nested at most 100 deep"),
+    "the name of a module": ({"influence": named("\ud800")}, ModelError, "half of a surrogate"),
+    "the name of a block": (
+        {"influence": named("layers", {"\udfff": ["layers.0.weight"]})},
+        ModelError,
+        "half of a surrogate",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNWRITABLE)
+def test_what_cannot_be_stored_replaces_nothing(tmp_path, plain, case):
+    settings, kind, message = UNWRITABLE[case]
+    store = shutil.copytree(plain, tmp_path / "run.zarr")
+    with pytest.raises(kind, match=message):
+        run(store, overwrite=True, **settings)
+    assert_same(store, plain)
+    with pytest.raises(kind, match=message):
+        run(tmp_path / "new.zarr", **settings)
+    assert not (tmp_path / "new.zarr").exists()

@@ -12,6 +12,9 @@ from pydvl_datainf.evaluation import as_array
 from pydvl_datainf.store import Array
 
 SIDES = ("test", "train")
+DEEPEST = 100
+"""How deep the metadata of a run may be nested: what is a little deeper can be made into JSON, and
+then not be written with Zarr, depending on how deep the caller's own calls are."""
 
 
 def columns_of(
@@ -89,14 +92,26 @@ def json_of(values: Mapping[str, Any]) -> dict[str, Any]:
         The same after writing and reading.
 
     Raises:
-        BatchError: if JSON cannot hold a value.
+        BatchError: if JSON cannot hold a value, or they are nested too deeply.
     """
+    what = f"The metadata of the run must fit into JSON, nested at most {DEEPEST} deep"
     try:
         text = json.dumps(dict(values), allow_nan=False, ensure_ascii=False)
         text.encode()  # half a surrogate pair cannot be written
-        return dict(json.loads(text))
+        read = dict(json.loads(text))
+        depth = _depth(read)
     except (TypeError, ValueError, RecursionError) as error:
-        raise BatchError(f"The metadata of the run must fit into JSON: {error}.") from error
+        raise BatchError(f"{what}: {error}.") from error
+    if depth > DEEPEST:
+        raise BatchError(f"{what}; they are {depth} deep.")
+    return read
+
+
+def _depth(value: Any) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def digest(columns: Mapping[str, Array]) -> str:
@@ -118,8 +133,11 @@ def _column(values: Any, length: int, what: str) -> Array:
         array = as_array(values)
     if array.dtype.kind in "UO":
         array = np.array([_text(value, what) for value in array.tolist()], dtype=object)
-    elif array.dtype.kind not in "iufb":
-        raise BatchError(f"The {what} must be numbers, truth values or strings, not {array.dtype}.")
+    elif array.dtype.kind not in "iufb" or array.dtype.itemsize > 8:
+        raise BatchError(
+            f"The {what} must be numbers of at most 64 bits, truth values or strings, not "
+            f"{array.dtype}."
+        )
     if array.shape != (length,):
         raise BatchError(
             f"The {what} have shape {array.shape}; expected ({length},), one a sample."

@@ -15,7 +15,7 @@ from pydvl_datainf._version import __version__
 from pydvl_datainf.arrays import WORK
 from pydvl_datainf.attributes import EXTRAS, sealed_attributes
 from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
-from pydvl_datainf.errors import PlanError, SourceError, StoreError, StoreExistsError
+from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
 from pydvl_datainf.executors import Executor
 from pydvl_datainf.inputs import Built, Description, Inputs
 from pydvl_datainf.inverse.methods import Inverse
@@ -53,6 +53,7 @@ def launch(
         stored = _stored(store, executor, wishes)
         shared = executor.share(inputs)
         (model,) = executor.map(work.describe, [None], [shared], "model")
+        _check_names(model)
         tests = _survey(executor, shared, "test", inputs.test)
         training = parent or Fresh(_survey(executor, shared, "train", inputs.train))
         _check_fitted(model, training.n)
@@ -155,6 +156,17 @@ def _survey(executor: Executor, shared: Any, side: str, samples: Samples | None)
         raise SourceError(f"The {name} data is empty.")
     lengths, digests = zip(*found, strict=True)
     return Survey(lengths, digests)
+
+
+def _check_names(model: Description) -> None:
+    for name in (*model.members, *model.model):
+        try:
+            str(name).encode()
+        except UnicodeEncodeError as error:
+            raise ModelError(
+                f"The name {name!r} in the model or its block structure holds half of a surrogate "
+                "pair, which cannot be stored. Rename the module or the block."
+            ) from error
 
 
 def _check_fitted(model: Description, n: int) -> None:

@@ -463,7 +463,7 @@ def run_influences(
             at the cost of one test sample a group.
         ids: for "test" and "train", or one of them, unique integers or strings.
         metadata: for "test" and "train" columns such as labels and texts, and for "run" anything
-            that JSON holds; each may be left out.
+            that JSON holds, nested at most 100 deep; each may be left out.
         self_influence: compute self-influences too. Where rows are recomputed, this computes the
             rows of all samples once for every half of `memory` that they fill.
         exact_sample: over about so many training samples, and up to 32 test samples, compare the
