@@ -176,6 +176,11 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def changed(folder):
+    """When each file was written last."""
+    return {(path, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture
 def family(made, tmp_path):
     """A copy of a run with rows within a run, a query of it, and a link to either."""
@@ -257,6 +262,25 @@ def test_a_query_that_cannot_be_answered_touches_no_store(
             progress=False,
         )
     assert contents(tmp_path) == before
+
+
+def test_the_same_query_again_writes_nothing_into_a_complete_store(made, tmp_path):
+    store = shutil.copytree(made / "here/query.zarr", tmp_path / "query.zarr")
+    before = changed(store)
+    assert query(InfluenceRun(made / "here/run.zarr"), store).is_complete
+    assert changed(store) == before
+
+
+@pytest.mark.parametrize("chunk", ["damping/c/0", "squared_norms/c/0/0", "squared_norms/c/3/0"])
+def test_only_damping_and_norms_that_a_query_lacks_are_copied_again(made, tmp_path, chunk):
+    store = shutil.copytree(made / "here/query.zarr", tmp_path / "query.zarr")
+    sound, before = contents(store), changed(store)
+    writer = InfluenceRun(store).attrs["writer"]
+    (store / chunk).write_bytes(b"")
+    query(InfluenceRun(made / "here/run.zarr"), store).check()
+    assert InfluenceRun(store).attrs["writer"] != writer  # those of the call before are kept out
+    assert {path for path, _ in changed(store) ^ before} == {store / chunk, store / "zarr.json"}
+    assert (store / chunk).read_bytes() == sound[store / chunk]
 
 
 def test_self_influences_of_a_query_whose_run_keeps_no_rows_now_are_refused(made, tmp_path):

@@ -66,7 +66,7 @@ def launch(
         cut = partial(planned, model, wishes, m, tests, training, executor, store)
         if wishes.overwrite and not _is_begun(stored, fingerprint, cut):
             stored, store.layouts = None, {}
-        plan = cut(stored)
+        plan, writer = cut(stored), uuid.uuid4().hex
         job = Job(
             plan=plan,
             location=store.location,
@@ -80,7 +80,7 @@ def launch(
             codes=codes,
             by_block=wishes.by_block,
             top_k=None if wishes.top_k is None else min(wishes.top_k, plan.n),
-            writer=uuid.uuid4().hex,
+            writer=writer,
             rows_of=training.rows_of,
         )
         known = columns | _known(job)
@@ -89,7 +89,7 @@ def launch(
         types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
         _enter(store, stored, fingerprint, types, training.rows_in, job)
         _lay_out(store, job, types, known)
-        training.copy_norms(store)
+        training.copy_norms(store, writer)
         _perform(store, job, executor, shared, model, wishes.self_influence, sample)
 
 

@@ -44,7 +44,7 @@ class Fresh:
         """None but the caller's."""
         return {}
 
-    def copy_norms(self, store: Store) -> None:
+    def copy_norms(self, store: Store, writer: str) -> None:
         """There are none yet."""
 
 
@@ -147,8 +147,16 @@ class Parent:
                 )
         self.store.check(("damping", "squared_norms"))
 
-    def copy_norms(self, store: Store) -> None:
-        """Copies damping and norms, tile by tile."""
-        store.write("damping", ..., self.store.read("damping"))
-        for tile in self.plan.train:
-            store.write("squared_norms", tile, self.store.read("squared_norms", tile))
+    def copy_norms(self, store: Store, writer: str) -> None:
+        """Copies the damping and the norms that are not there or not sound, tile by tile.
+
+        Args:
+            store: of the query.
+            writer: takes the store over before anything is written.
+        """
+        norms = [("squared_norms", (j, 0), tile) for j, tile in enumerate(self.plan.train)]
+        sound = {name: store.sound(name) for name in ("damping", "squared_norms")}
+        for name, chunk, where in [("damping", (0,), slice(None)), *norms]:
+            if chunk not in sound[name]:
+                store.take_over(writer)
+                store.write(name, where, self.store.read(name, where))
