@@ -247,9 +247,13 @@ def run_with_largest_file(folder, size, hidden):
     run(folder, influence=build(hidden=hidden))
 
 
-def run_without_rights(folder):
+def run_without_rights(folder, **settings):
     become_nobody()
-    run(folder)
+    run(folder, **settings)
+
+
+def replace_without_rights(folder):
+    run_without_rights(folder, overwrite=True)
 
 
 def read_without_rights(folder):

@@ -354,6 +354,26 @@ def test_a_run_without_the_right_to_write(public_run):
     assert "cannot be written" in str(error)
 
 
+@pytest.mark.parametrize("closed", ["", "scores/c", "scores/c/1"])
+def test_a_run_that_may_not_be_deleted_is_not_replaced(public_run, closed):
+    for place, _, _ in os.walk(public_run):
+        Path(place).chmod(0o777)
+    (public_run / closed).chmod(0o555)
+    before = {path: path.read_bytes() for path in public_run.rglob("*") if path.is_file()}
+    error = stopped_run.outcome(stopped_run.replace_without_rights, public_run)
+    assert isinstance(error, StoreError)
+    assert f"cannot be replaced: nothing may be deleted in {public_run / closed}" in str(error)
+    assert {path: path.read_bytes() for path in public_run.rglob("*") if path.is_file()} == before
+    assert [path.name for path in public_run.parent.iterdir()] == ["run.zarr"]
+
+
+def test_a_run_without_rights_that_everybody_may_delete_is_replaced(public_run):
+    for place, _, _ in os.walk(public_run):
+        Path(place).chmod(0o777)
+    assert stopped_run.outcome(stopped_run.replace_without_rights, public_run) is None
+    InfluenceRun(public_run).check()
+
+
 def test_a_run_without_the_right_to_write_can_be_read(public, sound):
     public.chmod(0o755)
     shutil.copytree(sound / "zarr", public / "run.zarr")

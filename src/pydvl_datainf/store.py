@@ -193,11 +193,21 @@ class Store:
     def _empty_folder(self, path: Path) -> None:
         """Renames it first: a folder that is half deleted would not be known as a run."""
         if path.exists():
+            self._check_deletable(path)
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             with taking_over(path):
                 path.rename(old)
             shutil.rmtree(old)
         path.mkdir(parents=True)
+
+    def _check_deletable(self, path: Path) -> None:
+        """Before it is renamed: what cannot be deleted would stay there, hidden."""
+        for folder, _, _ in os.walk(path):
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise StoreError(
+                    f"{self} cannot be replaced: nothing may be deleted in {folder}. The run that "
+                    "is there stays. Choose another place for the store, or change the rights."
+                )
 
     def _remove_replaced(self, path: Path) -> None:
         """Deletes what killed processes left of runs that they were replacing."""
