@@ -49,7 +49,7 @@ def launch(
     inputs = Inputs(influence, queries, None if parent else as_samples(train, size, "training"))
     with store.locked():
         if parent:
-            parent.check_for(store)
+            parent.check_apart(store)
         stored = _stored(store, executor, wishes)
         shared = executor.share(inputs)
         (model,) = executor.map(work.describe, [None], [shared], "model")
@@ -87,6 +87,8 @@ def launch(
         types = {name: column_type(values.dtype) for name, values in columns.items()}
         # As they were written: the same numbers may come in wider types another time.
         types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
+        if stored is None:
+            training.check_whole()
         _enter(store, stored, fingerprint, types, training.rows_in, job)
         _lay_out(store, job, types, known)
         training.copy_norms(store, writer)

@@ -583,6 +583,17 @@ class Store:
         if total:
             raise self._damaged(keys, total)
 
+    def check_present(self, name: str) -> None:
+        """Looks for every chunk of an array, and reads none.
+
+        Args:
+            name: of the array.
+
+        Raises:
+            StoreError: if there is no such array, or chunks are missing; names them.
+        """
+        self._check_present(name, [range(count) for count in self.array(name).cdata_shape])
+
     def _is_sound(self, name: str, chunk: Chunk) -> bool:
         try:
             values = np.asarray(self.array(name).get_block_selection(chunk))

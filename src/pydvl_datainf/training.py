@@ -44,6 +44,9 @@ class Fresh:
         """None but the caller's."""
         return {}
 
+    def check_whole(self) -> None:
+        """Nothing is read from another run."""
+
     def copy_norms(self, store: Store, writer: str) -> None:
         """There are none yet."""
 
@@ -129,15 +132,14 @@ class Parent:
         wanted = [name for name in names if name == "train" or name.startswith("train_")]
         return {name: self.store.read(name) for name in sorted(wanted)}
 
-    def check_for(self, store: Store) -> None:
-        """Checks that a query can be answered, and destroys nothing that it reads.
+    def check_apart(self, store: Store) -> None:
+        """Checks that a query does not replace what it reads.
 
         Args:
             store: of the query.
 
         Raises:
             StoreExistsError: if this run, or the one that keeps its rows, is there or within it.
-            StoreError: if damping or norms are damaged.
         """
         for needed in (self.store, Store(self.rows_in)):
             if store.holds(needed):
@@ -145,7 +147,13 @@ class Parent:
                     f"{store} holds the run that is asked, or the training rows that it uses: "
                     f"{needed}. Choose another store for the query."
                 )
+
+    def check_whole(self) -> None:
+        """Checks that damping and norms are sound and rows are there, before a store is made."""
         self.store.check(("damping", "squared_norms"))
+        rows = Store(self.rows_in, read_only=True)
+        for name in ("rows", "row_scales"):
+            rows.check_present(name)
 
     def copy_norms(self, store: Store, writer: str) -> None:
         """Copies the damping and the norms that are not there or not sound, tile by tile.
