@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pydvl_datainf import BatchError
-from pydvl_datainf.columns import columns_of, json_of
+from pydvl_datainf.columns import columns_of, group_codes, json_of
 
 LENGTHS = {"test": 0, "train": 3}
 
@@ -81,3 +81,31 @@ def test_whole_numbers_that_64_bits_do_not_hold_are_refused(values):
         column(values)
     with pytest.raises(BatchError, match="ids of the train data hold whole numbers"):
         columns_of({"train": values}, None, LENGTHS)
+
+
+# Groups of queries
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["a", "a\0", "a", "b"], [2**63, 1, 2**63, 2**53 + 1], np.array([7, 5, 7, 3], dtype=object)],
+)
+def test_groups_are_those_of_equal_labels(labels):
+    codes, names = group_codes(labels, 4)
+    assert codes == (0, 1, 0, 2)
+    assert names == [labels[0], labels[1], labels[3]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, "1", 1, 1], "query_groups must be all strings or all numbers; found 1"),
+        ([[1, 2]] * 4, r"query_groups have shape \(4, 2\); expected \(4,\)"),
+        ([[1], [1, 2], [1], [1]], "query_groups must be one number, truth value or string for"),
+        ("abcd", r"query_groups have shape \(\); expected \(4,\)"),
+        (["a", "b", "a"], r"query_groups have shape \(3,\); expected \(4,\)"),
+    ],
+)
+def test_labels_of_groups_that_cannot_be_told_apart_are_refused(labels, message):
+    with pytest.raises(BatchError, match=message):
+        group_codes(labels, 4)

@@ -645,7 +645,7 @@ def test_another_plan_is_another_run(tmp_path):
         ({"metadata": {"test": {"label": [object()] * M}}}, "all strings or all numbers"),
         ({"metadata": {"test": {"two words": [1] * M}}}, "needs a name like"),
         ({"metadata": {"run": {"a": object()}}}, "JSON"),
-        ({"query_groups": [1, 2]}, "2 labels for 7 test samples"),
+        ({"query_groups": [1, 2]}, r"query_groups have shape \(2,\); expected \(7,\)"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_store_is_made(tmp_path, wrong, message):

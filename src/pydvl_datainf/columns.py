@@ -69,11 +69,9 @@ def group_codes(labels: Sequence[Any], m: int) -> tuple[tuple[int, ...], list[An
         For each test sample the number of its group, and the labels in order of first appearance.
 
     Raises:
-        BatchError: if there are more or fewer labels than test samples.
+        BatchError: if they are not all integers or all strings, or not one for each test sample.
     """
-    listed: list[Hashable] = np.asarray(labels).tolist()
-    if len(listed) != m:
-        raise BatchError(f"query_groups has {len(listed)} labels for {m} test samples.")
+    listed: list[Hashable] = _column(labels, m, "labels in query_groups").tolist()
     numbers = {label: number for number, label in enumerate(dict.fromkeys(listed))}
     return tuple(numbers[label] for label in listed), list(numbers)
 
@@ -107,23 +105,34 @@ def digest(columns: Mapping[str, Array]) -> str:
 
 
 def _column(values: Any, length: int, what: str) -> Array:
-    listed = values if isinstance(values, list | tuple) else ()
-    if listed and all(isinstance(v, int | np.integer) and type(v) is not bool for v in listed):
-        array = _whole_numbers(listed, what)
-    elif any(isinstance(value, str) for value in listed):
-        # An array of text would give each the room of the longest, and cut NUL off their ends.
-        array = np.fromiter(listed, dtype=object, count=len(listed))
-    else:
-        array = np.asarray(values)
-    if array.dtype.kind in "UO":
-        array = np.array([_text(value, what) for value in array.tolist()], dtype=object)
-    elif array.dtype.kind not in "iufb":
-        raise BatchError(f"The {what} must be numbers, truth values or strings, not {array.dtype}.")
+    array = _array(values, what)
     if array.shape != (length,):
         raise BatchError(
             f"The {what} have shape {array.shape}; expected ({length},), one a sample."
         )
+    if array.dtype.kind in "UO":
+        array = np.array([_text(value, what) for value in array.tolist()], dtype=object)
+    elif array.dtype.kind not in "iufb":
+        raise BatchError(f"The {what} must be numbers, truth values or strings, not {array.dtype}.")
     return array
+
+
+def _array(values: Any, what: str) -> Array:
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        values = values.tolist()
+    listed = values if isinstance(values, list | tuple) else ()
+    if listed and all(isinstance(v, int | np.integer) and type(v) is not bool for v in listed):
+        return _whole_numbers(listed, what)
+    if any(isinstance(value, str) for value in listed):
+        # An array of text would give each the room of the longest, and cut NUL off their ends.
+        return np.fromiter(listed, dtype=object, count=len(listed))
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, or of a kind of torch's alone
+        raise BatchError(
+            f"The {what} must be one number, truth value or string for each sample, in a list or "
+            f"an array of NumPy: {error}"
+        ) from error
 
 
 def _whole_numbers(values: Sequence[int], what: str) -> Array:
