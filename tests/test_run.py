@@ -621,6 +621,48 @@ def test_a_finished_run_is_not_computed_again(tmp_path, monkeypatch):
     assert (tmp_path / "run.zarr" / "scores" / "c" / "0" / "0").stat().st_mtime_ns == scores
 
 
+READS = {
+    "ids": lambda opened: opened.train_ids,
+    "damping": lambda opened: opened.damping,
+    "columns": lambda opened: opened.metadata("train"),
+    "mean": lambda opened: opened.mean_influence(),
+    "self": lambda opened: opened.self_influence(),
+    "top": lambda opened: opened.top(2),
+    "scores": lambda opened: opened.scores,
+    "progress": lambda opened: opened.progress(),
+    "check": lambda opened: opened.check(),
+    "comparison": lambda opened: opened.approximation_error,
+    "xarray": lambda opened: opened.to_xarray(),
+    "query": lambda opened: opened.query(build(), query_loader(), "nowhere.zarr", progress=False),
+}
+
+
+@pytest.fixture(scope="module")
+def replaced(tmp_path_factory):
+    """A run that was read from, and by now is another one, of more samples."""
+    place = tmp_path_factory.mktemp("replaced") / "run.zarr"
+    settings = {"rows": "zarr", "self_influence": True, "exact_sample": 10, "overwrite": True}
+    opened = run(place, metadata={"train": {"x": np.arange(N)}}, **settings)
+    for name in READS.keys() - {"query"}:
+        READS[name](opened)
+    run(place, train=loader(40, 8, 5), metadata={"train": {"x": np.arange(40)}}, **settings)
+    return opened
+
+
+@pytest.mark.parametrize("name", READS)
+def test_an_open_run_does_not_read_the_one_that_replaced_it(replaced, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=r"was replaced, or deleted.*InfluenceRun\.open"):
+        READS[name](replaced)
+
+
+def test_an_open_run_reads_the_same_run_made_again(tmp_path):
+    opened = run(tmp_path / "run.zarr")
+    before = opened.mean_influence()
+    run(tmp_path / "run.zarr", overwrite=True)
+    np.testing.assert_array_equal(opened.mean_influence(), before)
+
+
 def test_another_plan_is_another_run(tmp_path):
     run(tmp_path / "run.zarr")
     with pytest.raises(StoreExistsError, match="train_tile"):

@@ -65,6 +65,7 @@ class Store:
         self.read_only = read_only
         self.writer = writer
         self.layouts: Mapping[str, Layout] = {}  # as far as known, arrays must look like these
+        self.checksum: str | None = None  # of the run that is read, where one is
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._counts: dict[str, int] = {}
 
@@ -171,7 +172,7 @@ class Store:
             attributes: what JSON can hold; `writer` among them says who may write here.
         """
         self._arrays.clear()
-        self.writer = attributes.get("writer")
+        self.writer, self.checksum = attributes.get("writer"), attributes.get("checksum")
         marks = {"format": FORMAT, "format_version": FORMAT_VERSION}
         with os_errors_named(self):
             if self.path is not None:
@@ -464,8 +465,27 @@ class Store:
             The values.
 
         Raises:
-            StoreError: if a chunk is missing or damaged; names it.
+            StoreError: if a chunk is missing or damaged; names it. Or if there is another run now.
         """
+        try:
+            return self._read(name, where)
+        finally:  # afterwards, since a run can be replaced while it is read
+            self.check_same_run()
+
+    def check_same_run(self) -> None:
+        """Refuses to go on where the run that was opened is no longer.
+
+        Raises:
+            StoreError: if another one has taken its place, or it is gone.
+        """
+        # Searched, as when writing.
+        if self.checksum is not None and self.checksum.encode() not in self._metadata():
+            raise StoreError(
+                f"The run in {self} was replaced, or deleted, after it was opened. Open the one "
+                "that is there now, with InfluenceRun.open."
+            )
+
+    def _read(self, name: str, where: Any) -> Array:
         array, touched = self.array(name), self._touched(name, where)
         self._check_count(name, touched)
         try:
@@ -563,6 +583,7 @@ class Store:
         for name in names:
             first, count = self.lacking(name)
             keys, total = keys + _keys_of(name, first), total + count
+        self.check_same_run()
         if total:
             raise self._damaged(keys, total)
 
