@@ -83,6 +83,24 @@ def test_whole_numbers_that_64_bits_do_not_hold_are_refused(values):
         columns_of({"train": values}, None, LENGTHS)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [2**53 + 1, 0.5, 1],
+        [0.5, np.int64(2**53 + 1), 1],
+        [2**63 + 1, -1, True],
+        [np.float16(0.5), np.int8(3), 2**53 + 1],
+    ],
+)
+def test_whole_numbers_that_would_become_others_beside_floating_ones_are_refused(values):
+    with pytest.raises(BatchError, match=r"column 'x' of the train data hold .* beside floating"):
+        column(values)
+
+
+def test_whole_numbers_that_floating_ones_hold_may_stand_beside_them():
+    assert column([2**53, 0.5, -(2**60)]).tolist() == [2.0**53, 0.5, -(2.0**60)]
+
+
 # Groups of queries
 
 

@@ -127,12 +127,19 @@ def _array(values: Any, what: str) -> Array:
         # An array of text would give each the room of the longest, and cut NUL off their ends.
         return np.fromiter(listed, dtype=object, count=len(listed))
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged, or of a kind of torch's alone
         raise BatchError(
             f"The {what} must be one number, truth value or string for each sample, in a list or "
             f"an array of NumPy: {error}"
         ) from error
+    for value, kept in zip(listed, array.tolist(), strict=False):
+        if isinstance(value, int | np.integer) and isinstance(kept, float) and kept != int(value):
+            raise BatchError(
+                f"The {what} hold {value} beside floating numbers, which cannot hold it. Give "
+                "whole numbers alone, or floating ones alone."
+            )
+    return array
 
 
 def _whole_numbers(values: Sequence[int], what: str) -> Array:
