@@ -170,7 +170,12 @@ class Store:
 
         Args:
             attributes: what JSON can hold; `writer` among them says who may write here.
+
+        Raises:
+            StoreError: if the store is read-only, or the file system refuses.
         """
+        if isinstance(self.location, ZarrStore) and self.location.read_only:
+            raise StoreError(f"{self} is read-only.")  # before anything is deleted
         self._arrays.clear()
         self.writer, self.checksum = attributes.get("writer"), attributes.get("checksum")
         marks = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -623,6 +628,8 @@ def as_location(location: Any) -> Any:
             "A zip file cannot hold a run: a killed run would leave it unreadable. Use a folder, "
             "and pack it when the run is complete."
         )
+    if isinstance(location, LocalStore) and not location.root.is_absolute():
+        return LocalStore(location.root.absolute(), read_only=location.read_only)
     if isinstance(location, ZarrStore):
         return location
     # Zarr opens file:// through fsspec, which does not write files at once.
