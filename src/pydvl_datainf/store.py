@@ -619,7 +619,7 @@ def as_location(location: Any) -> Any:
         A string or a Zarr store.
 
     Raises:
-        StoreError: if it is a zip file, in which nothing can be replaced.
+        StoreError: if it is a zip file, in which nothing can be replaced, or no path can be so.
     """
     if isinstance(location, Store):
         return location.location
@@ -637,8 +637,20 @@ def as_location(location: Any) -> Any:
     # Absolute: workers have other working directories.
     if "://" in text:
         return text
-    path = Path(text).expanduser().absolute()
+    path = _path(text)
     return LocalStore(path) if "::" in text else str(path)  # Zarr takes text with :: for a URL
+
+
+def _path(text: str) -> Path:
+    try:
+        path = Path(text).expanduser().absolute()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # looked at when it is opened or made
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, no such home
+        why = getattr(error, "strerror", None) or error
+        raise StoreError(f"{text[:100]!r} cannot be the path of a store: {why}.") from error
+    return path
 
 
 def is_shared(store: Store) -> bool:
