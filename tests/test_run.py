@@ -612,6 +612,20 @@ def test_zip_files_are_refused(tmp_path):
         run(tmp_path / "run.zip")
 
 
+@pytest.mark.parametrize("place", ["a" * 5000, "b" * 300, "a\0b", "\ud800", "~nobody-here/a"])
+def test_what_can_be_no_path_is_refused(place):
+    with pytest.raises(StoreError, match=r"cannot be the path of a store: .+\."):
+        InfluenceRun(place)
+    with pytest.raises(StoreError, match=r"cannot be the path of a store: .+\."):
+        run(place)
+
+
+def test_ids_of_another_type_are_the_same_run(tmp_path):
+    first = run(tmp_path / "run.zarr", ids={"train": list(range(N))})
+    again = run(tmp_path / "run.zarr", ids={"train": np.arange(N, dtype=np.uint8)})
+    assert again.attrs == first.attrs
+
+
 def test_a_finished_run_is_not_computed_again(tmp_path, monkeypatch):
     first = run(tmp_path / "run.zarr")
     scores = (tmp_path / "run.zarr" / "scores" / "c" / "0" / "0").stat().st_mtime_ns

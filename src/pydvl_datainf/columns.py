@@ -35,9 +35,12 @@ def columns_of(
         BatchError: if a side, a length or a type does not fit, or ids are not unique.
     """
     for given, what, known in ((ids, "ids", SIDES), (metadata, "metadata", (*SIDES, "run"))):
+        if given is not None and not isinstance(given, Mapping):
+            raise BatchError(f"{what} must be a mapping with {list(known)}, not {given!r:.100}.")
         unknown = set(given or {}) - set(known)
         if unknown:
-            raise BatchError(f"{what} has the keys {sorted(unknown)}; it takes {list(known)}.")
+            keys = sorted(unknown, key=repr)
+            raise BatchError(f"{what} has the keys {keys}; it takes {list(known)}.")
     columns = {}
     for side in SIDES:
         default = default_test if side == "test" and default_test is not None else None
@@ -48,7 +51,7 @@ def columns_of(
             or len(set(columns[side].tolist())) != lengths[side]
         ):
             raise BatchError(f"The ids of the {side} data must be unique integers or strings.")
-        for name, values in dict((metadata or {}).get(side, {})).items():
+        for name, values in _by_name((metadata or {}).get(side, {}), side).items():
             if not str(name).isidentifier():
                 raise BatchError(
                     f"The column {name!r} of the {side} data needs a name like 'label'."
@@ -100,8 +103,19 @@ def digest(columns: Mapping[str, Array]) -> str:
     """A checksum of columns, with their names."""
     summed = hashlib.blake2b(digest_size=8)
     for name, values in columns.items():
-        summed.update(repr((name, values.dtype.kind, values.tolist())).encode())
+        kind = values.dtype.kind.replace("u", "i")  # the same numbers are the same
+        summed.update(repr((name, kind, values.tolist())).encode())
     return summed.hexdigest()
+
+
+def _by_name(columns: Any, side: str) -> dict[Any, Any]:
+    try:
+        return dict(columns)
+    except (TypeError, ValueError) as error:
+        raise BatchError(
+            f"The metadata of the {side} data must be a mapping of names to columns, or a data "
+            f"frame, not a {type(columns).__name__}. Leave {side!r} out where there is none."
+        ) from error
 
 
 def _column(values: Any, length: int, what: str) -> Array:
@@ -133,7 +147,7 @@ def _array(values: Any, what: str) -> Array:
             f"The {what} must be one number, truth value or string for each sample, in a list or "
             f"an array of NumPy: {error}"
         ) from error
-    for value, kept in zip(listed, array.tolist(), strict=False):
+    for value, kept in zip(listed, array.reshape(-1).tolist(), strict=False):
         if isinstance(value, int | np.integer) and isinstance(kept, float) and kept != int(value):
             raise BatchError(
                 f"The {what} hold {value} beside floating numbers, which cannot hold it. Give "
