@@ -620,6 +620,20 @@ def test_what_can_be_no_path_is_refused(place):
         run(place)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"a": 1}, {"a": True}, "run metadata: a: 1 in the store, True now"),
+        ({"a": [0, {"b": [True]}]}, {"a": [0, {"b": [1]}]}, "run metadata: a: "),
+        ({"a": {"b": False}}, {"a": {"b": 0}}, r"run metadata: a: 1 differ \('b'\)"),
+    ],
+)
+def test_truth_values_are_no_numbers(tmp_path, first, second, message):
+    run(tmp_path / "run.zarr", metadata={"run": first})
+    with pytest.raises(StoreExistsError, match=message):
+        run(tmp_path / "run.zarr", metadata={"run": second})
+
+
 def test_ids_of_another_type_are_the_same_run(tmp_path):
     first = run(tmp_path / "run.zarr", ids={"train": list(range(N))})
     again = run(tmp_path / "run.zarr", ids={"train": np.arange(N, dtype=np.uint8)})

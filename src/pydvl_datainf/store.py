@@ -5,11 +5,12 @@ carries a checksum. What was done is what is there and sound; there is no other 
 """
 
 import json
+import operator
 import os
 import re
 import shutil
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from errno import EDQUOT, ENOSPC
 from functools import cached_property
@@ -691,12 +692,18 @@ def os_errors_named(store: Store) -> Iterator[None]:
         raise StoreError(f"{store} is read-only.") from error
 
 
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(
+    stored: Mapping[str, Any],
+    now: Mapping[str, Any],
+    same: Callable[[Any, Any], bool] = operator.eq,
+) -> list[str]:
     """What differs between the fingerprints of two runs, a line each.
 
     Args:
         stored: of the run in the store.
         now: of the run that is asked for.
+        same: whether two entries are; those of the run's metadata are where JSON has one text for
+            both, since to Python 1 equals True.
 
     Returns:
         Lines for people.
@@ -704,17 +711,21 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in dict.fromkeys((*stored, *now)):
         a, b = stored.get(key), now.get(key)
-        if a == b:
-            continue
         if isinstance(a, dict) and isinstance(b, dict) and key == "run metadata":
-            lines += [f"{key}: {line}" for line in differences(a, b)]
+            lines += [f"{key}: {line}" for line in differences(a, b, _same_text)]
+        elif same(a, b):
+            continue
         elif isinstance(a, dict) and isinstance(b, dict):
-            names = [name for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)]
+            names = [k for k in dict.fromkeys((*a, *b)) if not same(a.get(k), b.get(k))]
             some = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
             lines.append(f"{key}: {len(names)} differ ({some})")
         else:
             lines.append(f"{key}: {a!r} in the store, {b!r} now")
     return lines
+
+
+def _same_text(a: Any, b: Any) -> bool:
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
 def listed(lines: Sequence[str]) -> str:
