@@ -136,6 +136,17 @@ def test_what_changes_rounding_alone_does_not_stop_a_run_from_going_on(folder):
     assert "--overwrite" in message
 
 
+def test_self_influences_are_added_to_a_finished_run(folder):
+    done("run", folder / "job.yaml", "--no-progress")
+    before = InfluenceRun(folder / "out.zarr")
+    assert not before.has_self_influence
+    changed(folder, self_influence=True)
+    done("run", folder / "job.yaml", "--no-progress")
+    after = InfluenceRun(folder / "out.zarr")
+    assert after.has_self_influence
+    assert after.attrs["created"] == before.attrs["created"]
+
+
 def test_ctrl_c_before_the_run(folder, monkeypatch):
     def stopping(*arguments):
         raise KeyboardInterrupt

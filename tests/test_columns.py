@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pydvl_datainf import BatchError
-from pydvl_datainf.columns import columns_of, json_of
+from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
 
 LENGTHS = {"test": 0, "train": 3}
 
@@ -98,3 +99,98 @@ def test_whole_numbers_that_64_bits_do_not_hold_are_refused(values):
         column(values)
     with pytest.raises(BatchError, match="ids of the train data hold whole numbers"):
         columns_of({"train": values}, None, LENGTHS)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [2**53 + 1, 0.5, 1],
+        [0.5, np.int64(2**53 + 1), 1],
+        [2**63 + 1, -1, True],
+        [np.float16(0.5), np.int8(3), 2**53 + 1],
+    ],
+)
+def test_whole_numbers_that_would_become_others_beside_floating_ones_are_refused(values):
+    with pytest.raises(BatchError, match=r"column 'x' of the train data hold .* beside floating"):
+        column(values)
+
+
+def test_whole_numbers_that_floating_ones_hold_may_stand_beside_them():
+    assert column([2**53, 0.5, -(2**60)]).tolist() == [2.0**53, 0.5, -(2.0**60)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.ones(3, requires_grad=True),
+        [[1], [1, 2], [3]],
+    ],
+    ids=["bfloat16", "with gradient", "ragged"],
+)
+def test_what_is_no_array_is_refused(values):
+    with pytest.raises(BatchError, match="column 'x' of the train data must be one number"):
+        column(values)
+    with pytest.raises(BatchError, match="ids of the train data must be one number"):
+        columns_of({"train": values}, None, LENGTHS)
+
+
+@pytest.mark.parametrize("given", [None, [1, 2], 5, "label"])
+def test_metadata_of_a_side_that_are_no_columns_are_refused(given):
+    with pytest.raises(BatchError, match="metadata of the train data must be a mapping of names"):
+        columns_of(None, {"train": given}, LENGTHS)
+
+
+@pytest.mark.parametrize("given", [["train"], 5, "train"])
+def test_what_has_no_sides_is_refused(given):
+    with pytest.raises(BatchError, match="ids must be a mapping with"):
+        columns_of(given, None, LENGTHS)
+    with pytest.raises(BatchError, match="metadata must be a mapping with"):
+        columns_of(None, given, LENGTHS)
+
+
+@pytest.mark.parametrize("ids", [None, "abc", 5])
+def test_one_id_for_all_is_refused(ids):
+    with pytest.raises(BatchError, match=r"have shape \(\); expected \(3,\)"):
+        columns_of({"train": ids}, None, LENGTHS)
+
+
+def test_sides_that_there_are_not_are_named_in_any_order():
+    with pytest.raises(BatchError, match=r"has the keys \['x', 1\]"):
+        columns_of({1: [1], "x": [1]}, None, LENGTHS)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64"])
+def test_the_same_whole_numbers_have_one_checksum(dtype):
+    listed, array = column([1, 2, 3]), column(np.array([1, 2, 3], dtype=dtype))
+    assert digest({"x": listed}) == digest({"x": array})
+    assert digest({"x": listed}) != digest({"x": column([1.0, 2.0, 3.0])})
+    assert digest({"x": column([1, 0, 1])}) != digest({"x": column([True, False, True])})
+
+
+# Groups of queries
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["a", "a\0", "a", "b"], [2**63, 1, 2**63, 2**53 + 1], np.array([7, 5, 7, 3], dtype=object)],
+)
+def test_groups_are_those_of_equal_labels(labels):
+    codes, names = group_codes(labels, 4)
+    assert codes == (0, 1, 0, 2)
+    assert names == [labels[0], labels[1], labels[3]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, "1", 1, 1], "query_groups must be all strings or all numbers; found 1"),
+        ([[1, 2]] * 4, r"query_groups have shape \(4, 2\); expected \(4,\)"),
+        ([[1], [1, 2], [1], [1]], "query_groups must be one number, truth value or string for"),
+        ("abcd", r"query_groups have shape \(\); expected \(4,\)"),
+        (["a", "b", "a"], r"query_groups have shape \(3,\); expected \(4,\)"),
+    ],
+)
+def test_labels_of_groups_that_cannot_be_told_apart_are_refused(labels, message):
+    with pytest.raises(BatchError, match=message):
+        group_codes(labels, 4)

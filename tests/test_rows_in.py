@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from zarr.storage import FsspecStore, LocalStore
 
 from pydvl_datainf import StoreError, StoreExistsError
 from pydvl_datainf.cli import main
@@ -314,3 +315,44 @@ def test_a_query_that_names_its_own_store_is_refused(led_to, tmp_path):
     with pytest.raises(StoreError, match="is itself a query, and keeps no training rows"):
         query(found, tmp_path / "second.zarr")
     assert not found.has_self_influence
+
+
+def test_a_run_that_has_no_name_is_not_queried(made, tmp_path):
+    parent = InfluenceRun(FsspecStore.from_url(f"file://{made / 'here/run.zarr'}", read_only=True))
+    with pytest.raises(StoreError, match=r"opened as a FsspecStore.*Open it by its path or URL"):
+        query(parent, tmp_path / "q.zarr")
+    assert not (tmp_path / "q.zarr").exists()
+
+
+def test_a_query_finds_its_rows_from_any_working_directory(made, tmp_path, monkeypatch, own):
+    shutil.copytree(made / "here/run.zarr", tmp_path / "run.zarr")
+    monkeypatch.chdir(tmp_path)
+    queried = query(InfluenceRun(LocalStore("run.zarr")), tmp_path / "query.zarr")
+    monkeypatch.chdir(made)
+    np.testing.assert_array_equal(queried.self_influence(), own)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_store_that_only_reads_is_not_replaced(made, tmp_path, monkeypatch, own, absolute):
+    place = shutil.copytree(made / "here/run.zarr", tmp_path / "run.zarr")
+    monkeypatch.chdir(tmp_path)
+    store = LocalStore(place if absolute else "run.zarr", read_only=True)
+    with pytest.raises(StoreError, match="is read-only"):
+        run(store, rows="zarr", overwrite=True)
+    np.testing.assert_array_equal(InfluenceRun(place).self_influence(), own)
+
+
+def test_a_complete_query_that_is_done_again_writes_nothing(made, own):
+    place = made / "here/query.zarr"
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    again = query(InfluenceRun(made / "here/run.zarr"), place)
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    np.testing.assert_array_equal(again.self_influence(), own)
+
+
+@pytest.mark.parametrize("lost", ["damping/c/0", "squared_norms/c/1/0"])
+def test_what_a_query_lacks_of_damping_and_norms_is_copied_again(made, tmp_path, lost):
+    place = shutil.copytree(made / "here/query.zarr", tmp_path / "query.zarr")
+    (place / lost).write_bytes(b"damaged")
+    query(InfluenceRun(made / "here/run.zarr"), place).check()
+    assert (place / lost).read_bytes() == (made / "here/query.zarr" / lost).read_bytes()

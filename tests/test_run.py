@@ -612,6 +612,34 @@ def test_zip_files_are_refused(tmp_path):
         run(tmp_path / "run.zip")
 
 
+@pytest.mark.parametrize("place", ["a" * 5000, "b" * 300, "a\0b", "\ud800", "~nobody-here/a"])
+def test_what_can_be_no_path_is_refused(place):
+    with pytest.raises(StoreError, match=r"cannot be the path of a store: .+\."):
+        InfluenceRun(place)
+    with pytest.raises(StoreError, match=r"cannot be the path of a store: .+\."):
+        run(place)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"a": 1}, {"a": True}, "run metadata: a: 1 in the store, True now"),
+        ({"a": [0, {"b": [True]}]}, {"a": [0, {"b": [1]}]}, "run metadata: a: "),
+        ({"a": {"b": False}}, {"a": {"b": 0}}, r"run metadata: a: 1 differ \('b'\)"),
+    ],
+)
+def test_truth_values_are_no_numbers(tmp_path, first, second, message):
+    run(tmp_path / "run.zarr", metadata={"run": first})
+    with pytest.raises(StoreExistsError, match=message):
+        run(tmp_path / "run.zarr", metadata={"run": second})
+
+
+def test_ids_of_another_type_are_the_same_run(tmp_path):
+    first = run(tmp_path / "run.zarr", ids={"train": list(range(N))})
+    again = run(tmp_path / "run.zarr", ids={"train": np.arange(N, dtype=np.uint8)})
+    assert again.attrs == first.attrs
+
+
 def test_a_finished_run_is_not_computed_again(tmp_path, monkeypatch):
     first = run(tmp_path / "run.zarr")
     scores = (tmp_path / "run.zarr" / "scores" / "c" / "0" / "0").stat().st_mtime_ns
@@ -619,6 +647,48 @@ def test_a_finished_run_is_not_computed_again(tmp_path, monkeypatch):
     again = run(tmp_path / "run.zarr")
     assert again.attrs == first.attrs
     assert (tmp_path / "run.zarr" / "scores" / "c" / "0" / "0").stat().st_mtime_ns == scores
+
+
+READS = {
+    "ids": lambda opened: opened.train_ids,
+    "damping": lambda opened: opened.damping,
+    "columns": lambda opened: opened.metadata("train"),
+    "mean": lambda opened: opened.mean_influence(),
+    "self": lambda opened: opened.self_influence(),
+    "top": lambda opened: opened.top(2),
+    "scores": lambda opened: opened.scores,
+    "progress": lambda opened: opened.progress(),
+    "check": lambda opened: opened.check(),
+    "comparison": lambda opened: opened.approximation_error,
+    "xarray": lambda opened: opened.to_xarray(),
+    "query": lambda opened: opened.query(build(), query_loader(), "nowhere.zarr", progress=False),
+}
+
+
+@pytest.fixture(scope="module")
+def replaced(tmp_path_factory):
+    """A run that was read from, and by now is another one, of more samples."""
+    place = tmp_path_factory.mktemp("replaced") / "run.zarr"
+    settings = {"rows": "zarr", "self_influence": True, "exact_sample": 10, "overwrite": True}
+    opened = run(place, metadata={"train": {"x": np.arange(N)}}, **settings)
+    for name in READS.keys() - {"query"}:
+        READS[name](opened)
+    run(place, train=loader(40, 8, 5), metadata={"train": {"x": np.arange(40)}}, **settings)
+    return opened
+
+
+@pytest.mark.parametrize("name", READS)
+def test_an_open_run_does_not_read_the_one_that_replaced_it(replaced, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=r"was replaced, or deleted.*InfluenceRun\.open"):
+        READS[name](replaced)
+
+
+def test_an_open_run_reads_the_same_run_made_again(tmp_path):
+    opened = run(tmp_path / "run.zarr")
+    before = opened.mean_influence()
+    run(tmp_path / "run.zarr", overwrite=True)
+    np.testing.assert_array_equal(opened.mean_influence(), before)
 
 
 def test_another_plan_is_another_run(tmp_path):
@@ -645,7 +715,7 @@ def test_another_plan_is_another_run(tmp_path):
         ({"metadata": {"test": {"label": [object()] * M}}}, "all strings or all numbers"),
         ({"metadata": {"test": {"two words": [1] * M}}}, "needs a name like"),
         ({"metadata": {"run": {"a": object()}}}, "JSON"),
-        ({"query_groups": [1, 2]}, "2 labels for 7 test samples"),
+        ({"query_groups": [1, 2]}, r"query_groups have shape \(2,\); expected \(7,\)"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_store_is_made(tmp_path, wrong, message):

@@ -39,9 +39,12 @@ def columns_of(
         BatchError: if a side, a length or a type does not fit, or ids are not unique.
     """
     for given, what, known in ((ids, "ids", SIDES), (metadata, "metadata", (*SIDES, "run"))):
+        if given is not None and not isinstance(given, Mapping):
+            raise BatchError(f"{what} must be a mapping with {list(known)}, not {given!r:.100}.")
         unknown = set(given or {}) - set(known)
         if unknown:
-            raise BatchError(f"{what} has the keys {sorted(unknown)}; it takes {list(known)}.")
+            keys = sorted(unknown, key=repr)
+            raise BatchError(f"{what} has the keys {keys}; it takes {list(known)}.")
     columns = {}
     for side in SIDES:
         default = default_test if side == "test" and default_test is not None else None
@@ -52,7 +55,7 @@ def columns_of(
             or len(set(columns[side].tolist())) != lengths[side]
         ):
             raise BatchError(f"The ids of the {side} data must be unique integers or strings.")
-        for name, values in dict((metadata or {}).get(side, {})).items():
+        for name, values in _by_name((metadata or {}).get(side, {}), side).items():
             if not str(name).isidentifier():
                 raise BatchError(
                     f"The column {name!r} of the {side} data needs a name like 'label'."
@@ -73,11 +76,9 @@ def group_codes(labels: Sequence[Any], m: int) -> tuple[tuple[int, ...], list[An
         For each test sample the number of its group, and the labels in order of first appearance.
 
     Raises:
-        BatchError: if there are more or fewer labels than test samples.
+        BatchError: if they are not all integers or all strings, or not one for each test sample.
     """
-    listed: list[Hashable] = as_array(labels).tolist()
-    if len(listed) != m:
-        raise BatchError(f"query_groups has {len(listed)} labels for {m} test samples.")
+    listed: list[Hashable] = _column(labels, m, "labels in query_groups").tolist()
     numbers = {label: number for number, label in enumerate(dict.fromkeys(listed))}
     return tuple(numbers[label] for label in listed), list(numbers)
 
@@ -118,19 +119,27 @@ def digest(columns: Mapping[str, Array]) -> str:
     """A checksum of columns, with their names."""
     summed = hashlib.blake2b(digest_size=8)
     for name, values in columns.items():
-        summed.update(repr((name, values.dtype.kind, values.tolist())).encode())
+        kind = values.dtype.kind.replace("u", "i")  # the same numbers are the same
+        summed.update(repr((name, kind, values.tolist())).encode())
     return summed.hexdigest()
 
 
+def _by_name(columns: Any, side: str) -> dict[Any, Any]:
+    try:
+        return dict(columns)
+    except (TypeError, ValueError) as error:
+        raise BatchError(
+            f"The metadata of the {side} data must be a mapping of names to columns, or a data "
+            f"frame, not a {type(columns).__name__}. Leave {side!r} out where there is none."
+        ) from error
+
+
 def _column(values: Any, length: int, what: str) -> Array:
-    listed = values if isinstance(values, list | tuple) else ()
-    if listed and all(isinstance(v, int | np.integer) and type(v) is not bool for v in listed):
-        array = _whole_numbers(listed, what)
-    elif any(isinstance(value, str) for value in listed):
-        # An array of text would give each the room of the longest, and cut NUL off their ends.
-        array = np.fromiter(listed, dtype=object, count=len(listed))
-    else:
-        array = as_array(values)
+    array = _array(values, what)
+    if array.shape != (length,):
+        raise BatchError(
+            f"The {what} have shape {array.shape}; expected ({length},), one a sample."
+        )
     if array.dtype.kind in "UO":
         array = np.array([_text(value, what) for value in array.tolist()], dtype=object)
     elif array.dtype.kind not in "iufb" or array.dtype.itemsize > 8:
@@ -138,10 +147,31 @@ def _column(values: Any, length: int, what: str) -> Array:
             f"The {what} must be numbers of at most 64 bits, truth values or strings, not "
             f"{array.dtype}."
         )
-    if array.shape != (length,):
+    return array
+
+
+def _array(values: Any, what: str) -> Array:
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        values = values.tolist()
+    listed = values if isinstance(values, list | tuple) else ()
+    if listed and all(isinstance(v, int | np.integer) and type(v) is not bool for v in listed):
+        return _whole_numbers(listed, what)
+    if any(isinstance(value, str) for value in listed):
+        # An array of text would give each the room of the longest, and cut NUL off their ends.
+        return np.fromiter(listed, dtype=object, count=len(listed))
+    try:
+        array = as_array(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, or of a kind of torch's alone
         raise BatchError(
-            f"The {what} have shape {array.shape}; expected ({length},), one a sample."
-        )
+            f"The {what} must be one number, truth value or string for each sample, in a list or "
+            f"an array of NumPy: {error}"
+        ) from error
+    for value, kept in zip(listed, array.reshape(-1).tolist(), strict=False):
+        if isinstance(value, int | np.integer) and isinstance(kept, float) and kept != int(value):
+            raise BatchError(
+                f"The {what} hold {value} beside floating numbers, which cannot hold it. Give "
+                "whole numbers alone, or floating ones alone."
+            )
     return array
 
 

@@ -137,7 +137,7 @@ def _is_begun(
     stored: Mapping[str, Any] | None, fingerprint: Mapping[str, Any], cut: Callable[..., Plan]
 ) -> bool:
     """Whether a call that replaces runs finds its own there, stopped, by the same versions."""
-    if stored is None or stored["fingerprint"] != fingerprint:
+    if stored is None or differences(stored["fingerprint"], fingerprint):
         return False
     try:
         cut_alike: bool = stored["plan"] == cut(stored).as_attributes()

@@ -111,7 +111,7 @@ def column_type(dtype: Any) -> str:
 
 
 def opened(store: Store) -> dict[str, Any]:
-    """Reads the attributes of a run, and has its arrays checked against them from then on.
+    """Reads the attributes of a run, and has what is read checked against them from then on.
 
     Args:
         store: of the run.
@@ -129,7 +129,7 @@ def opened(store: Store) -> dict[str, Any]:
             f"The attributes of {store} are damaged, or not those of a run: {wrong}. Put back a "
             "copy of its zarr.json, or make the run anew with overwrite=True."
         )
-    store.layouts = arrays_said(attributes)
+    store.layouts, store.checksum = arrays_said(attributes), attributes["checksum"]
     return attributes
 
 

@@ -31,6 +31,8 @@ from pydvl_datainf.work import all_self_influences
 class InfluenceRun:
     """A run in its store. Reading needs neither the model nor the data.
 
+    A run that is replaced while it is open is refused from then on.
+
     Args:
         store: path, URL or Zarr store of the run.
         allow_other_places: whether the training rows of a further query may be anywhere, over the
@@ -106,6 +108,7 @@ class InfluenceRun:
 
     def progress(self) -> tuple[int, int]:
         """How many chunks of results are there, and how many there will be."""
+        self._store.check_same_run()
         name = "scores" if self.attrs["fingerprint"]["top_k"] is None else "top"
         names = [name for name in ("factors", name) if name in self._store]
         there = sum(len(self._store.present(name)) for name in names)
@@ -136,6 +139,7 @@ class InfluenceRun:
 
         Positive = helpful. What is not computed yet is NaN.
         """
+        self._store.check_same_run()
         return self._store.array("scores") if self.attrs["fingerprint"]["top_k"] is None else None
 
     def top(
@@ -243,7 +247,8 @@ class InfluenceRun:
     @property
     def approximation_error(self) -> ApproximationError | None:
         """How far the inverse is from the exact one; None where the run did not compare them."""
-        run = InfluenceRun(self._store.location)  # a later call may have replaced it
+        run = InfluenceRun(self._store.location)  # a later call may have compared anew
+        self._store.check_same_run()
         store = run._store
         if APPROXIMATION not in run._names() or not store.present(APPROXIMATION):
             return None
@@ -335,6 +340,7 @@ class InfluenceRun:
             metadata=None if metadata is None else {"test": metadata},
             overwrite=overwrite,
         )
+        self._store.check_same_run()
         parent = Parent(self._store, self._allow_other_places)
         executor = executor_for(client, n_jobs, progress)
         try:
@@ -347,6 +353,7 @@ class InfluenceRun:
 
     def _names(self) -> list[str]:
         """The arrays that this run must have, or has by now, all of them laid out as it says."""
+        self._store.check_same_run()
         extras = [n for n in EXTRAS if n in self._store or n in self.attrs["extras"]]
         names = [n for n in self._store.layouts if n not in EXTRAS] + extras
         if not self.is_complete:
@@ -356,6 +363,7 @@ class InfluenceRun:
         return names
 
     def _check_complete(self) -> None:
+        self._store.check_same_run()
         if not self.is_complete:
             there, all_chunks = self.progress()
             raise StoreError(

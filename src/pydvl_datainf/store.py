@@ -5,11 +5,12 @@ carries a checksum. What was done is what is there and sound; there is no other 
 """
 
 import json
+import operator
 import os
 import re
 import shutil
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from errno import EDQUOT, ENOSPC
 from functools import cached_property
@@ -65,6 +66,7 @@ class Store:
         self.read_only = read_only
         self.writer = writer
         self.layouts: Mapping[str, Layout] = {}  # as far as known, arrays must look like these
+        self.checksum: str | None = None  # of the run that is read, where one is
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._counts: dict[str, int] = {}
 
@@ -176,9 +178,14 @@ class Store:
 
         Args:
             attributes: what JSON can hold; `writer` among them says who may write here.
+
+        Raises:
+            StoreError: if the store is read-only, or the file system refuses.
         """
+        if isinstance(self.location, ZarrStore) and self.location.read_only:
+            raise StoreError(f"{self} is read-only.")  # before anything is deleted
         self._arrays.clear()
-        self.writer = attributes.get("writer")
+        self.writer, self.checksum = attributes.get("writer"), attributes.get("checksum")
         marks = {"format": FORMAT, "format_version": FORMAT_VERSION}
         with os_errors_named(self):
             if self.path is not None:
@@ -481,8 +488,27 @@ class Store:
             The values.
 
         Raises:
-            StoreError: if a chunk is missing or damaged; names it.
+            StoreError: if a chunk is missing or damaged; names it. Or if there is another run now.
         """
+        try:
+            return self._read(name, where)
+        finally:  # afterwards, since a run can be replaced while it is read
+            self.check_same_run()
+
+    def check_same_run(self) -> None:
+        """Refuses to go on where the run that was opened is no longer.
+
+        Raises:
+            StoreError: if another one has taken its place, or it is gone.
+        """
+        # Searched, as when writing.
+        if self.checksum is not None and self.checksum.encode() not in self._metadata():
+            raise StoreError(
+                f"The run in {self} was replaced, or deleted, after it was opened. Open the one "
+                "that is there now, with InfluenceRun.open."
+            )
+
+    def _read(self, name: str, where: Any) -> Array:
         array, touched = self.array(name), self._touched(name, where)
         self._check_count(name, touched)
         try:
@@ -580,6 +606,7 @@ class Store:
         for name in names:
             first, count = self.lacking(name)
             keys, total = keys + _keys_of(name, first), total + count
+        self.check_same_run()
         if total:
             raise self._damaged(keys, total)
 
@@ -621,7 +648,7 @@ def as_location(location: Any) -> Any:
         A string or a Zarr store.
 
     Raises:
-        StoreError: if it is a zip file, in which nothing can be replaced.
+        StoreError: if it is a zip file, in which nothing can be replaced, or no path can be so.
     """
     if isinstance(location, Store):
         return location.location
@@ -630,6 +657,8 @@ def as_location(location: Any) -> Any:
             "A zip file cannot hold a run: a killed run would leave it unreadable. Use a folder, "
             "and pack it when the run is complete."
         )
+    if isinstance(location, LocalStore) and not location.root.is_absolute():
+        return LocalStore(location.root.absolute(), read_only=location.read_only)
     if isinstance(location, ZarrStore):
         return location
     # Zarr opens file:// through fsspec, which does not write files at once.
@@ -637,8 +666,20 @@ def as_location(location: Any) -> Any:
     # Absolute: workers have other working directories.
     if "://" in text:
         return text
-    path = Path(text).expanduser().absolute()
+    path = _path(text)
     return LocalStore(path) if "::" in text else str(path)  # Zarr takes text with :: for a URL
+
+
+def _path(text: str) -> Path:
+    try:
+        path = Path(text).expanduser().absolute()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # looked at when it is opened or made
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, no such home
+        why = getattr(error, "strerror", None) or error
+        raise StoreError(f"{text[:100]!r} cannot be the path of a store: {why}.") from error
+    return path
 
 
 def is_shared(store: Store) -> bool:
@@ -679,12 +720,18 @@ def os_errors_named(store: Store) -> Iterator[None]:
         raise StoreError(f"{store} is read-only.") from error
 
 
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(
+    stored: Mapping[str, Any],
+    now: Mapping[str, Any],
+    same: Callable[[Any, Any], bool] = operator.eq,
+) -> list[str]:
     """What differs between the fingerprints of two runs, a line each.
 
     Args:
         stored: of the run in the store.
         now: of the run that is asked for.
+        same: whether two entries are; those of the run's metadata are where JSON has one text for
+            both, since to Python 1 equals True.
 
     Returns:
         Lines for people.
@@ -692,17 +739,21 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in dict.fromkeys((*stored, *now)):
         a, b = stored.get(key), now.get(key)
-        if a == b:
-            continue
         if isinstance(a, dict) and isinstance(b, dict) and key == "run metadata":
-            lines += [f"{key}: {line}" for line in differences(a, b)]
+            lines += [f"{key}: {line}" for line in differences(a, b, _same_text)]
+        elif same(a, b):
+            continue
         elif isinstance(a, dict) and isinstance(b, dict):
-            names = [name for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)]
+            names = [k for k in dict.fromkeys((*a, *b)) if not same(a.get(k), b.get(k))]
             some = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
             lines.append(f"{key}: {len(names)} differ ({some})")
         else:
             lines.append(f"{key}: {a!r} in the store, {b!r} now")
     return lines
+
+
+def _same_text(a: Any, b: Any) -> bool:
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
 def listed(lines: Sequence[str]) -> str:

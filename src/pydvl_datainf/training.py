@@ -60,8 +60,8 @@ class Parent:
         allow_other_places: whether its own rows may be anywhere, if it was a query itself.
 
     Raises:
-        StoreError: if it is not complete, damaged, keeps no rows, is in memory, or used rows of a
-            run that has been replaced.
+        StoreError: if it is not complete, damaged, keeps no rows, is in memory or has no path or
+            URL, or used rows of a run that has been replaced.
     """
 
     store: Store
@@ -100,7 +100,14 @@ class Parent:
     @property
     def rows_in(self) -> str:
         """Where the rows are: a run that was itself a query has none of its own."""
-        return str(rows_store(self.attributes, self.store, self.allow_other_places) or self.store)
+        store = rows_store(self.attributes, self.store, self.allow_other_places) or self.store
+        if store.path is None and not isinstance(store.location, str):
+            raise StoreError(
+                f"The run in {store} was opened as a {type(store.location).__name__}, which a "
+                "query cannot name to find its rows again. Open it by its path or URL, with "
+                "InfluenceRun.open, and query that."
+            )
+        return str(store)
 
     @property
     def rows_of(self) -> Any:

@@ -43,9 +43,19 @@ Amount = Annotated[str, AfterValidator(_amount)]
 Truth = StrictBool
 
 OUTSIDE = frozenset(
-    {"out", "scheduler", "jobs", "device", "max_tokens", "exact_sample", "trust_pickle"}
+    {
+        "out",
+        "scheduler",
+        "jobs",
+        "device",
+        "max_tokens",
+        "exact_sample",
+        "self_influence",
+        "trust_pickle",
+    }
 )
-"""Fields that say where and how a run is done, and change its scores by rounding at most."""
+"""Fields that say where and how a run is done, or what is computed beside its scores: these they
+change by rounding at most."""
 
 COLUMNS = {
     "causal-lm": ("prompt", "answer", "text", "messages"),
