@@ -212,8 +212,12 @@ def test_each_call_that_works_on_a_run_is_a_writer_of_its_own(tmp_path, plain):
 def test_self_influences_are_not_kept_in_a_run_that_has_taken_the_place(tmp_path):
     store = tmp_path / "run.zarr"
     done = run(store, rows="zarr")
-    run(store, rows="zarr", overwrite=True, **OTHER)
+    run(store, rows="zarr", overwrite=True)  # the same, so that it may be read
     done.self_influence()
+    assert not (store / "self_influence").exists()
+    run(store, rows="zarr", overwrite=True, **OTHER)
+    with pytest.raises(StoreError, match="was replaced"):
+        done.self_influence()
     assert not (store / "self_influence").exists()
     InfluenceRun(store).self_influence()  # the control
     assert (store / "self_influence").exists()
