@@ -123,10 +123,9 @@ def test_whole_numbers_that_floating_ones_hold_may_stand_beside_them():
     "values",
     [
         torch.ones(3, dtype=torch.bfloat16),
-        torch.ones(3, requires_grad=True),
         [[1], [1, 2], [3]],
     ],
-    ids=["bfloat16", "with gradient", "ragged"],
+    ids=["bfloat16", "ragged"],
 )
 def test_what_is_no_array_is_refused(values):
     with pytest.raises(BatchError, match="column 'x' of the train data must be one number"):
