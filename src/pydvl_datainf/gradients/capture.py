@@ -56,7 +56,7 @@ _OUTSIDE = "they are used outside their layers"
 _NOT_LEADING = "their layers' inputs and outputs are not tensors that lead with the samples"
 _UNEVEN = "the number of their rows does not follow from that of the samples"
 
-SAMPLES_PER_CHECK = 64
+SAMPLES_PER_CHECK = 128
 """One sample in so many is computed alone too, to find what the graph does not show."""
 
 
@@ -81,9 +81,10 @@ class CaptureEngine:
     the losses of all samples are the same in two smaller batches and in another order, where layers
     have as many rows for each sample. Layers whose inputs were picked by numbers or masks are given
     up in any batch whose rows are not the samples' in turn. What the graph does not show, such as
-    values that mix samples, is searched for by computing a sample drawn at random alone: one in 64,
-    one of the second, fourth, eighth ... batch, and one of the first batch of each length. A fault
-    in a share f of the samples stays unseen in n of them with a chance of about (1 - f)^(n/64).
+    values that mix samples, is searched for by computing a sample drawn at random alone: one in
+    128, one of the second, fourth, eighth ... batch, and one of the first batch of each length. A
+    fault in a share f of the samples stays unseen in n of them with a chance of about
+    (1 - f)^(n/128).
 
     Args:
         model: left exactly as it was: parameters, `.grad`, mode, hooks and the random state.
