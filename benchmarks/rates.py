@@ -27,11 +27,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pydvl_datainf import CausalLM, DataInfInfluence
 from pydvl_datainf.fingerprint import fingerprint
-from pydvl_datainf.half import decoded, encoded
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.sherman_morrison import add_correction
-from pydvl_datainf.samples import ListedSamples, surveyed
-from pydvl_datainf.store import Store
+from pydvl_datainf.results.half_precision import decoded, encoded
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.runner.batched_data import ListedBatches, index_batches
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -245,13 +245,13 @@ def add_inverse(table: Table, batch: int, test: int, repeats: int) -> None:
 
 def add_checks(table: Table, hidden: int, layers: int, tokens: int, repeats: int) -> None:
     model = lora_llama(2 * hidden, layers)
-    data = ListedSamples([text_batch(64, tokens)] * 8)
+    data = ListedBatches([text_batch(64, tokens)] * 8)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     texts = sum(t.numel() * t.element_size() for t in data.read(0).values()) * len(data)
     seconds = medians(
         {
             "checksums of the model": partial(fingerprint, model),
-            "checksums of the data": partial(surveyed, data, 0, len(data)),
+            "checksums of the data": partial(index_batches, data, 0, len(data)),
         },
         repeats,
     )

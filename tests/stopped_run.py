@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from zarr.storage import LocalStore
 
 from pydvl_datainf import DataInfInfluence, run_influences
-from pydvl_datainf.locking import acquire, release, writing_in
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.locking import acquire, release, writing_in
+from pydvl_datainf.results.reader import InfluenceRun
 
 N, M = 23, 11
 TILE = 3, 6  # (test, train): 4 and 4 tiles, the last ones shorter

@@ -12,7 +12,7 @@ from pydvl_datainf.demo import output, packages
 from pydvl_datainf.demo.result import DemoResult
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.errors import DampingError
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 
 
 def invoke(*arguments):

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from transformers import BertConfig
 
 import dense
-from pydvl_datainf import CausalLM, InfluenceRun, ModelError, planning, work
+from pydvl_datainf import CausalLM, InfluenceRun, ModelError
 from pydvl_datainf.cli import main
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
@@ -27,6 +27,7 @@ from pydvl_datainf.huggingface import (
 )
 from pydvl_datainf.jobfile import texts
 from pydvl_datainf.jobfile.schema import Job
+from pydvl_datainf.runner import choices, tasks
 from tuned import sums, tokenizer, write_lines
 
 pytestmark = [
@@ -158,7 +159,7 @@ def test_ctrl_c_before_the_run(folder, monkeypatch):
 def test_a_stopped_run_goes_on(folder, monkeypatch):
     changed(folder, rows="recompute")
     done("run", folder / "job.yaml", "--no-progress", "--out", folder / "whole.zarr")
-    scores, calls = work.write_scores, []
+    scores, calls = tasks.write_scores, []
 
     def stopping(*arguments):
         calls.append(arguments)
@@ -166,7 +167,7 @@ def test_a_stopped_run_goes_on(folder, monkeypatch):
             raise KeyboardInterrupt
         return scores(*arguments)
 
-    monkeypatch.setattr(work, "write_scores", stopping)
+    monkeypatch.setattr(tasks, "write_scores", stopping)
     result = invoke("run", folder / "job.yaml", "--no-progress")
     assert result.exit_code == 130
     assert "the same command goes on; the pass over" in result.output
@@ -191,7 +192,7 @@ def test_a_stop_tells_what_is_computed_again(folder, monkeypatch, rows, told, ag
         raise KeyboardInterrupt
 
     changed(folder, rows=rows)
-    monkeypatch.setattr(work, "write_factors", stopping)
+    monkeypatch.setattr(tasks, "write_factors", stopping)
     result = invoke("run", folder / "job.yaml", "--no-progress")
     assert result.exit_code == 130
     assert told in result.output
@@ -204,14 +205,14 @@ def test_a_stop_before_there_is_a_run_says_so(folder, monkeypatch):
     def stopping(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(work, "describe", stopping)
+    monkeypatch.setattr(tasks, "describe", stopping)
     result = invoke("run", folder / "job.yaml", "--no-progress")
     assert result.exit_code == 130
     assert "before there was anything of the result" in result.output
 
 
 def test_a_dry_run_foretells_that_many_gradients_go_to_the_disk(folder, monkeypatch):
-    monkeypatch.setattr(planning, "MOST_IN_MEMORY", 19)
+    monkeypatch.setattr(choices, "MOST_IN_MEMORY", 19)
     shown = done("run", folder / "job.yaml", "--dry-run", "--no-progress")
     assert "Rows kept on disk, in half precision" in shown
     assert "Disk 18.31 kiB" in shown  # 2·20·256 of rows, 4·20·4 of scores, 8·4·256 of factors
@@ -624,7 +625,7 @@ def test_a_run_that_fails_keeps_what_it_has(folder, monkeypatch):
     def fails(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(work, "write_scores", fails)
+    monkeypatch.setattr(tasks, "write_scores", fails)
     assert "No space left" in failed(1, "run", folder / "job.yaml", "--no-progress")
     monkeypatch.undo()
     assert InfluenceRun(folder / "out.zarr").attrs["gradients"] == 24

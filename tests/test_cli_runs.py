@@ -13,9 +13,10 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from pydvl_datainf import DataInfInfluence, run_influences, work
+from pydvl_datainf import DataInfInfluence, run_influences
 from pydvl_datainf.cli import main
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.runner import tasks
 from pydvl_datainf.tables import info_tables, mean_tables
 
 N, M = 12, 5
@@ -101,7 +102,7 @@ def stop(*arguments):
 def stopped(tmp_path, monkeypatch):
     """A run that was stopped between factors and scores."""
     with monkeypatch.context() as patch:
-        patch.setattr(work, "write_scores", stop)
+        patch.setattr(tasks, "write_scores", stop)
         with pytest.raises(KeyboardInterrupt):
             made(tmp_path / "stopped.zarr")
     return tmp_path / "stopped.zarr"
@@ -184,7 +185,7 @@ def test_info_on_a_stopped_run_names_the_remedy(stopped):
 
 
 def test_info_on_a_run_without_damping_yet(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "write_rows", stop)
+    monkeypatch.setattr(tasks, "write_rows", stop)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "run.zarr")
     assert "smallest to largest not chosen yet" in shown("info", tmp_path / "run.zarr", "--blocks")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pydvl_datainf import BatchError
-from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
+from pydvl_datainf.results.metadata import columns_of, digest, group_codes, json_of
 
 LENGTHS = {"test": 0, "train": 3}
 

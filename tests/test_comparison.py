@@ -8,7 +8,7 @@ import torch
 from scipy.stats import spearmanr
 
 import dense
-from pydvl_datainf.inverse.comparison import compared_with_exact
+from pydvl_datainf.inverse.agreement import compared_with_exact
 from pydvl_datainf.inverse.methods import DATAINF, EXACT, SCALED_HESSIAN_FREE
 
 WIDTHS = {"narrow": 3, "wide": 12, "single": 1}

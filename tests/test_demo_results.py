@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pydvl_datainf import DataInfInfluence, StoreExistsError, run_influences, work
+from pydvl_datainf import DataInfInfluence, StoreExistsError, run_influences
 from pydvl_datainf.demo import output, run
 from pydvl_datainf.demo.errors import OutputError
 from pydvl_datainf.demo.preparation import Prepared
@@ -23,7 +23,8 @@ from pydvl_datainf.demo.scoring import Scores
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tables import tables
 from pydvl_datainf.report import file, is_report, write_report
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.runner import tasks
 
 SCORES = Scores(
     influences=np.array([[1.0, -6.0, 0.0], [3.0, 2.0, 1.0]], dtype=np.float32),
@@ -168,7 +169,7 @@ def stop(*arguments):
 def interrupted(demo, monkeypatch, **wishes):
     """Begins a run that is stopped between factors and scores."""
     with monkeypatch.context() as patch:
-        patch.setattr(work, "write_scores", stop)
+        patch.setattr(tasks, "write_scores", stop)
         with pytest.raises(KeyboardInterrupt):
             demo(**wishes)
 
@@ -303,7 +304,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bits(demo, monkeypatch, overwr
     assert there > 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "write_vectors", stop)  # what is done is not done again
+        patch.setattr(tasks, "write_vectors", stop)  # what is done is not done again
         result = demo(overwrite=overwrite)
     assert "is not complete; what is missing is computed." in demo.lines[0]
     assert_equal(result, expected)

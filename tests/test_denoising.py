@@ -17,7 +17,7 @@ import tiny
 from pydvl_datainf import DataInfInfluence, Denoising, ModelError, ObjectiveError, run_influences
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine, FunctionalEngine
-from pydvl_datainf.inputs import Inputs
+from pydvl_datainf.runner.worker_inputs import Inputs
 
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

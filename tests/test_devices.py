@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from pydvl_datainf import DataInfInfluence, Denoising, cli, inputs
-from pydvl_datainf.columns import group_codes
+from pydvl_datainf import DataInfInfluence, Denoising, cli
 from pydvl_datainf.demo import tuning
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.evaluation import (
@@ -26,14 +25,16 @@ from pydvl_datainf.evaluation import (
     mislabel_auc,
     relative_influence,
 )
+from pydvl_datainf.gradients.sources import _free_memory
 from pydvl_datainf.gradients.supported import _recurrence_without_cudnn
 from pydvl_datainf.gradients.trust import Tolerance
 from pydvl_datainf.huggingface.models import _seeded, loading
 from pydvl_datainf.objectives import OutputLoss
 from pydvl_datainf.plots import influential_images, perturbation_image
 from pydvl_datainf.plots.arrays import checked_floats, checked_labels
-from pydvl_datainf.samples import as_samples
-from pydvl_datainf.sources import _free_memory
+from pydvl_datainf.results.metadata import group_codes
+from pydvl_datainf.runner import worker_inputs
+from pydvl_datainf.runner.batched_data import as_batched
 from pydvl_datainf.valuation import DataInfValuation
 
 FULL = torch.OutOfMemoryError
@@ -268,8 +269,8 @@ def test_the_demo_leaves_the_states_of_other_devices(monkeypatch):
 def test_what_is_sent_goes_to_the_first_card_that_a_process_sees(monkeypatch, available):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     storage = SimpleNamespace(cuda=lambda number: f"on {number}")
-    assert inputs._own_device(storage, "cuda:3") == ("on 0" if available else storage)
-    assert inputs._own_device(storage, "cpu") is storage
+    assert worker_inputs._own_device(storage, "cuda:3") == ("on 0" if available else storage)
+    assert worker_inputs._own_device(storage, "cpu") is storage
 
 
 def test_data_is_sent_as_the_model_is(monkeypatch):
@@ -280,10 +281,10 @@ def test_data_is_sent_as_the_model_is(monkeypatch):
         return storage
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(inputs, "_own_device", first)
+    monkeypatch.setattr(worker_inputs, "_own_device", first)
     influence = DataInfInfluence(nn.Linear(3, 3), F.mse_loss, 0.1)
-    test, train = (as_samples(TensorDataset(*pair(n)), None, "a") for n in (5, 7))
-    got = pickle.loads(cloudpickle.dumps(inputs.Inputs(influence, test, train)))
+    test, train = (as_batched(TensorDataset(*pair(n)), None, "a") for n in (5, 7))
+    got = pickle.loads(cloudpickle.dumps(worker_inputs.Inputs(influence, test, train)))
     assert sorted(sent) == [5 * 12] * 2 + [7 * 12] * 2
     for samples, n in ((got.test, 5), (got.train, 7)):
         torch.testing.assert_close(samples.read(0), list(pair(n)), rtol=0, atol=0)

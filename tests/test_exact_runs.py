@@ -28,16 +28,16 @@ from pydvl_datainf import (
     StoreExistsError,
     approximation_error,
     run_influences,
-    work,
 )
-from pydvl_datainf.attributes import APPROXIMATION
 from pydvl_datainf.inverse.methods import DATAINF
-from pydvl_datainf.plan import sample_bytes, sampled_queries
-from pydvl_datainf.planning import exact_sample_of
-from pydvl_datainf.run import InfluenceRun
-from pydvl_datainf.store import Store
+from pydvl_datainf.results.plan import sample_bytes, sampled_queries
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.record import APPROXIMATION
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.runner import tasks
+from pydvl_datainf.runner.choices import exact_sample_of
+from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.tables import info_tables
-from pydvl_datainf.wishes import Wishes
 
 N, M = 23, 30  # between the widths of the blocks, so that one is solved in either space
 BLOCKS = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}  # of 20 and 24 parameters
@@ -360,8 +360,8 @@ def test_joblib_agrees(tmp_path):
 
 
 def stopping(monkeypatch, name, call):
-    """Ctrl-C in a certain call of a piece of work."""
-    function, seen = getattr(work, name), []
+    """Ctrl-C in a certain call of a piece of tasks."""
+    function, seen = getattr(tasks, name), []
 
     def stop(*arguments):
         seen.append(arguments)
@@ -369,7 +369,7 @@ def stopping(monkeypatch, name, call):
             raise KeyboardInterrupt
         return function(*arguments)
 
-    monkeypatch.setattr(work, name, stop)
+    monkeypatch.setattr(tasks, name, stop)
 
 
 SMALL = {"memory": TIGHT, "tile": (8, 12), "self_influence": True}
@@ -674,10 +674,12 @@ def test_the_sample_becomes_smaller_with_the_memory(n):
     sizes = {s: sample_bytes((1000, 500), 4, min(s, n), 40) for s in (256, 128, 64)}
     assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
     for needed in sizes.values():
-        wishes = Wishes(memory=needed, exact_sample="auto")
+        wishes = RunOptions(memory=needed, exact_sample="auto")
         assert sizes[exact_sample_of(wishes, model, n, 40)] == needed
     assert (
-        exact_sample_of(Wishes(memory=min(sizes.values()) - 1, exact_sample="auto"), model, n, 40)
+        exact_sample_of(
+            RunOptions(memory=min(sizes.values()) - 1, exact_sample="auto"), model, n, 40
+        )
         == 0
     )
 

@@ -122,7 +122,7 @@ def test_strict_capture_refuses_what_it_cannot_explain(name):
 
 
 @pytest.mark.filterwarnings("ignore:One backward pass per sample")
-def test_sequence_first_with_as_many_positions_as_samples():
+def test_sequence_first_with_as_many_positions_as_batched():
     """Premise: with T = B the rows of a sequence-first layer add up and yet are wrong."""
     case = CASES["sequence first"]
     torch.manual_seed(1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pydvl_datainf.half import decoded, encoded
+from pydvl_datainf.results.half_precision import decoded, encoded
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

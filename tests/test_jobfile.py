@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from pydvl_datainf import JobError
 from pydvl_datainf.influence import METHODS
-from pydvl_datainf.inputs import Description
 from pydvl_datainf.inverse.methods import DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE
 from pydvl_datainf.jobfile.estimate import gradients, operations
-from pydvl_datainf.jobfile.places import anchored, file_in, model_in, path_in
+from pydvl_datainf.jobfile.paths import anchored, file_in, model_in, path_in
 from pydvl_datainf.jobfile.reading import read_job
-from pydvl_datainf.plan import Plan
+from pydvl_datainf.results.plan import Plan
+from pydvl_datainf.runner.worker_inputs import Description
 
 MINIMAL = """\
 task: causal-lm

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pydvl_datainf.labels import block_labels
+from pydvl_datainf.block_labels import block_labels
 
 LAYER = "base_model.model.model.layers.{}.self_attn.{}.lora_{}.default"
 

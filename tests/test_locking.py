@@ -6,8 +6,9 @@ import signal
 import pytest
 
 import stopped_run
-from pydvl_datainf import StoreError, locking
-from pydvl_datainf.locking import acquire, release, taking_over, writing_in
+from pydvl_datainf import StoreError
+from pydvl_datainf.results import locking
+from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
 
 
 @pytest.fixture(scope="module", autouse=True)

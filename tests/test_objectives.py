@@ -19,8 +19,8 @@ from pydvl_datainf import (
 )
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine, FunctionalEngine
-from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.objectives import OutputLoss, as_objective, check_losses
+from pydvl_datainf.runner.worker_inputs import Inputs
 
 X, Y = torch.randn(4, 3), torch.randn(4, 2)
 LABELS = torch.tensor([0, 1, 1, 0])

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 from pydvl_datainf.errors import PlanError
-from pydvl_datainf.executors import InProcess
 from pydvl_datainf.inverse.methods import DATAINF
-from pydvl_datainf.plan import (
+from pydvl_datainf.results.plan import (
     Plan,
     Task,
     Tiling,
@@ -22,11 +21,12 @@ from pydvl_datainf.plan import (
     sampled_queries,
     solver_bytes,
 )
-from pydvl_datainf.planning import planned
-from pydvl_datainf.samples import Survey
-from pydvl_datainf.store import Store
-from pydvl_datainf.training import Fresh
-from pydvl_datainf.wishes import Wishes
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.runner.batched_data import BatchIndex
+from pydvl_datainf.runner.choices import planned
+from pydvl_datainf.runner.executors import InProcess
+from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.train_side import NewRows
 
 sizes = st.integers(1, 2000)
 
@@ -199,8 +199,8 @@ def test_chunks_of_vectors_are_even():
 
 def rows_of(n, store, **settings):
     model = SimpleNamespace(inverse=DATAINF, widths={"a": 3}, dtype="float32", batch_size=None)
-    training, tests = Fresh(Survey([32] * (n // 32) + [n % 32], [])), Survey([5], [])
-    wishes, executor = Wishes(**settings), InProcess(progress=False)
+    training, tests = NewRows(BatchIndex([32] * (n // 32) + [n % 32], [])), BatchIndex([5], [])
+    wishes, executor = RunOptions(**settings), InProcess(progress=False)
     return planned(model, wishes, 5, tests, training, executor, Store(store)).rows
 
 

@@ -26,7 +26,6 @@ from pydvl_datainf import (
     InfluenceRun,
     StoreError,
     run_influences,
-    work,
 )
 from pydvl_datainf.cli import main
 from pydvl_datainf.report import Bounds, ReportExistsError, extra, is_report, write_report
@@ -44,6 +43,7 @@ from pydvl_datainf.report.pictures import (
 )
 from pydvl_datainf.report.summary import place_name
 from pydvl_datainf.report.thumbnails import SIDE, Thumbnails, small_copy
+from pydvl_datainf.runner import tasks
 
 N, M = 24, 5
 HOSTILE = [
@@ -853,7 +853,7 @@ def stop(*arguments):
 
 def test_a_run_that_is_not_complete_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(work, "write_scores", stop)
+        patch.setattr(tasks, "write_scores", stop)
         with pytest.raises(KeyboardInterrupt):
             made(tmp_path / "run.zarr")
     with pytest.raises(StoreError, match=r"is not complete .* the same arguments to go on"):

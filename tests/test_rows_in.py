@@ -13,8 +13,8 @@ from zarr.storage import FsspecStore, LocalStore
 from pydvl_datainf import StoreError, StoreExistsError
 from pydvl_datainf.cli import main
 from pydvl_datainf.report import write_report
-from pydvl_datainf.run import InfluenceRun
-from pydvl_datainf.store import Store
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.store import Store
 from stopped_run import build, loader, run, samples
 
 

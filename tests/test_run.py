@@ -27,11 +27,10 @@ from pydvl_datainf import (
     SequenceClassification,
     StoreError,
     StoreExistsError,
-    executors,
     run_influences,
-    work,
 )
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.runner import executors, tasks
 
 N, M = 23, 7
 ROWS = ["memory", "zarr", "recompute"]
@@ -435,13 +434,13 @@ def test_a_builder_that_builds_something_else_is_refused(tmp_path):
 
 def test_a_process_that_builds_another_model_is_refused(tmp_path, monkeypatch):
     """The model that was described, as if by another process, has another bias."""
-    describe = work.describe
+    describe = tasks.describe
 
     def other(_, inputs):
         found = describe(_, inputs)
         return replace(found, model={**found.model, "0.bias": 0})
 
-    monkeypatch.setattr(work, "describe", other)
+    monkeypatch.setattr(tasks, "describe", other)
     with pytest.raises(ModelError, match=r"0\.bias.*must build the same model every time"):
         run(tmp_path / "run.zarr", build)
 

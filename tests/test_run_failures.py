@@ -33,7 +33,7 @@ from pydvl_datainf import (
     StoreError,
     StoreExistsError,
 )
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 from stopped_run import TIGHT, TIMEOUT, M, N, build, chunks, loader, run, samples
 
 ROWS = ["memory", "zarr", "recompute"]

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pydvl_datainf.batches import batch_named
 from pydvl_datainf.errors import BatchError, SourceError
-from pydvl_datainf.samples import Survey, as_samples, read_again, surveyed
+from pydvl_datainf.runner.batched_data import BatchIndex, as_batched, index_batches, read_again
 
 X, Y = torch.arange(22).reshape(11, 2), torch.arange(11)
 PAIRS = TensorDataset(X, Y)
@@ -57,7 +57,7 @@ class AtOnce(Dataset):
 )
 def test_batches_are_those_of_the_loader(loader):
     expected = list(loader)
-    samples = as_samples(loader, None, "training")
+    samples = as_batched(loader, None, "training")
     assert len(samples) == len(expected)
     for i, batch in read_all(samples, reversed(range(len(samples)))).items():
         assert_same(batch, expected[i])
@@ -71,20 +71,20 @@ def assert_same(batch, expected):
 
 
 def test_a_dataset_has_batches_of_the_given_size():
-    assert [len(as_samples(PAIRS, 4, "test").read(i)[1]) for i in range(3)] == [4, 4, 3]
-    assert len(as_samples(PAIRS, None, "test").read(0)[1]) == 11
+    assert [len(as_batched(PAIRS, 4, "test").read(i)[1]) for i in range(3)] == [4, 4, 3]
+    assert len(as_batched(PAIRS, None, "test").read(0)[1]) == 11
 
 
 @pytest.mark.parametrize("single", [(X, Y), [X, Y], {"x": X, "labels": Y}])
 def test_tensors_are_one_batch(single):
-    samples = as_samples(single, 4, "test")
+    samples = as_batched(single, 4, "test")
     assert len(samples) == 1
     assert_same(samples.read(0), single)
 
 
 def test_dask_chunks_are_batches():
     x, y = da.from_array(X.numpy(), chunks=(4, 1)), da.from_array(Y.numpy(), chunks=5)
-    samples = as_samples((x, y), None, "training")
+    samples = as_batched((x, y), None, "training")
     assert len(samples) == 3
     assert_same(samples.read(2), (X[8:], Y[8:]))
 
@@ -92,9 +92,9 @@ def test_dask_chunks_are_batches():
 def test_dask_arrays_must_fit():
     x, y = da.from_array(X.numpy(), chunks=4), da.from_array(Y.numpy(), chunks=4)
     with pytest.raises(SourceError, match="x has 11 samples and y has 9"):
-        as_samples((x, y[:9]), None, "training")
+        as_batched((x, y[:9]), None, "training")
     with pytest.raises(SourceError, match="compute_chunk_sizes"):
-        as_samples((x[x[:, 0] > 3], y[y > 1]), None, "training")
+        as_batched((x[x[:, 0] > 3], y[y > 1]), None, "training")
 
 
 class Stream(IterableDataset):
@@ -115,17 +115,17 @@ class Stream(IterableDataset):
 )
 def test_other_data_is_refused(data, message):
     with pytest.raises(SourceError, match=message):
-        as_samples(data, None, "training")
+        as_batched(data, None, "training")
 
 
 def test_a_survey_knows_lengths_and_content():
-    survey = Survey(*zip(*surveyed(as_samples(PAIRS, 4, "test"), 0, 3), strict=True))
+    survey = BatchIndex(*zip(*index_batches(as_batched(PAIRS, 4, "test"), 0, 3), strict=True))
     assert survey.lengths == (4, 4, 3)
     assert survey.n == 11
     changed = Y.clone()
     changed[5] += 1
-    other = Survey(
-        *zip(*surveyed(as_samples(TensorDataset(X, changed), 4, "test"), 0, 3), strict=True)
+    other = BatchIndex(
+        *zip(*index_batches(as_batched(TensorDataset(X, changed), 4, "test"), 0, 3), strict=True)
     )
     assert [a == b for a, b in zip(survey.digests, other.digests, strict=True)] == [1, 0, 1]
     assert survey.fingerprint != other.fingerprint
@@ -133,20 +133,20 @@ def test_a_survey_knows_lengths_and_content():
 
 @pytest.mark.parametrize("other", [X.int(), X.reshape(22, 1)[:11], X.T.contiguous().T + 0 * X + 1])
 def test_dtype_shape_and_values_change_the_checksum(other):
-    before = surveyed(as_samples([(X, Y)], None, "test"), 0, 1)
-    assert surveyed(as_samples([(other, Y)], None, "test"), 0, 1) != before
+    before = index_batches(as_batched([(X, Y)], None, "test"), 0, 1)
+    assert index_batches(as_batched([(other, Y)], None, "test"), 0, 1) != before
 
 
 def test_memory_layout_does_not_change_the_checksum():
     strided = X.T.contiguous().T
     assert not strided.is_contiguous()
-    first, second = (surveyed(as_samples([(x, Y)], None, "test"), 0, 1) for x in (X, strided))
+    first, second = (index_batches(as_batched([(x, Y)], None, "test"), 0, 1) for x in (X, strided))
     assert first == second
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.float64, torch.uint8])
 def test_all_dtypes_have_checksums(dtype):
-    assert surveyed(as_samples([(X.to(dtype), Y)], None, "test"), 0, 1)
+    assert index_batches(as_batched([(X.to(dtype), Y)], None, "test"), 0, 1)
 
 
 def test_a_batch_that_changed_is_refused():
@@ -157,17 +157,17 @@ def test_a_batch_that_changed_is_refused():
         def __getitem__(self, i):
             return torch.randn(2), i
 
-    samples = as_samples(Noisy(), 2, "training")
-    survey = Survey(*zip(*surveyed(samples, 0, 2), strict=True))
+    samples = as_batched(Noisy(), 2, "training")
+    survey = BatchIndex(*zip(*index_batches(samples, 0, 2), strict=True))
     with pytest.raises(SourceError, match="Batch 1 differs between two reads"):
         read_again(samples, survey, 1)
 
 
 def test_bad_batches_are_found_by_the_survey():
     with pytest.raises(BatchError, match="differ in their number"):
-        surveyed(as_samples([(X, Y), (X, Y[:3])], None, "test"), 0, 2)
+        index_batches(as_batched([(X, Y), (X, Y[:3])], None, "test"), 0, 2)
 
 
 def test_arrays_of_numpy_are_no_tensors():
     with pytest.raises(BatchError, match="not a tensor"):
-        surveyed(as_samples([(X.numpy(), np.arange(11))], None, "test"), 0, 1)
+        index_batches(as_batched([(X.numpy(), np.arange(11))], None, "test"), 0, 1)

@@ -17,11 +17,17 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from pydvl_datainf import BatchError, SourceError, sources
+from pydvl_datainf import BatchError, SourceError
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.gradients import gradient_engine
+from pydvl_datainf.gradients import gradient_engine, sources
+from pydvl_datainf.gradients.sources import (
+    MemoryRows,
+    Reader,
+    RecomputedRows,
+    has_fixed_order,
+    read_rows,
+)
 from pydvl_datainf.objectives import OutputLoss
-from pydvl_datainf.sources import MemoryRows, Reader, RecomputedRows, has_fixed_order, read_rows
 
 DATA = TensorDataset(torch.randn(7, 3), torch.randn(7, 2))
 

@@ -15,10 +15,11 @@ from distributed import Client
 from zarr.storage import LocalStore, MemoryStore
 
 import stopped_run
-from pydvl_datainf import BatchError, DataInfInfluence, ModelError, StoreError, launch
-from pydvl_datainf.executors import Joblib
-from pydvl_datainf.run import InfluenceRun
-from pydvl_datainf.store import Store
+from pydvl_datainf import BatchError, DataInfInfluence, ModelError, StoreError
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.runner import launch
+from pydvl_datainf.runner.executors import Joblib
 from stopped_run import TIMEOUT, build, chunks, run
 
 

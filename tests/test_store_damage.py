@@ -15,11 +15,11 @@ from numcodecs import Zstd
 from zarr.storage import LocalStore
 
 from pydvl_datainf import StoreError
-from pydvl_datainf.attributes import sealed_attributes
-from pydvl_datainf.chunks import ChunkGuard, expanded_size
 from pydvl_datainf.cli import main
-from pydvl_datainf.layout import arrays_said
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.chunks import ChunkGuard, expanded_size
+from pydvl_datainf.results.layout import arrays_said
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.record import sealed_attributes
 from stopped_run import TIGHT, Interrupt, M, N, chunks, run
 
 KINDS = {

@@ -10,8 +10,9 @@ import pytest
 from distributed import Client, LocalCluster
 
 import stopped_run
-from pydvl_datainf import ClusterError, waiting
-from pydvl_datainf.executors import Dask
+from pydvl_datainf import ClusterError
+from pydvl_datainf.runner import waiting
+from pydvl_datainf.runner.executors import Dask
 from stopped_run import TIMEOUT
 
 

@@ -22,10 +22,10 @@ from pydvl_datainf.errors import (
 with warnings.catch_warnings():
     # Importing pyDVL 0.10 announces deprecations of its own.
     warnings.simplefilter("ignore", FutureWarning)
-    from pydvl_datainf.approximation import ApproximationError, approximation_error
     from pydvl_datainf.huggingface import influence_from_trainer
     from pydvl_datainf.influence import DataInfInfluence, ExactInfluence, HessianFreeInfluence
-    from pydvl_datainf.run import InfluenceRun, run_influences
+    from pydvl_datainf.influence.approximation import ApproximationError, approximation_error
+    from pydvl_datainf.results.reader import InfluenceRun, run_influences
 from pydvl_datainf.objectives import (
     CausalLM,
     Denoising,

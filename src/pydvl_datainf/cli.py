@@ -20,8 +20,8 @@ from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
-from pydvl_datainf.run import InfluenceRun
-from pydvl_datainf.store import Array, Store
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.store import Array, Store
 from pydvl_datainf.tables import End, info_tables, mean_tables, top_tables
 from pydvl_datainf.terminal import visible
 
@@ -284,7 +284,7 @@ def _run_job(
         check_extra()
     # These need the extra [hf], which is known to be installed only here.
     from pydvl_datainf.jobfile.estimate import estimate_tables
-    from pydvl_datainf.jobfile.places import anchored, path_in
+    from pydvl_datainf.jobfile.paths import anchored, path_in
     from pydvl_datainf.jobfile.preparation import prepare
     from pydvl_datainf.jobfile.reading import read_job
 

@@ -13,11 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import Indices, largest
 from pydvl_datainf.inverse.methods import INVERSES
-from pydvl_datainf.labels import block_labels
-from pydvl_datainf.run import InfluenceRun
-from pydvl_datainf.store import Array, Store
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.store import Array, Store
 from pydvl_datainf.terminal import visible
 
 End = Literal["helpful", "harmful"]

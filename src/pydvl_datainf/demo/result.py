@@ -10,7 +10,7 @@ from pydvl_datainf.demo.reviews import Reviews
 from pydvl_datainf.demo.scoring import Scores
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.evaluation import mislabel_auc
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.plots import roc_curves, score_distribution
 from pydvl_datainf.report import write_report
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 
 
 def run_demo(

@@ -1,6 +1,6 @@
 """Influence functions as pyDVL knows them: DataInf, and what it is compared with."""
 
-from pydvl_datainf.influence.blockwise import BlockwiseInfluence, Damping, Inputs
+from pydvl_datainf.influence.base import BlockwiseInfluence, Damping, Inputs
 from pydvl_datainf.influence.by_name import METHODS, Method, check_method
 from pydvl_datainf.influence.datainf import DataInfInfluence
 from pydvl_datainf.influence.exact import ExactInfluence

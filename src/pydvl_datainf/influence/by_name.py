@@ -5,7 +5,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 from pydvl_datainf.errors import ModelError
-from pydvl_datainf.influence.blockwise import BlockwiseInfluence
+from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.datainf import DataInfInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence

@@ -1,6 +1,6 @@
 """DataInf."""
 
-from pydvl_datainf.influence.blockwise import BlockwiseInfluence
+from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.inverse.methods import DATAINF
 
 

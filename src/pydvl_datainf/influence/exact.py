@@ -1,9 +1,9 @@
 """The exact reference."""
 
 from pydvl_datainf.errors import SourceError
-from pydvl_datainf.influence.blockwise import BlockwiseInfluence
+from pydvl_datainf.gradients.sources import RowsKept
+from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.inverse.methods import EXACT
-from pydvl_datainf.sources import RowsKept
 
 
 class ExactInfluence(BlockwiseInfluence):

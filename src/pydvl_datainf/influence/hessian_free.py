@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import DampingError
 from pydvl_datainf.gradients import Gradients
-from pydvl_datainf.influence.blockwise import BlockwiseInfluence, Damping
+from pydvl_datainf.gradients.sources import RowsKept
+from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
 from pydvl_datainf.inverse.methods import HESSIAN_FREE, SCALED_HESSIAN_FREE
 from pydvl_datainf.objectives import Objective
-from pydvl_datainf.sources import RowsKept
 
 
 class HessianFreeInfluence(BlockwiseInfluence):

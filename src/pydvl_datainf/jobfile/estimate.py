@@ -9,17 +9,17 @@ import torch
 from dask.utils import format_bytes
 from rich.table import Table
 
-from pydvl_datainf.executors import executor_for
 from pydvl_datainf.influence import BlockwiseInfluence
-from pydvl_datainf.inputs import Description, Inputs
 from pydvl_datainf.jobfile.preparation import Prepared
-from pydvl_datainf.plan import Plan, sampled_queries
-from pydvl_datainf.planning import exact_sample_of, planned
-from pydvl_datainf.samples import Survey, as_samples
-from pydvl_datainf.store import Store
+from pydvl_datainf.results.plan import Plan, sampled_queries
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
+from pydvl_datainf.runner.choices import exact_sample_of, planned
+from pydvl_datainf.runner.executors import executor_for
+from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.train_side import NewRows
+from pydvl_datainf.runner.worker_inputs import Description, Inputs
 from pydvl_datainf.tables import facts_table
-from pydvl_datainf.training import Fresh
-from pydvl_datainf.wishes import Wishes
 
 PROBES = 4
 """Batches whose gradients are timed, after one for which nothing is prepared yet."""
@@ -51,7 +51,7 @@ def estimate_tables(prepared: Prepared, store: Store) -> Iterator[Table]:
         Tables, in the order in which to show them.
     """
     influence = prepared.builder()
-    inputs = Inputs(influence, as_samples(prepared.loader("test"), None, "test"), None)
+    inputs = Inputs(influence, as_batched(prepared.loader("test"), None, "test"), None)
     model = inputs.describe()
     plan = plan_of(prepared, model, store)
     yield facts_table("The data", _data(prepared))
@@ -73,9 +73,9 @@ def plan_of(prepared: Prepared, model: Description, store: Store) -> Plan:
     """
     tests, training = (_survey(prepared, side) for side in ("test", "train"))
     executor = executor_for(None, prepared.job.jobs, False)
-    wishes = Wishes(**prepared.settings)
+    wishes = RunOptions(**prepared.settings)
     try:
-        return planned(model, wishes, tests.n, tests, Fresh(training), executor, store)
+        return planned(model, wishes, tests.n, tests, NewRows(training), executor, store)
     finally:
         executor.close()
 
@@ -135,10 +135,10 @@ def operations(plan: Plan, model: Description) -> float:
     return scores + len(plan.groups) * factors + solving
 
 
-def _survey(prepared: Prepared, side: str) -> Survey:
+def _survey(prepared: Prepared, side: str) -> BatchIndex:
     n, size = len(prepared.sides[side].samples), prepared.job.batch_size
     lengths = [min(size, n - start) for start in range(0, n, size)]
-    return Survey(lengths, [""] * len(lengths))
+    return BatchIndex(lengths, [""] * len(lengths))
 
 
 def _data(prepared: Prepared) -> dict[str, str]:
@@ -205,7 +205,7 @@ def _time(
     unit = prepared.material.unit
     lengths = prepared.material.train.samples.lengths
     m = len(prepared.material.test.samples)
-    again = compared(plan, m, exact_sample_of(Wishes(**prepared.settings), model, plan.n, m))
+    again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
     count += again * sum(lengths) // len(lengths)
     seconds = count / rates.units, operations(plan, model) / rates.flops

@@ -9,12 +9,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pydvl_datainf.huggingface import InfluenceBuilder
-from pydvl_datainf.jobfile.material import Material, Side
-from pydvl_datainf.jobfile.pictures import image_material
+from pydvl_datainf.jobfile.data import Material, Side
+from pydvl_datainf.jobfile.images import image_material
 from pydvl_datainf.jobfile.reference import with_reference
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.jobfile.texts import text_material
-from pydvl_datainf.run import InfluenceRun, run_influences
+from pydvl_datainf.results.reader import InfluenceRun, run_influences
 
 PACKAGES = {"denoising": ("diffusers", "peft")}
 OF_TEXTS = ("transformers", "peft", "tokenizers")

@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 
 from pydvl_datainf.errors import DataInfError
 from pydvl_datainf.huggingface import InfluenceBuilder, TokenSamples
-from pydvl_datainf.jobfile.material import Material, Side
+from pydvl_datainf.jobfile.data import Material, Side
 from pydvl_datainf.objectives import reference_log_probabilities
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 
 KEYS = ("ref_chosen_logps", "ref_rejected_logps")
 

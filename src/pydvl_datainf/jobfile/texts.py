@@ -20,8 +20,8 @@ from pydvl_datainf.huggingface import (
     read_records,
 )
 from pydvl_datainf.huggingface.records import Placed
-from pydvl_datainf.jobfile.material import Material, Side, columns_of
-from pydvl_datainf.jobfile.places import file_in, model_in
+from pydvl_datainf.jobfile.data import Material, Side, columns_of
+from pydvl_datainf.jobfile.paths import file_in, model_in
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import (
     CausalLM,

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import largest
-from pydvl_datainf.labels import block_labels
 from pydvl_datainf.plots.arrays import Floats, checked_floats
 from pydvl_datainf.plots.style import (
     COLOURS,

@@ -9,7 +9,7 @@ from typing import Any
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.extra import check_extra
 from pydvl_datainf.report.file import ReportExistsError, check_replaceable, is_report, write_whole
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 
 __all__ = ["Bounds", "ReportExistsError", "check_extra", "is_report", "write_report"]
 

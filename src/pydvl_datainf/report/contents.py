@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pydvl_datainf.approximation import ApproximationError
+from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import Floats, largest
+from pydvl_datainf.influence.approximation import ApproximationError
 from pydvl_datainf.inverse.methods import INVERSES
-from pydvl_datainf.labels import block_labels
 from pydvl_datainf.plots import shares_of_sum
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import json_value, shortest
@@ -32,7 +32,7 @@ from pydvl_datainf.report.samples import samples_of
 from pydvl_datainf.report.summary import Extent, Facts, facts_of, query_name, store_name, tiles_of
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust, trust_of
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 
 
 @dataclass(frozen=True, slots=True)

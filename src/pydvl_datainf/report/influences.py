@@ -11,7 +11,7 @@ from pydvl_datainf.evaluation import Floats, Indices, largest, relative_influenc
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import shortest
 from pydvl_datainf.report.samples import Samples
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.tables import End
 
 ENDS: tuple[End, End] = ("helpful", "harmful")

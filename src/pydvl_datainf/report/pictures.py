@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from pydvl_datainf.approximation import ApproximationError
 from pydvl_datainf.evaluation import Floats
+from pydvl_datainf.influence.approximation import ApproximationError
 from pydvl_datainf.plots import (
     block_shares,
     damping_by_block,

@@ -10,7 +10,7 @@ import numpy as np
 from pydvl_datainf.evaluation import Indices
 from pydvl_datainf.report.columns import Column, column_of, ids_of, length_limit, ordered
 from pydvl_datainf.report.thumbnails import Thumbnails
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 
 Side: TypeAlias = Literal["test", "train"]
 

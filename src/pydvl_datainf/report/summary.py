@@ -15,7 +15,7 @@ from pydvl_datainf.report.labels import MOST as MOST_LABELS
 from pydvl_datainf.report.samples import Samples, Side
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.tables import info_tables
 
 LONGEST = 5000

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pydvl_datainf.approximation import ApproximationError
+from pydvl_datainf.influence.approximation import ApproximationError
 from pydvl_datainf.inverse.methods import DATAINF, EXACT, HESSIAN_FREE
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Pair, check_batch
 from pydvl_datainf.errors import BatchError, SourceError
-from pydvl_datainf.sources import has_fixed_order
+from pydvl_datainf.gradients.sources import has_fixed_order
 
 _CAST = {"f": np.float64, "i": np.int64, "u": np.int64, "b": np.int64}
 

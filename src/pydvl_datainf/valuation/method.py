@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from pydvl_datainf.batches import Pair
 from pydvl_datainf.errors import BatchError, DataInfError, ModelError, PlanError, SourceError
 from pydvl_datainf.influence import BlockwiseInfluence
-from pydvl_datainf.run import InfluenceRun, run_influences
+from pydvl_datainf.results.reader import InfluenceRun, run_influences
 from pydvl_datainf.valuation.data import batches, check_alike, check_test_data, input_dtype
 from pydvl_datainf.valuation.values import (
     Floats,

@@ -10,7 +10,7 @@ from pydvl.valuation.dataset import Dataset
 from pydvl.valuation.result import ValuationResult
 
 from pydvl_datainf.errors import PlanError, SourceError
-from pydvl_datainf.run import InfluenceRun
+from pydvl_datainf.results.reader import InfluenceRun
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int_]

@@ -1,7 +1,7 @@
 """Before there is a plan: what the model is, and what the data holds."""
 
-from pydvl_datainf.inputs import Description, Inputs
-from pydvl_datainf.samples import surveyed
+from pydvl_datainf.runner.batched_data import index_batches
+from pydvl_datainf.runner.worker_inputs import Description, Inputs
 
 
 def describe(_: None, inputs: Inputs) -> Description:
@@ -12,4 +12,4 @@ def describe(_: None, inputs: Inputs) -> Description:
 def survey(item: tuple[str, int, int], inputs: Inputs) -> tuple[int, list[tuple[int, str]]]:
     """The first of some batches of one side, and the lengths and checksums of them all."""
     side, start, stop = item
-    return start, surveyed(getattr(inputs, side), start, stop)
+    return start, index_batches(getattr(inputs, side), start, stop)

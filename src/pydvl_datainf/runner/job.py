@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pydvl_datainf.arrays import WORK
 from pydvl_datainf.batches import Batch, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
-from pydvl_datainf.half import decoded, encoded
-from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.methods import Inverse
-from pydvl_datainf.plan import Piece, Plan, Tiling, pieces
-from pydvl_datainf.samples import Samples, Survey, read_again
-from pydvl_datainf.store import Array, Store
+from pydvl_datainf.results.arrays import WORK
+from pydvl_datainf.results.half_precision import decoded, encoded
+from pydvl_datainf.results.plan import Piece, Plan, Tiling, pieces
+from pydvl_datainf.results.store import Array, Store
+from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, read_again
+from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors
 
 VECTORS = f"{WORK}/vectors"
@@ -52,8 +52,8 @@ class Job:
     widths: Mapping[str, int]
     dtype: str
     inverse: Inverse
-    test: Survey
-    train: Survey | None = None
+    test: BatchIndex
+    train: BatchIndex | None = None
     model: Mapping[str, int] | None = None
     codes: tuple[int, ...] | None = None
     by_block: bool = False
@@ -119,7 +119,7 @@ class Job:
     # Gradients
 
     def computed(
-        self, inputs: Inputs, samples: Samples, survey: Survey, wanted: slice
+        self, inputs: Inputs, samples: BatchedData, survey: BatchIndex, wanted: slice
     ) -> Iterator[tuple[slice, BlockVectors]]:
         """Computes rows piece by piece.
 
@@ -163,7 +163,7 @@ class Job:
             )
         self._is_checked = True
 
-    def _read(self, samples: Samples, survey: Survey, piece: Piece) -> Batch:
+    def _read(self, samples: BatchedData, survey: BatchIndex, piece: Piece) -> Batch:
         batch, start, stop = piece
         if self._batch is None or self._batch[:2] != (id(samples), batch):
             self._batch = id(samples), batch, read_again(samples, survey, batch)

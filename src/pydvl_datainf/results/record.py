@@ -8,9 +8,9 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any
 
-from pydvl_datainf.columns import SIDES
 from pydvl_datainf.inverse.methods import INVERSES
-from pydvl_datainf.plan import Plan
+from pydvl_datainf.results.metadata import SIDES
+from pydvl_datainf.results.plan import Plan
 
 SELF_INFLUENCE = "self_influence"
 APPROXIMATION = "approximation"

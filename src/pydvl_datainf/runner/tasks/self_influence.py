@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pydvl_datainf.arrays import WORK
-from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.woodbury import named, quadratic_form
-from pydvl_datainf.job import Job, device_of
-from pydvl_datainf.store import Array
+from pydvl_datainf.results.arrays import WORK
+from pydvl_datainf.results.store import Array
+from pydvl_datainf.runner.job import Job, device_of
+from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, total
 
 SELF_PARTS = f"{WORK}/self_parts"

@@ -18,8 +18,8 @@ from pydvl_datainf.huggingface.classes import label_id
 from pydvl_datainf.huggingface.diffusion import embeddings_of, latents_of
 from pydvl_datainf.huggingface.images import seed_of
 from pydvl_datainf.huggingface.records import LabelName, Placed, brief, column, text_column
-from pydvl_datainf.jobfile.material import Material, Side, columns_of
-from pydvl_datainf.jobfile.places import file_in, path_in
+from pydvl_datainf.jobfile.data import Material, Side, columns_of
+from pydvl_datainf.jobfile.paths import file_in, path_in
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import Denoising
 

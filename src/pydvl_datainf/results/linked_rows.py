@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pydvl_datainf.errors import StoreError
-from pydvl_datainf.layout import opened
-from pydvl_datainf.store import Store
+from pydvl_datainf.results.layout import opened
+from pydvl_datainf.results.store import Store
 
 SHARED = (
     "method",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pydvl_datainf.errors import DampingError, SourceError
 from pydvl_datainf.influence import BlockwiseInfluence, Inputs
-from pydvl_datainf.inverse.comparison import compared_with_exact
+from pydvl_datainf.inverse.agreement import compared_with_exact
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
 
 Floats = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
 from pydvl_datainf.inverse.methods import INVERSES, Inverse
 from pydvl_datainf.objectives import Objective, OutputLoss
-from pydvl_datainf.samples import Samples
+from pydvl_datainf.runner.batched_data import BatchedData
 
 Built: TypeAlias = BlockwiseInfluence | Callable[[], BlockwiseInfluence]
 
@@ -75,7 +75,7 @@ class Inputs:
         train: the training data; None where its rows are in a store.
     """
 
-    def __init__(self, influence: Built, test: Samples, train: Samples | None):
+    def __init__(self, influence: Built, test: BatchedData, train: BatchedData | None):
         self.test = test
         self.train = train
         self._given = influence

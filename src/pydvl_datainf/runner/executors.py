@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 
 from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import ClusterError, DataInfError, PlanError
-from pydvl_datainf.locking import own_folder, release, remove_abandoned
-from pydvl_datainf.waiting import ANSWER_WITHIN, Watch, finished, within
+from pydvl_datainf.results.locking import own_folder, release, remove_abandoned
+from pydvl_datainf.runner.waiting import ANSWER_WITHIN, Watch, finished, within
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -5,23 +5,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydvl_datainf.errors import ModelError, StoreError, StoreExistsError
-from pydvl_datainf.inputs import Description
-from pydvl_datainf.layout import opened
-from pydvl_datainf.plan import Plan
-from pydvl_datainf.rows_in import rows_store
-from pydvl_datainf.samples import Survey
-from pydvl_datainf.store import Array, Store, differences, is_shared, listed
+from pydvl_datainf.results.layout import opened
+from pydvl_datainf.results.linked_rows import rows_store
+from pydvl_datainf.results.plan import Plan
+from pydvl_datainf.results.store import Array, Store, differences, is_shared, listed
+from pydvl_datainf.runner.batched_data import BatchIndex
+from pydvl_datainf.runner.worker_inputs import Description
 
 
 @dataclass(frozen=True, slots=True)
-class Fresh:
+class NewRows:
     """Training data whose gradients are computed.
 
     Args:
         survey: what a first look at it found.
     """
 
-    survey: Survey
+    survey: BatchIndex
     rows_in: None = None
     rows_of: None = None
 
@@ -32,7 +32,7 @@ class Fresh:
 
     @property
     def longest(self) -> int:
-        """Samples in the longest batch."""
+        """BatchedData in the longest batch."""
         return max(self.survey.lengths)
 
     def fingerprint(self, model: Description) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Fresh:
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
+class StoredRows:
     """A complete run whose training rows and damping serve another one.
 
     Args:
@@ -89,7 +89,7 @@ class Parent:
 
     @property
     def longest(self) -> int:
-        """Samples that are worked on at once: as many as in the run, for the same bits."""
+        """BatchedData that are worked on at once: as many as in the run, for the same bits."""
         return self.plan.step
 
     @property

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydvl_datainf.arrays import Layout
-from pydvl_datainf.attributes import (
+from pydvl_datainf.errors import StoreError
+from pydvl_datainf.inverse.methods import INVERSES
+from pydvl_datainf.results.arrays import Layout
+from pydvl_datainf.results.plan import Plan
+from pydvl_datainf.results.record import (
     APPROXIMATION,
     EXTRAS,
     SELF_INFLUENCE,
     comparison_said,
     faults,
 )
-from pydvl_datainf.errors import StoreError
-from pydvl_datainf.inverse.methods import INVERSES
-from pydvl_datainf.plan import Plan
-from pydvl_datainf.store import Store
+from pydvl_datainf.results.store import Store
 
 ENDS = ("helpful", "harmful")
 ID_CHUNK = 2**16

@@ -12,7 +12,7 @@ ROWS = ("memory", "zarr", "recompute", "auto")
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RunOptions:
     """What a caller asks of a run, beside the model and the data.
 
     Args:

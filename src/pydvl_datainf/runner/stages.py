@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pydvl_datainf import work
-from pydvl_datainf.attributes import APPROXIMATION, SELF_INFLUENCE
-from pydvl_datainf.chunks import Chunk
-from pydvl_datainf.executors import Executor
 from pydvl_datainf.inverse.damping import SquaredNorms, automatic_damping, check_representable
-from pydvl_datainf.job import VECTORS, Job
-from pydvl_datainf.layout import ENDS, comparison_in, has_extra
-from pydvl_datainf.plan import Tiling
-from pydvl_datainf.store import Store
+from pydvl_datainf.results.chunks import Chunk
+from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra
+from pydvl_datainf.results.plan import Tiling
+from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.runner import tasks
+from pydvl_datainf.runner.executors import Executor
+from pydvl_datainf.runner.job import VECTORS, Job
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Stages:
     """The stages of one run.
 
     Args:
-        executor: does the work.
+        executor: does the tasks.
         store: of the run.
         job: how the run is cut.
         shared: the job and the inputs, as the executor shares them.
@@ -77,7 +77,7 @@ class Stages:
             return  # other stages store the norms on their way
         elif plan.rows == "memory":
             done = set()  # what was in memory is gone, and needed next: the bar is to show it
-        self._map("gradients", work.write_rows, self._missing(plan.train, done), home=self._span)
+        self._map("gradients", tasks.write_rows, self._missing(plan.train, done), home=self._span)
 
     def _choose_damping(self) -> None:
         if self._sound["damping"]:
@@ -105,28 +105,28 @@ class Stages:
                 self._corrections(q)
             elif self.job.inverse.rows == "together":
                 self._solutions(q)
-            self._map("factors", work.write_factors, [(q, i) for i in missing])
-        for name in (work.CORRECTIONS, work.SOLUTIONS):
+            self._map("factors", tasks.write_factors, [(q, i) for i in missing])
+        for name in (tasks.CORRECTIONS, tasks.SOLUTIONS):
             self.store.delete(f"{name}/{q}")
 
     def _corrections(self, q: int) -> None:
-        plan, queries, name = self.job.plan, self.job.plan.group(q), f"{work.CORRECTIONS}/{q}"
+        plan, queries, name = self.job.plan, self.job.plan.group(q), f"{tasks.CORRECTIONS}/{q}"
         shape = (len(plan.spans), queries.stop - queries.start, plan.n_parameters)
         chunk = (1, plan.test_tile, plan.columns)
         self.store.require(name, shape, chunk, self.job.precision, None)
         missing = self._missing(plan.spans, self._complete(name, axis=0))
         wanted = [(q, span) for span in missing]
-        self._map("corrections", work.write_correction, wanted, home=lambda item: item[1])
+        self._map("corrections", tasks.write_correction, wanted, home=lambda item: item[1])
 
     def _solutions(self, q: int) -> None:
         """One piece of work for each block: it needs the rows of all training samples together."""
         plan, queries, wanted = self.job.plan, self.job.plan.group(q), []
         for b, d in enumerate(self.job.widths.values()):
-            name, shape = f"{work.SOLUTIONS}/{q}/{b}", (queries.stop - queries.start, d)
+            name, shape = f"{tasks.SOLUTIONS}/{q}/{b}", (queries.stop - queries.start, d)
             self.store.require(name, shape, (plan.test_tile, d), self.job.precision, None)
             if self.store.sound(name) != self.store.expected(name):
                 wanted.append((q, b))
-        self._map("solutions", work.write_solution, wanted)
+        self._map("solutions", tasks.write_solution, wanted)
 
     def _vectors(self, q: int) -> None:
         plan, grouped = self.job.plan, self.job.codes is not None
@@ -136,7 +136,7 @@ class Stages:
         self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, dtype, None)
         wanted = range(len(self.job.parts)) if grouped else _range(self.job.plan.groups[q])
         done = self._complete(VECTORS, axis=0 if grouped else 1)
-        self._map("test gradients", work.write_vectors, [i for i in wanted if i not in done])
+        self._map("test gradients", tasks.write_vectors, [i for i in wanted if i not in done])
 
     def _scores(self) -> None:
         plan = self.job.plan
@@ -149,8 +149,8 @@ class Stages:
             needed = {(i, j) for i, j in self._grid() if i not in top or j not in means}
             todo = needed - self._candidates(self.job.top_k) if needed else set()
             self._map_scores(todo)
-            self._map("top", work.write_top, self._missing(plan.test, top))
-        self._map("means", work.write_mean, self._missing(plan.train, means))
+            self._map("top", tasks.write_top, self._missing(plan.test, top))
+        self._map("means", tasks.write_mean, self._missing(plan.train, means))
 
     def _map_scores(self, todo: set[tuple[int, int]]) -> None:
         """One piece of work for each training tile and group of queries."""
@@ -160,18 +160,18 @@ class Stages:
                 tiles = tuple(i for i in range(group.start, group.stop) if (i, j) in todo)
                 if tiles:
                     calls.append((q, j, tiles))
-        self._map("scores", work.write_scores, calls, home=lambda item: self._span(item[1]))
+        self._map("scores", tasks.write_scores, calls, home=lambda item: self._span(item[1]))
 
     def _candidates(self, k: int) -> set[tuple[int, int]]:
         """Makes the arrays of candidates for the top; which tiles have theirs."""
         plan = self.job.plan
         shape, chunk = (plan.m, len(plan.train), len(ENDS), k), (1, len(ENDS), k)
-        for name, dtype in ((work.CANDIDATES, "int64"), (work.CANDIDATE_SCORES, self.job.dtype)):
+        for name, dtype in ((tasks.CANDIDATES, "int64"), (tasks.CANDIDATE_SCORES, self.job.dtype)):
             self.store.require(name, shape, (plan.test_tile, *chunk), dtype, None)
         sums = len(plan.test), plan.n
-        self.store.require(work.SUMS, sums, (1, plan.train_tile), "float64", None)
-        there = self.store.sound(work.CANDIDATES) & self.store.sound(work.CANDIDATE_SCORES)
-        return {(i, j) for i, j in self.store.sound(work.SUMS) if (i, j, 0, 0) in there}
+        self.store.require(tasks.SUMS, sums, (1, plan.train_tile), "float64", None)
+        there = self.store.sound(tasks.CANDIDATES) & self.store.sound(tasks.CANDIDATE_SCORES)
+        return {(i, j) for i, j in self.store.sound(tasks.SUMS) if (i, j, 0, 0) in there}
 
     def _norms(self) -> None:
         """Norms that no other stage had to compute, because a run went on after them."""
@@ -179,7 +179,7 @@ class Stages:
             return
         done = {c[0] for c in self.store.sound("squared_norms")}
         missing = self._missing(self.job.plan.train, done)
-        self._map("norms", work.write_rows, missing, home=self._span)
+        self._map("norms", tasks.write_rows, missing, home=self._span)
 
     def _self_influence(self) -> None:
         plan, name = self.job.plan, SELF_INFLUENCE
@@ -191,15 +191,15 @@ class Stages:
             return
         groups = enumerate(plan.self_groups)
         wanted = [g for g, tiles in groups if not done.issuperset(_range(tiles))]
-        self._map("self-influences", work.write_self_influence, wanted)
+        self._map("self-influences", tasks.write_self_influence, wanted)
 
     def _self_parts(self) -> None:
-        name, shape = work.SELF_PARTS, (len(self.job.widths), self.job.plan.n)
+        name, shape = tasks.SELF_PARTS, (len(self.job.widths), self.job.plan.n)
         self.store.require(name, shape, (1, shape[1]), self.job.precision, None)
         done = {c[0] for c in self.store.sound(name)}
         wanted = [b for b in range(shape[0]) if b not in done]
-        self._map("self-influences", work.write_self_part, wanted)
-        self._map("self-influences", work.write_self_sum, [None])
+        self._map("self-influences", tasks.write_self_part, wanted)
+        self._map("self-influences", tasks.write_self_sum, [None])
 
     def _approximation_error(self, samples: int) -> None:
         name = APPROXIMATION
@@ -209,7 +209,7 @@ class Stages:
             self.store.delete(name)  # never old numbers beside a new size
         self.store.require(name, *self.store.layouts[name])
         if not self.store.sound(name):
-            self._map("approximation error", work.write_approximation_error, [samples])
+            self._map("approximation error", tasks.write_approximation_error, [samples])
 
     # Small print
 

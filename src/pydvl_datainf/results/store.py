@@ -29,10 +29,10 @@ from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
-from pydvl_datainf.arrays import WORK, Layout, is_compressed
-from pydvl_datainf.chunks import FREE, NAMED, Chunk, guarded, lacking
 from pydvl_datainf.errors import StoreError, StoreExistsError
-from pydvl_datainf.locking import acquire, release, taking_over, writing_in
+from pydvl_datainf.results.arrays import WORK, Layout, is_compressed
+from pydvl_datainf.results.chunks import FREE, NAMED, Chunk, guarded, lacking
+from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
 
 FORMAT = "pydvl-datainf influences"
 FORMAT_VERSION = 1

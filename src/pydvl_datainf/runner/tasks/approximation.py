@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pydvl_datainf.attributes import APPROXIMATION, sealed
-from pydvl_datainf.inputs import Inputs
-from pydvl_datainf.inverse.comparison import compared_with_exact
-from pydvl_datainf.job import Job
-from pydvl_datainf.plan import sampled_queries
+from pydvl_datainf.inverse.agreement import compared_with_exact
+from pydvl_datainf.results.plan import sampled_queries
+from pydvl_datainf.results.record import APPROXIMATION, sealed
+from pydvl_datainf.runner.job import Job
+from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
 
 

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pydvl_datainf.batches import Batch, batch_length, batch_named, batch_to, check_batch
 from pydvl_datainf.errors import SourceError
-from pydvl_datainf.sources import has_fixed_order
+from pydvl_datainf.gradients.sources import has_fixed_order
 
 BATCH_SIZE = 32
-"""Samples in a batch of a dataset for which the caller named no number."""
+"""BatchedData in a batch of a dataset for which the caller named no number."""
 
 
-class Samples(Protocol):
+class BatchedData(Protocol):
     """Batches, each of which can be read at any time, with the same samples every time."""
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedSamples:
+class LoadedBatches:
     """The batches of a DataLoader, read without it and so in any order.
 
     Args:
@@ -76,7 +76,7 @@ class LoadedSamples:
 
 
 @dataclass(frozen=True, slots=True)
-class ListedSamples:
+class ListedBatches:
     """Batches that are in memory.
 
     Args:
@@ -94,7 +94,7 @@ class ListedSamples:
 
 
 @dataclass(frozen=True, slots=True)
-class DaskSamples:
+class DaskBatches:
     """A pair of Dask arrays; one chunk along the samples is one batch.
 
     Args:
@@ -106,7 +106,7 @@ class DaskSamples:
     y: Any
 
     @classmethod
-    def from_arrays(cls, x: Any, y: Any) -> "DaskSamples":
+    def from_arrays(cls, x: Any, y: Any) -> "DaskBatches":
         """Aligns the chunks of two arrays.
 
         Args:
@@ -140,7 +140,7 @@ class DaskSamples:
         )
 
 
-def as_samples(data: Any, batch_size: int | None, what: str) -> Samples:
+def as_batched(data: Any, batch_size: int | None, what: str) -> BatchedData:
     """Makes test or training data readable in any order.
 
     Args:
@@ -158,16 +158,16 @@ def as_samples(data: Any, batch_size: int | None, what: str) -> Samples:
     if isinstance(data, DataLoader):
         return _from_loader(data, what)
     if isinstance(data, Mapping):
-        return ListedSamples([data])
+        return ListedBatches([data])
     if isinstance(data, tuple | list) and len(data) == 2:
         if all(hasattr(side, "__dask_graph__") for side in data):
-            return DaskSamples.from_arrays(*data)
+            return DaskBatches.from_arrays(*data)
         if all(isinstance(side, Tensor) for side in data):
-            return ListedSamples([data])
+            return ListedBatches([data])
     if isinstance(data, IterableDataset):
         raise SourceError(_NO_STREAMS.format(what))
     if isinstance(data, Sequence) and not isinstance(data, Dataset | str):
-        return ListedSamples(data)
+        return ListedBatches(data)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str):
         return _from_loader(DataLoader(data, batch_size or BATCH_SIZE), what)
     raise SourceError(
@@ -182,7 +182,7 @@ _NO_STREAMS = (
 )
 
 
-def _from_loader(loader: DataLoader[Any], what: str) -> LoadedSamples:
+def _from_loader(loader: DataLoader[Any], what: str) -> LoadedBatches:
     if isinstance(loader.dataset, IterableDataset):
         raise SourceError(_NO_STREAMS.format(what))
     if not has_fixed_order(loader):
@@ -191,11 +191,11 @@ def _from_loader(loader: DataLoader[Any], what: str) -> LoadedSamples:
             "not be told apart. Use a DataLoader with shuffle=False."
         )
     groups: Iterable[Any] = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    return LoadedSamples(loader.dataset, list(groups), loader.collate_fn)
+    return LoadedBatches(loader.dataset, list(groups), loader.collate_fn)
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class BatchIndex:
     """What a first look at all batches found.
 
     Args:
@@ -217,7 +217,7 @@ class Survey:
         return hashlib.blake2b("".join(self.digests).encode(), digest_size=8).hexdigest()
 
 
-def surveyed(samples: Samples, start: int, stop: int) -> list[tuple[int, str]]:
+def index_batches(samples: BatchedData, start: int, stop: int) -> list[tuple[int, str]]:
     """Reads batches `start` to `stop` for the first time.
 
     Args:
@@ -232,7 +232,7 @@ def surveyed(samples: Samples, start: int, stop: int) -> list[tuple[int, str]]:
     return [(batch_length(batch), _digest(batch)) for batch in batches]
 
 
-def read_again(samples: Samples, survey: Survey, i: int) -> Batch:
+def read_again(samples: BatchedData, survey: BatchIndex, i: int) -> Batch:
     """Reads a batch and compares it with what the first look saw.
 
     Args:

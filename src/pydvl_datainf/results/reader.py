@@ -8,24 +8,24 @@ import numpy as np
 import zarr
 from distributed import Client
 
-from pydvl_datainf.approximation import ApproximationError
-from pydvl_datainf.attributes import APPROXIMATION, EXTRAS, SELF_INFLUENCE
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.evaluation import relative_influence
-from pydvl_datainf.executors import executor_for
-from pydvl_datainf.inputs import Built
+from pydvl_datainf.influence.approximation import ApproximationError
 from pydvl_datainf.inverse.methods import INVERSES
-from pydvl_datainf.job import Job
-from pydvl_datainf.launch import launch
-from pydvl_datainf.layout import ENDS, comparison_in, extras_in, has_extra, opened
-from pydvl_datainf.plan import Plan
-from pydvl_datainf.ranking import Best
-from pydvl_datainf.rows_in import is_followed, rows_store
-from pydvl_datainf.samples import Survey
-from pydvl_datainf.store import REPAIR, Array, Store
-from pydvl_datainf.training import Parent
-from pydvl_datainf.wishes import Wishes
-from pydvl_datainf.work import all_self_influences
+from pydvl_datainf.results.layout import ENDS, comparison_in, extras_in, has_extra, opened
+from pydvl_datainf.results.linked_rows import is_followed, rows_store
+from pydvl_datainf.results.plan import Plan
+from pydvl_datainf.results.ranking import Best
+from pydvl_datainf.results.record import APPROXIMATION, EXTRAS, SELF_INFLUENCE
+from pydvl_datainf.results.store import REPAIR, Array, Store
+from pydvl_datainf.runner.batched_data import BatchIndex
+from pydvl_datainf.runner.executors import executor_for
+from pydvl_datainf.runner.job import Job
+from pydvl_datainf.runner.launch import launch
+from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.tasks import all_self_influences
+from pydvl_datainf.runner.train_side import StoredRows
+from pydvl_datainf.runner.worker_inputs import Built
 
 
 class InfluenceRun:
@@ -330,7 +330,7 @@ class InfluenceRun:
         Returns:
             The new run. It refers to this run's store, which must stay where it is.
         """
-        wishes = Wishes(
+        wishes = RunOptions(
             memory=memory,
             tile=(tile, None),
             top_k=top_k,
@@ -341,7 +341,7 @@ class InfluenceRun:
             overwrite=overwrite,
         )
         self._store.check_same_run()
-        parent = Parent(self._store, self._allow_other_places)
+        parent = StoredRows(self._store, self._allow_other_places)
         executor = executor_for(client, n_jobs, progress)
         try:
             launch(influence, test, parent, Store(store), wishes, executor)
@@ -406,7 +406,7 @@ class InfluenceRun:
         dtype = self.attrs["fingerprint"]["dtype"]
         place = self._store.location
         inverse = INVERSES[self.attrs["fingerprint"]["method"]]
-        by_name, none = dict(zip(names, widths, strict=True)), Survey((), ())
+        by_name, none = dict(zip(names, widths, strict=True)), BatchIndex((), ())
         job = Job(plan, place, place, by_name, dtype, inverse, none, _store=self._store)
         values, store = all_self_influences(job), Store(place)
         with suppress(StoreError), store.locked():
@@ -494,7 +494,7 @@ def run_influences(
         ModelError: if the model is unsupported, or a gradient is not finite; names the sample.
         DampingError: if no λ can be chosen, or scores overflow.
     """
-    wishes = Wishes(
+    wishes = RunOptions(
         memory=memory,
         tile=tile,
         rows=rows,

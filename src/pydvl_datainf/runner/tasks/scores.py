@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pydvl_datainf.arrays import WORK
 from pydvl_datainf.errors import DampingError
-from pydvl_datainf.inputs import Inputs
-from pydvl_datainf.job import Job
-from pydvl_datainf.layout import ENDS
-from pydvl_datainf.ranking import Best
-from pydvl_datainf.store import Array
+from pydvl_datainf.results.arrays import WORK
+from pydvl_datainf.results.layout import ENDS
+from pydvl_datainf.results.ranking import Best
+from pydvl_datainf.results.store import Array
+from pydvl_datainf.runner.job import Job
+from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, product
 
 CANDIDATES = f"{WORK}/candidates"

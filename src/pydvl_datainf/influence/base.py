@@ -27,6 +27,14 @@ from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
 from pydvl_datainf.gradients import Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
+from pydvl_datainf.gradients.sources import (
+    Reader,
+    RowsKept,
+    RowSource,
+    has_fixed_order,
+    read_rows,
+    sum_norms,
+)
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.checks import (
     changed_by_itself,
@@ -44,14 +52,6 @@ from pydvl_datainf.inverse.damping import (
 from pydvl_datainf.inverse.methods import Inverse
 from pydvl_datainf.objectives import Objective, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
-from pydvl_datainf.sources import (
-    Reader,
-    RowsKept,
-    RowSource,
-    has_fixed_order,
-    read_rows,
-    sum_norms,
-)
 from pydvl_datainf.vectors import (
     BlockVectors,
     concatenated,

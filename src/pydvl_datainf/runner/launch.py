@@ -10,28 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from pydvl_datainf import work
 from pydvl_datainf._version import __version__
-from pydvl_datainf.arrays import WORK
-from pydvl_datainf.attributes import EXTRAS, sealed_attributes
-from pydvl_datainf.columns import columns_of, digest, group_codes, json_of
 from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
-from pydvl_datainf.executors import Executor
-from pydvl_datainf.inputs import Built, Description, Inputs
 from pydvl_datainf.inverse.methods import Inverse
-from pydvl_datainf.job import Job
-from pydvl_datainf.layout import ENDS, arrays_of, column_type, extras_in, opened
-from pydvl_datainf.plan import Plan
-from pydvl_datainf.planning import exact_sample_of, planned
-from pydvl_datainf.samples import Samples, Survey, as_samples
-from pydvl_datainf.stages import Stages
-from pydvl_datainf.store import Array, Store, differences, is_shared, listed
-from pydvl_datainf.training import Fresh, Parent
-from pydvl_datainf.wishes import Wishes
+from pydvl_datainf.results.arrays import WORK
+from pydvl_datainf.results.layout import ENDS, arrays_of, column_type, extras_in, opened
+from pydvl_datainf.results.metadata import columns_of, digest, group_codes, json_of
+from pydvl_datainf.results.plan import Plan
+from pydvl_datainf.results.record import EXTRAS, sealed_attributes
+from pydvl_datainf.results.store import Array, Store, differences, is_shared, listed
+from pydvl_datainf.runner import tasks
+from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, as_batched
+from pydvl_datainf.runner.choices import exact_sample_of, planned
+from pydvl_datainf.runner.executors import Executor
+from pydvl_datainf.runner.job import Job
+from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.stages import Stages
+from pydvl_datainf.runner.train_side import NewRows, StoredRows
+from pydvl_datainf.runner.worker_inputs import Built, Description, Inputs
 
 
 def launch(
-    influence: Built, test: Any, train: Any, store: Store, wishes: Wishes, executor: Executor
+    influence: Built, test: Any, train: Any, store: Store, wishes: RunOptions, executor: Executor
 ) -> None:
     """Computes influences into a store; a run that was begun there goes on.
 
@@ -41,21 +41,21 @@ def launch(
         train: training data, or the parent whose rows are used.
         store: where to.
         wishes: what is asked.
-        executor: does the work.
+        executor: does the tasks.
     """
-    parent = train if isinstance(train, Parent) else None
+    parent = train if isinstance(train, StoredRows) else None
     size = getattr(influence, "batch_size", None)
-    queries = as_samples(test, size, "test")
-    inputs = Inputs(influence, queries, None if parent else as_samples(train, size, "training"))
+    queries = as_batched(test, size, "test")
+    inputs = Inputs(influence, queries, None if parent else as_batched(train, size, "training"))
     with store.locked():
         if parent:
             parent.check_apart(store)
         stored = _stored(store, executor, wishes)
         shared = executor.share(inputs)
-        (model,) = executor.map(work.describe, [None], [shared], "model")
+        (model,) = executor.map(tasks.describe, [None], [shared], "model")
         _check_names(model)
         tests = _survey(executor, shared, "test", inputs.test)
-        training = parent or Fresh(_survey(executor, shared, "train", inputs.train))
+        training = parent or NewRows(_survey(executor, shared, "train", inputs.train))
         _check_fitted(model, training.n)
         sample = exact_sample_of(wishes, model, training.n, tests.n)
         codes, labels = _groups(wishes, tests.n)
@@ -75,7 +75,7 @@ def launch(
             dtype=model.dtype,
             inverse=model.inverse,
             test=tests,
-            train=None if isinstance(training, Parent) else training.survey,
+            train=None if isinstance(training, StoredRows) else training.survey,
             model=model.model,
             codes=codes,
             by_block=wishes.by_block,
@@ -98,13 +98,16 @@ def launch(
 # Before the work
 
 
-def _groups(wishes: Wishes, m: int) -> tuple[tuple[int, ...] | None, list[Any] | None]:
+def _groups(wishes: RunOptions, m: int) -> tuple[tuple[int, ...] | None, list[Any] | None]:
     """For each test sample its group, and the labels of the groups, where there are any."""
     return (None, None) if wishes.query_groups is None else group_codes(wishes.query_groups, m)
 
 
 def _asked(
-    wishes: Wishes, tests: Survey, codes: tuple[int, ...] | None, columns: Mapping[str, Array]
+    wishes: RunOptions,
+    tests: BatchIndex,
+    codes: tuple[int, ...] | None,
+    columns: Mapping[str, Array],
 ) -> dict[str, Any]:
     """What the test data and the wishes add to the fingerprint of a run."""
     return {
@@ -118,7 +121,7 @@ def _asked(
     }
 
 
-def _stored(store: Store, executor: Executor, wishes: Wishes) -> dict[str, Any] | None:
+def _stored(store: Store, executor: Executor, wishes: RunOptions) -> dict[str, Any] | None:
     """The attributes of the run that is to go on; None where a new one is made."""
     if not (executor.shares_memory or is_shared(store)):
         raise StoreError(f"{store} is in this process's memory, which workers do not see.")
@@ -146,18 +149,18 @@ def _is_begun(
     return cut_alike and stored["versions"] == _versions()
 
 
-def _survey(executor: Executor, shared: Any, side: str, samples: Samples | None) -> Survey:
+def _survey(executor: Executor, shared: Any, side: str, samples: BatchedData | None) -> BatchIndex:
     """Reads all batches once: errors come early, and it is known what was computed with."""
     count = 0 if samples is None else len(samples)
     size = max(1, ceil(count / 64))
     items = [(side, start, min(start + size, count)) for start in range(0, count, size)]
-    parts = dict(executor.map(work.survey, items, [shared], f"reading {side} data"))
+    parts = dict(executor.map(tasks.survey, items, [shared], f"reading {side} data"))
     found = [batch for start in sorted(parts) for batch in parts[start]]
     if not found:
         name = "training" if side == "train" else side
         raise SourceError(f"The {name} data is empty.")
     lengths, digests = zip(*found, strict=True)
-    return Survey(lengths, digests)
+    return BatchIndex(lengths, digests)
 
 
 def _check_names(model: Description) -> None:
@@ -232,7 +235,7 @@ def _versions() -> dict[str, str]:
 
 
 def _known(job: Job) -> dict[str, Array]:
-    """What is known before the work, beside ids and metadata."""
+    """What is known before the tasks, beside ids and metadata."""
     known = {
         "block": np.array(list(job.widths), dtype=object),
         "width": np.array(list(job.widths.values())),

@@ -5,9 +5,9 @@ does which of them, what is done stays done, and no message is larger than a few
 returns how many gradients it computed.
 """
 
-from pydvl_datainf.work.before import describe, survey
-from pydvl_datainf.work.comparison import write_approximation_error
-from pydvl_datainf.work.factors import (
+from pydvl_datainf.runner.tasks.approximation import write_approximation_error
+from pydvl_datainf.runner.tasks.describe import describe, survey
+from pydvl_datainf.runner.tasks.factors import (
     CORRECTIONS,
     SOLUTIONS,
     write_correction,
@@ -16,7 +16,7 @@ from pydvl_datainf.work.factors import (
     write_solution,
     write_vectors,
 )
-from pydvl_datainf.work.scores import (
+from pydvl_datainf.runner.tasks.scores import (
     CANDIDATE_SCORES,
     CANDIDATES,
     SUMS,
@@ -24,7 +24,7 @@ from pydvl_datainf.work.scores import (
     write_scores,
     write_top,
 )
-from pydvl_datainf.work.selves import (
+from pydvl_datainf.runner.tasks.self_influence import (
     SELF_PARTS,
     all_self_influences,
     write_self_influence,

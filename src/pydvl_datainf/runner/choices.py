@@ -7,13 +7,20 @@ from typing import Any
 import numpy as np
 
 from pydvl_datainf.errors import PlanError
-from pydvl_datainf.executors import Executor
-from pydvl_datainf.inputs import Description
-from pydvl_datainf.plan import Plan, Task, fits_at_once, make_plan, sample_bytes, solver_bytes
-from pydvl_datainf.samples import Survey
-from pydvl_datainf.store import Store
-from pydvl_datainf.training import Fresh, Parent
-from pydvl_datainf.wishes import Wishes
+from pydvl_datainf.results.plan import (
+    Plan,
+    Task,
+    fits_at_once,
+    make_plan,
+    sample_bytes,
+    solver_bytes,
+)
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.runner.batched_data import BatchIndex
+from pydvl_datainf.runner.executors import Executor
+from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.train_side import NewRows, StoredRows
+from pydvl_datainf.runner.worker_inputs import Description
 
 AUTO_SAMPLES = (256, 128, 64)
 """Numbers of samples that tell how approximate an inverse is: the first that fits is taken."""
@@ -25,10 +32,10 @@ of them and not their time, so that the same call makes the same plan on every m
 
 def planned(
     model: Description,
-    wishes: Wishes,
+    wishes: RunOptions,
     m: int,
-    tests: Survey,
-    training: Fresh | Parent,
+    tests: BatchIndex,
+    training: NewRows | StoredRows,
     executor: Executor,
     store: Store,
     stored: Mapping[str, Any] | None = None,
@@ -65,7 +72,7 @@ def planned(
     tile, rows = wishes.tile or (None, None), wishes.rows
     together = model.inverse.rows == "together"
     reserved = solver_bytes(task) if together else 0
-    if isinstance(training, Parent):
+    if isinstance(training, StoredRows):
         tile, rows = (tile[0], training.plan.train_tile), "zarr"
     elif rows == "auto" and stored:
         rows = stored["plan"]["rows"]
@@ -79,7 +86,7 @@ def planned(
     )
 
 
-def exact_sample_of(wishes: Wishes, model: Description, n: int, m: int) -> int:
+def exact_sample_of(wishes: RunOptions, model: Description, n: int, m: int) -> int:
     """Over how many training samples the inverse is compared with the exact one.
 
     Args:

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pydvl_datainf.arrays import WORK
-from pydvl_datainf.inputs import Inputs
 from pydvl_datainf.inverse.damping import check_finite
 from pydvl_datainf.inverse.sherman_morrison import add_correction, transformed
 from pydvl_datainf.inverse.woodbury import named, solved
-from pydvl_datainf.job import VECTORS, Job
+from pydvl_datainf.results.arrays import WORK
+from pydvl_datainf.runner.job import VECTORS, Job
+from pydvl_datainf.runner.worker_inputs import Inputs
 
 CORRECTIONS = f"{WORK}/corrections"
 SOLUTIONS = f"{WORK}/solutions"
