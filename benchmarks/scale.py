@@ -105,9 +105,10 @@ def further_queries(folder: Path, train: int, test: int) -> Table:
     """A second set of queries on the rows that the first run kept."""
     seconds, first = timed(folder, train, test, rows="zarr")
     start = perf_counter()
-    second = first.query(
+    second = run_influences(
         workload.influence(),
         workload.Texts(test, 2 * 10**9),
+        first,
         folder / "second.zarr",
         progress=False,
         overwrite=True,

@@ -235,8 +235,12 @@ def test_further_queries_and_late_self_influences(tmp_path, kind):
     done = run(tmp_path / "run.zarr", kind, rows="zarr", self_influence=False)
     model, _, test = data(kind)
     others = test[0].flip(0), test[1].flip(0)
-    more = done.query(
-        DataInfInfluence(model, F.cross_entropy), others, tmp_path / "more.zarr", progress=False
+    more = run_influences(
+        DataInfInfluence(model, F.cross_entropy),
+        others,
+        done,
+        tmp_path / "more.zarr",
+        progress=False,
     )
     v, g = rows_of(done, tmp_path / "run.zarr", kind)
     close(more.scores[...], sum(exact(v, g, done.damping).values()).flip(0))

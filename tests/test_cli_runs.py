@@ -166,7 +166,7 @@ def test_info_tells_what_was_kept(tmp_path, wishes, expected):
 
 def test_info_tells_whose_rows_a_further_query_used(tmp_path):
     parent = made(tmp_path / "parent.zarr", rows="zarr")
-    parent.query(build(), samples(3, 7), tmp_path / "query.zarr", progress=False)
+    run_influences(build(), samples(3, 7), parent, tmp_path / "query.zarr", progress=False)
     expected = f"Training rows kept those in {tmp_path / 'parent.zarr'}"
     assert expected in shown("info", tmp_path / "query.zarr")
 

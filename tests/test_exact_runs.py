@@ -438,7 +438,9 @@ def test_damage_is_repaired(tmp_path, undisturbed, key):
 @pytest.mark.parametrize("build", [exact, plain])
 def test_further_queries_on_stored_rows(tmp_path, build):
     done = run(tmp_path / "run.zarr", build(), rows="zarr")
-    asked = done.query(build(), loader(samples(5, 9), 2), tmp_path / "more.zarr", progress=False)
+    asked = run_influences(
+        build(), loader(samples(5, 9), 2), done, tmp_path / "more.zarr", progress=False
+    )
     G = stored_rows(tmp_path / "run.zarr")
     close(asked.scores[...], true_scores(build, G=G, seed=9, length=5))
     assert asked.damping == done.damping
@@ -449,7 +451,9 @@ def test_further_queries_on_stored_rows(tmp_path, build):
 def test_further_queries_by_another_method_are_refused(tmp_path):
     done = run(tmp_path / "run.zarr", exact(), rows="zarr")
     with pytest.raises(ModelError, match="method: 'exact' in the store, 'DataInf' now"):
-        done.query(datainf(), loader(samples(5, 9), 2), tmp_path / "more.zarr", progress=False)
+        run_influences(
+            datainf(), loader(samples(5, 9), 2), done, tmp_path / "more.zarr", progress=False
+        )
 
 
 @pytest.mark.parametrize("first", [datainf, exact])

@@ -221,7 +221,7 @@ def test_measures_that_would_take_long_are_not_computed(tmp_path):
 def test_self_influences_of_a_query_are_those_of_its_rows(tmp_path):
     run = made(tmp_path / "run.zarr", rows="zarr", self_influence=True)
     model = DataInfInfluence(network(), F.cross_entropy, batch_size=8)
-    query = run.query(model, samples(2, 3), tmp_path / "query.zarr", progress=False)
+    query = run_influences(model, samples(2, 3), run, tmp_path / "query.zarr", progress=False)
     page = Page(write_report(query, tmp_path / "report.html"))
     shown = np.array(ids_shown(page, "train"))
     np.testing.assert_array_equal(
@@ -237,7 +237,7 @@ def test_self_influences_of_a_query_are_those_of_its_rows(tmp_path):
 def test_self_influences_of_another_run_are_not_shown(tmp_path, n, other):
     run = made(tmp_path / "run.zarr", rows="zarr", self_influence=True)
     model = DataInfInfluence(network(), F.cross_entropy, batch_size=8)
-    query = run.query(model, samples(2, 3), tmp_path / "query.zarr", progress=False)
+    query = run_influences(model, samples(2, 3), run, tmp_path / "query.zarr", progress=False)
     run_influences(
         model,
         samples(M, 2),
@@ -285,7 +285,7 @@ def test_the_path_of_the_store_stays_at_home(page, folder):
 def test_the_path_of_the_rows_of_a_query_stays_at_home(tmp_path):
     run = made(tmp_path / "base.zarr", rows="zarr")
     model = DataInfInfluence(network(), F.cross_entropy, batch_size=8)
-    query = run.query(model, samples(2, 3), tmp_path / "query.zarr", progress=False)
+    query = run_influences(model, samples(2, 3), run, tmp_path / "query.zarr", progress=False)
     assert query.attrs["rows_in"] == str(tmp_path / "base.zarr")  # premise
     page = Page(write_report(query, tmp_path / "report.html"))
     assert "those in base.zarr" in page.text
@@ -359,7 +359,7 @@ def test_a_run_that_compared_nothing_tells_how_to(tmp_path):
 def test_a_query_tells_that_the_run_of_its_rows_can_be_compared(tmp_path):
     run = made(tmp_path / "run.zarr", rows="zarr", exact_sample=N)
     model = DataInfInfluence(network(), F.cross_entropy, batch_size=8)
-    query = run.query(model, samples(2, 3), tmp_path / "query.zarr", progress=False)
+    query = run_influences(model, samples(2, 3), run, tmp_path / "query.zarr", progress=False)
     page = Page(write_report(query, tmp_path / "report.html"))
     assert "have the run whose rows it uses compared (exact_sample=256)" in page.text
     assert "call run_influences again" not in page.text

@@ -29,7 +29,7 @@ def made(tmp_path_factory):
 
 
 def query(parent, store):
-    return parent.query(build(), loader(samples(4, 3), 4), store, progress=False)
+    return run_influences(build(), loader(samples(4, 3), 4), parent, store, progress=False)
 
 
 @pytest.fixture
@@ -210,8 +210,8 @@ def test_a_query_does_not_replace_the_run_that_it_asks(tmp_path, family, asked, 
     before = contents(tmp_path)
     store = tmp_path / place
     with pytest.raises(StoreExistsError, match=r"holds the run that is asked.*another store"):
-        family[asked].query(
-            build(), loader(samples(4, 7), 4), store, overwrite=True, progress=False
+        run_influences(
+            build(), loader(samples(4, 7), 4), family[asked], store, overwrite=True, progress=False
         )
     assert contents(tmp_path) == before
 
@@ -265,9 +265,10 @@ def test_a_query_that_cannot_be_answered_touches_no_store(
     damage(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(StoreError, match=message):
-        first.query(
+        run_influences(
             build(),
             loader(samples(4, 7), 4),
+            first,
             places[overwrite],
             overwrite=overwrite,
             progress=False,

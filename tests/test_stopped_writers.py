@@ -236,18 +236,18 @@ def test_a_query_whose_rows_are_replaced_meanwhile_is_stopped(tmp_path):
     replace = stopped_run.Replace(tmp_path / "run.zarr", tmp_path / "second.zarr")
     test = stopped_run.loader(stopped_run.samples(4, 3), 4)
     with pytest.raises(StoreError, match=r"run\.zarr.* was replaced meanwhile"):
-        first.query(build(replace), test, tmp_path / "query.zarr", progress=False)
+        run_influences(build(replace), test, first, tmp_path / "query.zarr", progress=False)
     assert InfluenceRun(tmp_path / "run.zarr").attrs == second.attrs  # the premise
 
 
 def test_a_query_of_a_query_whose_rows_were_replaced_is_refused(tmp_path):
     test = stopped_run.loader(stopped_run.samples(4, 3), 4)
     first = run(tmp_path / "run.zarr", rows="zarr")
-    query = first.query(build(), test, tmp_path / "query.zarr", progress=False)
-    query.query(build(), test, tmp_path / "control.zarr", progress=False)
+    query = run_influences(build(), test, first, tmp_path / "query.zarr", progress=False)
+    run_influences(build(), test, query, tmp_path / "control.zarr", progress=False)
     run(tmp_path / "run.zarr", rows="zarr", overwrite=True, **OTHER)
     with pytest.raises(StoreError, match=r"holds another run now: model differ"):
-        query.query(build(), test, tmp_path / "again.zarr", progress=False)
+        run_influences(build(), test, query, tmp_path / "again.zarr", progress=False)
     assert not (tmp_path / "again.zarr").exists()
 
 

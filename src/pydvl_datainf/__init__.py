@@ -25,7 +25,9 @@ with warnings.catch_warnings():
     from pydvl_datainf.huggingface import influence_from_trainer
     from pydvl_datainf.influence import DataInfInfluence, ExactInfluence, HessianFreeInfluence
     from pydvl_datainf.influence.approximation import ApproximationError, approximation_error
-    from pydvl_datainf.results.reader import InfluenceRun, run_influences
+    from pydvl_datainf.results.reader import InfluenceRun
+    from pydvl_datainf.runner.options import RunOptions
+    from pydvl_datainf.runner.run import compute_self_influence, run_influences
 from pydvl_datainf.objectives import (
     CausalLM,
     Denoising,
@@ -57,6 +59,7 @@ __all__ = [
     "ObjectiveError",
     "PlanError",
     "Preference",
+    "RunOptions",
     "Seq2SeqLM",
     "SequenceClassification",
     "SourceError",
@@ -65,6 +68,7 @@ __all__ = [
     "TokenClassification",
     "__version__",
     "approximation_error",
+    "compute_self_influence",
     "influence_from_trainer",
     "reference_log_probabilities",
     "run_influences",

@@ -20,7 +20,8 @@ from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tuning import LORA_TARGETS, Batch, encode, tuned_model
 from pydvl_datainf.influence import DataInfInfluence, HessianFreeInfluence
 from pydvl_datainf.objectives import SequenceClassification
-from pydvl_datainf.results.reader import InfluenceRun, run_influences
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.runner.run import run_influences
 
 
 @dataclass(frozen=True, slots=True)

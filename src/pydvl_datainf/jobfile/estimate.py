@@ -11,12 +11,13 @@ from rich.table import Table
 
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.jobfile.preparation import Prepared
-from pydvl_datainf.results.plan import Plan, sampled_queries
+from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
 from pydvl_datainf.runner.choices import exact_sample_of, planned
 from pydvl_datainf.runner.executors import executor_for
 from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.sizing import sampled_queries
 from pydvl_datainf.runner.train_side import NewRows
 from pydvl_datainf.runner.worker_inputs import Description, Inputs
 from pydvl_datainf.tables import facts_table
@@ -93,8 +94,27 @@ def gradients(plan: Plan, model: Description) -> tuple[int, int]:
     if plan.rows != "recompute":
         return 1, 1
     norms = 0 if len(model.fixed_damping) == len(model.widths) else 1
-    passes = 1 if model.inverse.rows == "unused" else 2
-    return passes * len(plan.groups) + norms, 1
+    return (model.method.passes + 1) * len(plan.groups) + norms, 1
+
+
+def bytes_passing(plan: Plan, model: Description) -> int:
+    """What a run has on disk for a time, beside its result.
+
+    Args:
+        plan: how it is cut.
+        model: what is known of it.
+
+    Returns:
+        Bytes: of the gradients of queries, and of what is added up.
+    """
+    itemsize = np.dtype(model.method.precision(model.dtype)).itemsize
+    vectors = plan.m * plan.n_parameters
+    queries = plan.group(0).stop
+    if plan.rows == "recompute":
+        sums = len(plan.spans) * queries * plan.n_parameters if model.method.passes else 0
+        return itemsize * (2 * vectors + sums)
+    parts = len(plan.pieces) * queries * plan.n if len(plan.pieces) > 1 else 0
+    return itemsize * (vectors + parts)
 
 
 def compared(plan: Plan, m: int, samples: int) -> int:
@@ -125,14 +145,8 @@ def operations(plan: Plan, model: Description) -> float:
         Their number, two for each multiplication and addition.
     """
     scores = 2 * plan.n * plan.m * plan.n_parameters
-    if model.inverse.rows == "unused":
-        return scores
-    if model.inverse.rows == "summed":
-        return 3 * scores
-    sides = [(d, min(plan.n, d)) for d in model.widths.values()]
-    factors = sum(2 * plan.n * d * k + k**3 / 3 for d, k in sides)
-    solving = sum(2 * plan.m * k * (k if d <= plan.n else k + 2 * d) for d, k in sides)
-    return scores + len(plan.groups) * factors + solving
+    inverse = sum(model.method.flops(plan.n, plan.m, d) for d in model.widths.values())
+    return scores + inverse
 
 
 def _survey(prepared: Prepared, side: str) -> BatchIndex:
@@ -177,9 +191,7 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
 def _plan(prepared: Prepared, plan: Plan, model: Description) -> dict[str, str]:
     rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
     scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
-    itemsize = np.dtype(model.inverse.precision(model.dtype)).itemsize
-    factors = itemsize * plan.m * plan.n_parameters
-    passing = {"summed": len(plan.spans), "together": 1, "unused": 0}[model.inverse.rows] + 1
+    passing = bytes_passing(plan, model)
     return {
         "Rows": {
             "memory": "kept in memory",
@@ -192,15 +204,14 @@ def _plan(prepared: Prepared, plan: Plan, model: Description) -> dict[str, str]:
         ),
         "Groups of test samples": f"{len(plan.groups):,}",
         "Memory for our arrays": f"{prepared.job.memory} in each process, beside the model",
-        "Disk": f"{format_bytes(rows + scores + factors)}, and as much as "
-        f"{format_bytes(factors * passing)} for a time",
+        "Disk": f"{format_bytes(rows + scores)}, and as much as {format_bytes(passing)} for a time",
     }
 
 
 def _time(
     prepared: Prepared, plan: Plan, model: Description, influence: BlockwiseInfluence
 ) -> dict[str, str]:
-    rates = measured_rates(prepared, plan, influence, model.inverse.precision(model.dtype))
+    rates = measured_rates(prepared, plan, influence, model.method.precision(model.dtype))
     train, test = gradients(plan, model)
     unit = prepared.material.unit
     lengths = prepared.material.train.samples.lengths

@@ -14,7 +14,8 @@ from pydvl_datainf.jobfile.images import image_material
 from pydvl_datainf.jobfile.reference import with_reference
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.jobfile.texts import text_material
-from pydvl_datainf.results.reader import InfluenceRun, run_influences
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.runner.run import run_influences
 
 PACKAGES = {"denoising": ("diffusers", "peft")}
 OF_TEXTS = ("transformers", "peft", "tokenizers")

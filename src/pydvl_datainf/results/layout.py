@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydvl_datainf.errors import StoreError
-from pydvl_datainf.inverse.methods import INVERSES
-from pydvl_datainf.results.arrays import Layout
+from pydvl_datainf.results.arrays import ROWS, Layout
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
     APPROXIMATION,
@@ -28,7 +27,6 @@ def arrays_of(
     blocks: int,
     dtype: str,
     *,
-    factors: str,
     by_block: bool,
     top_k: int | None,
     stores_rows: bool,
@@ -40,7 +38,6 @@ def arrays_of(
         plan: how it is cut.
         blocks: L, how many there are.
         dtype: of gradients and scores.
-        factors: the dtype of factors.
         by_block: whether each block has scores of its own.
         top_k: how many scores are kept at either end; None = all.
         stores_rows: whether training rows are kept in the store.
@@ -49,12 +46,11 @@ def arrays_of(
     Returns:
         Layouts by name, `EXTRAS` among them.
     """
-    n, m, L, D = plan.n, plan.m, blocks, plan.n_parameters
+    n, m, L = plan.n, plan.m, blocks
     t, r = plan.test_tile, plan.train_tile
     tables = {
         "squared_norms": Layout((n, L), (r, L), "float64", ("train", "block")),
         "damping": Layout((L,), (L,), "float64", ("block",)),
-        "factors": Layout((m, D), (t, plan.columns), factors, ("test", "parameter")),
         "mean_influence": Layout((n,), (r,), "float64", ("train",)),
         "block": Layout((L,), (ID_CHUNK,), "string", ("block",)),
         "width": Layout((L,), (ID_CHUNK,), "int64", ("block",)),
@@ -63,14 +59,15 @@ def arrays_of(
     }
     if stores_rows:
         tables["row_scales"] = Layout((n, L), (r, L), dtype, ("train", "block"))
-        tables["rows"] = Layout((n, D), (r, D), "float16", ("train", "parameter"))
+        for p, (_, width) in enumerate(plan.pieces):
+            tables[rows_name(p)] = Layout((n, width), (r, width), "float16", ("train", "parameter"))
     if top_k is not None:
         k, names = min(top_k, n), ("test", "end", "rank")
         tables["top"] = Layout((m, len(ENDS), k), (t, len(ENDS), k), "int64", names)
         tables["top_scores"] = Layout((m, len(ENDS), k), (t, len(ENDS), k), dtype, names)
         tables["end"] = Layout((len(ENDS),), (ID_CHUNK,), "string", ("end",))
     elif by_block:
-        tables["scores"] = Layout((m, L, n), (t, L, r), dtype, ("test", "block", "train"))
+        tables["scores"] = Layout((m, L, n), (t, 1, r), dtype, ("test", "block", "train"))
     else:
         tables["scores"] = Layout((m, n), (t, r), dtype, ("test", "train"))
     lengths = {"test": m, "train": n}
@@ -78,6 +75,11 @@ def arrays_of(
         side = name.partition("_")[0]
         tables[name] = Layout((lengths[side],), (ID_CHUNK,), kind, (side,))
     return tables
+
+
+def rows_name(piece: int) -> str:
+    """The array of the training rows of a piece of blocks."""
+    return f"{ROWS}/{piece}"
 
 
 def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
@@ -89,12 +91,11 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
     Returns:
         Layouts by name.
     """
-    said, plan = attributes["fingerprint"], Plan(**attributes["plan"])
+    said, plan = attributes["fingerprint"], Plan.from_attributes(attributes["plan"])
     return arrays_of(
         plan,
         len(said["blocks"]),
         said["dtype"],
-        factors=INVERSES[said["method"]].precision(said["dtype"]),
         by_block=said["by_block"],
         top_k=said["top_k"],
         stores_rows=plan.rows == "zarr" and attributes["rows_in"] is None,

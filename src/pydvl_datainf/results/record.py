@@ -8,7 +8,7 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any
 
-from pydvl_datainf.inverse.methods import INVERSES
+from pydvl_datainf.inverse.method import METHODS
 from pydvl_datainf.results.metadata import SIDES
 from pydvl_datainf.results.plan import Plan
 
@@ -84,6 +84,10 @@ def _all_in(kind: type, fits: Fits) -> Fits:
     return check
 
 
+def _is_pair(value: Any) -> bool:
+    return _all_in(list, _is_count)(value) and len(value) == 2
+
+
 def _is_column(name: str) -> bool:
     side, mark, column = name.partition("_")
     return side in SIDES and (column.isidentifier() if mark else True)
@@ -115,7 +119,7 @@ _ATTRIBUTES: dict[str, Fits] = {
     "writer": _is(str),
 }
 _FINGERPRINT: dict[str, Fits] = {
-    "method": lambda value: type(value) is str and value in INVERSES,
+    "method": lambda value: type(value) is str and value in METHODS,
     "objective": _is(str),
     "dtype": lambda value: value in ("float32", "float64"),
     "model": _is(dict),
@@ -132,7 +136,8 @@ _FINGERPRINT: dict[str, Fits] = {
     "run metadata": _is(dict),
 }
 _PLAN: dict[str, Fits] = {field.name: _is_count for field in fields(Plan)} | {
-    "rows": lambda value: value in ("memory", "zarr", "recompute")
+    "pieces": lambda value: _all_in(list, _is_pair)(value) and len(value) > 0,
+    "rows": lambda value: value in ("memory", "zarr", "recompute"),
 }
 _COMPARISON: dict[str, Fits] = {
     "n": _is_count,
@@ -162,7 +167,10 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield "fingerprint and plan tell of different numbers of samples"
     sides = (("test_tile", "m"), ("train_tile", "n"), ("columns", "n_parameters"))
     yield from (f"plan: {a} is larger than {b}" for a, b in sides if plan[a] > plan[b])
-    if len(said["blocks"]) > plan["n_parameters"]:
+    sums = [sum(counts) for counts in zip(*plan["pieces"], strict=True)]
+    if sums != [len(said["blocks"]), plan["n_parameters"]]:
+        yield "plan: pieces are not all blocks and parameters"
+    if any(blocks > width for blocks, width in plan["pieces"]):
         yield "there are more blocks than parameters"
     if attributes["checksum"] != sealed_attributes(attributes)["checksum"]:
         yield "fingerprint, plan or columns are not as they were written"

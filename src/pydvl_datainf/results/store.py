@@ -1,4 +1,4 @@
-"""The record of a run on disk: a Zarr v3 group, format 1, specified in docs/store-format.md.
+"""The record of a run on disk: a Zarr v3 group, format 2, specified in docs/store-format.md.
 
 A chunk is the unit of work and of writing: it has one writer, appears at once and whole, and
 carries a checksum. What was done is what is there and sound; there is no other book-keeping.
@@ -35,7 +35,7 @@ from pydvl_datainf.results.chunks import FREE, NAMED, Chunk, guarded, lacking
 from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
 
 FORMAT = "pydvl-datainf influences"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA = ("test_", "train_")
 """How the names of the caller's columns begin; only these may hold NaN."""
 

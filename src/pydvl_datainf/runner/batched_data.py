@@ -1,8 +1,9 @@
 """Batches that can be read in any order: what a run needs of test and training data."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -262,3 +263,26 @@ def _digest(batch: Batch) -> str:
         data: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         summed.update(data)
     return summed.hexdigest()
+
+
+Cut = tuple[int, int, int]
+"""Samples `start` to `stop` (exclusive) of one batch: (batch, start, stop)."""
+
+
+def cut_batches(lengths: Sequence[int], wanted: slice, step: int) -> Iterator[Cut]:
+    """Cuts the batches that hold some samples into parts that hold no others.
+
+    Args:
+        lengths: samples in each batch.
+        wanted: from which sample to which.
+        step: the largest number of samples in a part.
+
+    Yields:
+        Parts, in the order of the samples.
+    """
+    stops = accumulate(lengths)
+    for batch, (length, stop) in enumerate(zip(lengths, stops, strict=True)):
+        first = max(wanted.start - (stop - length), 0)
+        last = min(wanted.stop - (stop - length), length)
+        for start in range(first, last, step):
+            yield batch, start, min(start + step, last)

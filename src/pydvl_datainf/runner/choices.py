@@ -7,18 +7,12 @@ from typing import Any
 import numpy as np
 
 from pydvl_datainf.errors import PlanError
-from pydvl_datainf.results.plan import (
-    Plan,
-    Task,
-    fits_at_once,
-    make_plan,
-    sample_bytes,
-    solver_bytes,
-)
+from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import BatchIndex
 from pydvl_datainf.runner.executors import Executor
 from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.sizing import Task, fits_at_once, make_plan, sample_bytes
 from pydvl_datainf.runner.train_side import NewRows, StoredRows
 from pydvl_datainf.runner.worker_inputs import Description
 
@@ -32,7 +26,7 @@ of them and not their time, so that the same call makes the same plan on every m
 
 def planned(
     model: Description,
-    wishes: RunOptions,
+    options: RunOptions,
     m: int,
     tests: BatchIndex,
     training: NewRows | StoredRows,
@@ -44,7 +38,7 @@ def planned(
 
     Args:
         model: what is known of it.
-        wishes: what is asked.
+        options: what is asked.
         m: queries.
         tests: what a first look at the test data found; its lengths suffice.
         training: the training data; its lengths suffice.
@@ -65,32 +59,36 @@ def planned(
         widths=tuple(model.widths.values()),
         itemsize=np.dtype(model.dtype).itemsize,
         longest=max(training.longest, *tests.lengths),
-        by_block=wishes.by_block,
-        top_k=wishes.top_k,
-        precision=np.dtype(model.inverse.precision(model.dtype)).itemsize,
+        method=model.method,
+        by_block=options.by_block,
+        top_k=options.top_k,
+        precision=np.dtype(model.method.precision(model.dtype)).itemsize,
     )
-    tile, rows = wishes.tile or (None, None), wishes.rows
-    together = model.inverse.rows == "together"
-    reserved = solver_bytes(task) if together else 0
+    tile, rows, pieces = options.tile or (None, None), options.rows, None
     if isinstance(training, StoredRows):
         tile, rows = (tile[0], training.plan.train_tile), "zarr"
+        pieces = training.plan.pieces
     elif rows == "auto" and stored:
         rows = stored["plan"]["rows"]
     elif rows == "auto":
-        rows = _rows_that_fit(task, wishes.bytes, executor, store, reserved)
-    else:
-        _check_rows(rows, executor, together)
-    size = model.batch_size
+        rows = _rows_that_fit(task, options.bytes, executor, store)
+    _check_rows(rows, executor)
+    model.method.check_rows(rows)
     return make_plan(
-        task, memory=wishes.bytes, rows=rows, batch_size=size, tile=tile, reserved=reserved
+        task,
+        memory=options.bytes,
+        rows=rows,
+        batch_size=model.batch_size,
+        tile=tile,
+        pieces=pieces,
     )
 
 
-def exact_sample_of(wishes: RunOptions, model: Description, n: int, m: int) -> int:
+def exact_sample_of(options: RunOptions, model: Description, n: int, m: int) -> int:
     """Over how many training samples the inverse is compared with the exact one.
 
     Args:
-        wishes: what is asked.
+        options: what is asked.
         model: what is known of it.
         n: training samples.
         m: test samples.
@@ -101,48 +99,39 @@ def exact_sample_of(wishes: RunOptions, model: Description, n: int, m: int) -> i
     Raises:
         PlanError: if a number that is asked for does not fit.
     """
-    if not model.inverse.is_approximate:
+    if not model.method.is_approximate:
         return 0
     widths, itemsize = tuple(model.widths.values()), np.dtype(model.dtype).itemsize
-    if wishes.exact_sample == "auto":
+    if options.exact_sample == "auto":
         sizes = (sample_bytes(widths, itemsize, min(size, n), m) for size in AUTO_SAMPLES)
-        fitting = (s for s, b in zip(AUTO_SAMPLES, sizes, strict=True) if b <= wishes.bytes)
+        fitting = (s for s, b in zip(AUTO_SAMPLES, sizes, strict=True) if b <= options.bytes)
         return next(fitting, 0)
-    needed = sample_bytes(widths, itemsize, min(wishes.exact_sample, n), m)
-    if wishes.exact_sample and needed > wishes.bytes:
+    needed = sample_bytes(widths, itemsize, min(options.exact_sample, n), m)
+    if options.exact_sample and needed > options.bytes:
         raise PlanError(
-            f"Comparing {wishes.exact_sample:,} samples with the exact inverse takes {needed:,} "
-            f"bytes, and memory is {wishes.bytes:,}. Use more memory, a smaller exact_sample, "
+            f"Comparing {options.exact_sample:,} samples with the exact inverse takes {needed:,} "
+            f"bytes, and memory is {options.bytes:,}. Use more memory, a smaller exact_sample, "
             '"auto", or exact_sample=0.'
         )
-    return wishes.exact_sample
+    return options.exact_sample
 
 
-def _check_rows(rows: str, executor: Executor, together: bool) -> None:
-    if rows == "memory" and not executor.keeps_state:
+def _check_rows(rows: str, executor: Executor) -> None:
+    if rows == "memory" and not executor.shares_memory:
         raise PlanError(
-            'rows="memory" needs processes that live as long as the run, which those of joblib do '
-            'not. Use rows="zarr" or "recompute".'
-        )
-    if rows == "recompute" and together:
-        raise PlanError(
-            "The exact inverse needs the gradients of all samples together, so they cannot be "
-            'computed again piece by piece. Use rows="zarr" or "memory".'
+            'rows="memory" keeps them in this process, of which workers see nothing. Use '
+            'rows="zarr" or "recompute".'
         )
 
 
-def _rows_that_fit(task: Task, memory: int, executor: Executor, store: Store, reserved: int) -> str:
+def _rows_that_fit(task: Task, memory: int, executor: Executor, store: Store) -> str:
     """In memory if they are few and all queries fit beside them, on disk if there is room."""
-    together = reserved > 0  # rows of a block: other processes would compute all rows anew
-    alone = executor.shares_memory or not together
-    fits = executor.keeps_state and alone and fits_at_once(task, memory, reserved)
+    fits = executor.shares_memory and fits_at_once(task, memory)
     if fits and task.n <= MOST_IN_MEMORY:
         return "memory"
-    if _has_room(task, store):
+    if _has_room(task, store) or not (fits or task.method.joins):
         return "zarr"
-    if fits:
-        return "memory"
-    return "zarr" if together else "recompute"
+    return "memory" if fits else "recompute"
 
 
 def _has_room(task: Task, store: Store) -> bool:

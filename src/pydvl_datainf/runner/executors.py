@@ -42,8 +42,6 @@ FOLDERS, FILES = "pydvl-datainf-joblib-", ".shared"
 class Executor(Protocol):
     """Does independent pieces of work."""
 
-    keeps_state: bool
-    """Whether a process that did one piece of work can be given the next of its kind."""
     shares_memory: bool
     """Whether the work is done in this process."""
 
@@ -57,7 +55,6 @@ class Executor(Protocol):
         items: Sequence[Item],
         shared: Sequence[Any],
         what: str,
-        home: Callable[[Item], int] | None = None,
     ) -> Iterator[Result]:
         """Calls `work(item, *shared)` for each item; yields results as they come, in any order.
 
@@ -66,7 +63,6 @@ class Executor(Protocol):
             items: one for each piece of work.
             shared: what `share` returned.
             what: how the progress bar calls the work.
-            home: pieces of work with the same number go to the same process where that is possible.
         """
         ...
 
@@ -82,7 +78,6 @@ class InProcess:
         progress: whether to show bars.
     """
 
-    keeps_state = True
     shares_memory = True
 
     def __init__(self, progress: bool):
@@ -98,7 +93,6 @@ class InProcess:
         items: Sequence[Item],
         shared: Sequence[Any],
         what: str,
-        home: Callable[[Item], int] | None = None,
     ) -> Iterator[Result]:
         """Does the work in the order of the items."""
         for item in _bar(items, what, len(items), self.progress):
@@ -119,7 +113,6 @@ class Joblib:
         PlanError: if the backend uses threads.
     """
 
-    keeps_state = False
     shares_memory = False
 
     def __init__(self, n_jobs: int | None, progress: bool):
@@ -149,7 +142,6 @@ class Joblib:
         items: Sequence[Item],
         shared: Sequence[Any],
         what: str,
-        home: Callable[[Item], int] | None = None,
     ) -> Iterator[Result]:
         """Does the work in processes that share this machine's cores.
 
@@ -215,7 +207,6 @@ class Dask:
             this version of this package.
     """
 
-    keeps_state = True
     shares_memory = False
 
     def __init__(self, client: Client | str, progress: bool):
@@ -243,7 +234,6 @@ class Dask:
         items: Sequence[Item],
         shared: Sequence[Any],
         what: str,
-        home: Callable[[Item], int] | None = None,
     ) -> Iterator[Result]:
         """Does the work on the workers; tasks of lost workers are done again elsewhere.
 
@@ -253,7 +243,6 @@ class Dask:
         Raises:
             ClusterError: if the cluster lost the work too often, or nobody is at work for long.
         """
-        addresses = self._addresses
         futures = [
             self.client.submit(
                 _attempted,
@@ -263,8 +252,6 @@ class Dask:
                 *shared,
                 pure=False,
                 retries=RETRIES,
-                workers=[addresses[home(item) % len(addresses)]] if home else None,
-                allow_other_workers=home is not None,  # for when that worker is lost
             )
             for item in items
         ]
@@ -315,7 +302,6 @@ class Dask:
                 "and one model cannot be watched by several. Start them with --nthreads 1, or "
                 "LocalCluster(threads_per_worker=1), one for each core."
             )
-        self._addresses = sorted(workers)
         for address, version in self._versions(watch).items():
             if isinstance(version, Exception) and not isinstance(version, ImportError):
                 raise ClusterError(

@@ -1,6 +1,6 @@
 """The order of the work of a run: what is missing in its store is found, done and kept."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from pydvl_datainf.inverse.damping import SquaredNorms, automatic_damping, check_representable
+from pydvl_datainf.inverse.damping import SquaredNorms
+from pydvl_datainf.inverse.method import resolve_damping
 from pydvl_datainf.results.chunks import Chunk
-from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra
-from pydvl_datainf.results.plan import Tiling
+from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, rows_name
 from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.executors import Executor
-from pydvl_datainf.runner.job import VECTORS, Job
+from pydvl_datainf.runner.tasks import PieceWork, RunSpec
+
+TILES_AT_ONCE = 4
+"""Training tiles in one task, so that all but the last are written while the next is computed."""
+
+Grid = set[tuple[int, int]]
+"""Tiles of scores: of queries, and of training samples."""
 
 
 @dataclass
@@ -24,11 +30,12 @@ class Stages:
     """The stages of one run.
 
     Args:
-        executor: does the tasks.
+        executor: does the work.
         store: of the run.
-        job: how the run is cut.
-        shared: the job and the inputs, as the executor shares them.
+        spec: what it is.
+        shared: the context and the inputs, as the executor shares them.
         given: λ of the blocks that have one.
+        self_influence: whether self-influences are wanted.
         seconds: how long each stage took so far; added to.
         gradients: how many were computed so far; added to.
         is_new: whether anything was missing.
@@ -36,33 +43,31 @@ class Stages:
 
     executor: Executor
     store: Store
-    job: Job
+    spec: RunSpec
     shared: Sequence[Any]
     given: Mapping[str, float]
+    self_influence: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     gradients: int = 0
     is_new: bool = field(default=False, init=False)
 
-    def run(self, *, self_influence: bool, exact_sample: int) -> None:
+    def run(self, exact_sample: int) -> None:
         """Does what is missing.
 
         Args:
-            self_influence: whether self-influences are wanted.
             exact_sample: training samples over which the inverse is compared with the exact one.
         """
         self._sound = {name: self.store.sound(name) for name in self._names()}
-        if self.job.train is not None:
+        if self.spec.train is not None:
             self._rows()
             self._choose_damping()
-        for q in range(len(self.job.plan.groups)):
-            self._factors(q)
         self._scores()
         self._norms()
-        if self_influence:
+        if self.self_influence:
             self._self_influence()
         if exact_sample:
             self._approximation_error(exact_sample)
-        asked = {SELF_INFLUENCE: self_influence, APPROXIMATION: exact_sample}
+        asked = {SELF_INFLUENCE: self.self_influence, APPROXIMATION: exact_sample}
         for name in [name for name, wanted in asked.items() if not wanted]:
             self._drop_unfinished(name)
 
@@ -70,136 +75,154 @@ class Stages:
 
     def _rows(self) -> None:
         """Norms where λ follows from them, and rows where they are stored."""
-        plan, done = self.job.plan, self._tiles("squared_norms")
+        plan, done = self.spec.plan, self._tiles("squared_norms")
         if plan.rows == "zarr":
-            done &= self._tiles("rows") & self._tiles("row_scales")
-        elif self._sound["damping"] or self.given.keys() >= self.job.widths.keys():
+            done = done.intersection(*map(self._tiles, self._row_names()))
+        elif self._sound["damping"] or self.given.keys() >= self.spec.widths.keys():
             return  # other stages store the norms on their way
         elif plan.rows == "memory":
             done = set()  # what was in memory is gone, and needed next: the bar is to show it
-        self._map("gradients", tasks.write_rows, self._missing(plan.train, done), home=self._span)
+        missing = [j for j in range(len(plan.train)) if j not in done]
+        each = TILES_AT_ONCE if plan.rows == "zarr" else 1
+        items = [tuple(missing[at : at + each]) for at in range(0, len(missing), each)]
+        self._map("gradients", tasks.write_rows, items)
 
     def _choose_damping(self) -> None:
         if self._sound["damping"]:
             return
-        damping, wanted = dict(self.given), [b for b in self.job.widths if b not in self.given]
-        dtype = getattr(torch, self.job.dtype)
-        if wanted:
+        norms, plan, widths = None, self.spec.plan, self.spec.widths
+        if not self.given.keys() >= widths.keys():
             # Tile by tile: norms of a million samples and a thousand blocks take gigabytes.
-            tiles = (self.store.read("squared_norms", tile).sum(0) for tile in self.job.plan.train)
-            sums = np.sum(list(tiles), axis=0)
-            norms = SquaredNorms(
-                dict(zip(self.job.widths, sums.tolist(), strict=True)), self.job.plan.n
-            )
-            damping |= automatic_damping(norms, self.job.widths, wanted, dtype)
-        check_representable(damping, dtype)
-        self.store.write("damping", ..., np.array([damping[b] for b in self.job.widths]))
-
-    def _factors(self, q: int) -> None:
-        """The factors of a group of queries, from their vectors and the training rows."""
-        done = self._tiles("factors", complete=True)
-        missing = [i for i in _range(self.job.plan.groups[q]) if i not in done]
-        if missing:
-            self._vectors(q)
-            if self.job.inverse.rows == "summed":
-                self._corrections(q)
-            elif self.job.inverse.rows == "together":
-                self._solutions(q)
-            self._map("factors", tasks.write_factors, [(q, i) for i in missing])
-        for name in (tasks.CORRECTIONS, tasks.SOLUTIONS):
-            self.store.delete(f"{name}/{q}")
-
-    def _corrections(self, q: int) -> None:
-        plan, queries, name = self.job.plan, self.job.plan.group(q), f"{tasks.CORRECTIONS}/{q}"
-        shape = (len(plan.spans), queries.stop - queries.start, plan.n_parameters)
-        chunk = (1, plan.test_tile, plan.columns)
-        self.store.require(name, shape, chunk, self.job.precision, None)
-        missing = self._missing(plan.spans, self._complete(name, axis=0))
-        wanted = [(q, span) for span in missing]
-        self._map("corrections", tasks.write_correction, wanted, home=lambda item: item[1])
-
-    def _solutions(self, q: int) -> None:
-        """One piece of work for each block: it needs the rows of all training samples together."""
-        plan, queries, wanted = self.job.plan, self.job.plan.group(q), []
-        for b, d in enumerate(self.job.widths.values()):
-            name, shape = f"{tasks.SOLUTIONS}/{q}/{b}", (queries.stop - queries.start, d)
-            self.store.require(name, shape, (plan.test_tile, d), self.job.precision, None)
-            if self.store.sound(name) != self.store.expected(name):
-                wanted.append((q, b))
-        self._map("solutions", tasks.write_solution, wanted)
-
-    def _vectors(self, q: int) -> None:
-        plan, grouped = self.job.plan, self.job.codes is not None
-        chunk = (1, plan.test_tile, plan.columns)
-        parts = len(self.job.parts) if grouped else 1
-        dtype = self.job.precision if grouped else self.job.dtype
-        self.store.require(VECTORS, (parts, plan.m, plan.n_parameters), chunk, dtype, None)
-        wanted = range(len(self.job.parts)) if grouped else _range(self.job.plan.groups[q])
-        done = self._complete(VECTORS, axis=0 if grouped else 1)
-        self._map("test gradients", tasks.write_vectors, [i for i in wanted if i not in done])
+            tiles = (self.store.read("squared_norms", tile).sum(0) for tile in plan.train)
+            sums = np.sum(list(tiles), axis=0).tolist()
+            norms = SquaredNorms(dict(zip(widths, sums, strict=True)), plan.n)
+        damping = resolve_damping(self.given, norms, widths, getattr(torch, self.spec.dtype))
+        self.store.write("damping", ..., np.array(list(damping.values())))
 
     def _scores(self) -> None:
-        plan = self.job.plan
+        """Scores or the best of them, group by group of queries, and their means."""
+        plan, top_k = self.spec.plan, self.spec.top_k
         means = self._tiles("mean_influence")
-        if self.job.top_k is None:
-            todo = self._grid() - {(c[0], c[-1]) for c in self._sound["scores"]}
-            self._map_scores(todo)
+        grid = {(i, j) for i in range(len(plan.test)) for j in range(len(plan.train))}
+        if top_k is None:
+            todo = grid - self._scored(grid)
         else:
             top = {c[0] for c in self._sound["top"] & self._sound["top_scores"]}
-            needed = {(i, j) for i, j in self._grid() if i not in top or j not in means}
-            todo = needed - self._candidates(self.job.top_k) if needed else set()
-            self._map_scores(todo)
-            self._map("top", tasks.write_top, self._missing(plan.test, top))
-        self._map("means", tasks.write_mean, self._missing(plan.train, means))
+            needed = {(i, j) for i, j in grid if i not in top or j not in means}
+            todo = needed - self._candidates(top_k) if needed else set()
+        for q in range(len(plan.groups)):
+            wanted = {(i, j) for i, j in todo if i in plan.tiles_of(q)}
+            if wanted:
+                self._score_group(q, wanted)
+        if top_k is not None:
+            self._map("top", tasks.write_top, [i for i in range(len(plan.test)) if i not in top])
+        missing = [j for j in range(len(plan.train)) if j not in means]
+        self._map("means", tasks.write_mean, missing)
 
-    def _map_scores(self, todo: set[tuple[int, int]]) -> None:
-        """One piece of work for each training tile and group of queries."""
-        plan, calls = self.job.plan, []
-        for q, group in enumerate(plan.groups):
-            for j in range(len(plan.train)):
-                tiles = tuple(i for i in range(group.start, group.stop) if (i, j) in todo)
-                if tiles:
-                    calls.append((q, j, tiles))
-        self._map("scores", tasks.write_scores, calls, home=lambda item: self._span(item[1]))
+    def _score_group(self, q: int, todo: Grid) -> None:
+        if self.spec.plan.rows == "recompute":
+            self._factors(q)
+            self._map("scores", tasks.write_scores, [(q, *item) for item in _by_tile(todo)])
+            return
+        pieces = [p for p in range(len(self.spec.plan.pieces)) if self._is_lacking(p, todo)]
+        if pieces:
+            self._vectors(q)
+        own = self._lacking_self_influence() if self.self_influence else []
+        self._map("scores", tasks.write_piece, [PieceWork(p, q, p in own) for p in pieces])
+        if self.spec.adds_parts:
+            self._map("sums", tasks.write_sums, _by_tile(todo))
+            self.store.delete(tasks.PARTS)
 
-    def _candidates(self, k: int) -> set[tuple[int, int]]:
+    def _is_lacking(self, p: int, todo: Grid) -> bool:
+        """Whether a piece of blocks has not added its part to some tiles of scores."""
+        if self.spec.by_block:
+            blocks = range(len(self.spec.widths))[self.spec.blocks(p)]
+            chunks = {(i, b, j) for i, j in todo for b in blocks}
+            return not chunks <= self._sound["scores"]
+        if not self.spec.adds_parts:
+            return True
+        plan, name = self.spec.plan, tasks.parts_name(p)
+        chunk = plan.test_tile, plan.train_tile
+        self.store.require(name, (plan.m, plan.n), chunk, self.spec.precision, None)
+        return not todo <= self.store.sound(name)
+
+    def _vectors(self, q: int) -> None:
+        """The gradients of a group of queries, in all pieces of blocks."""
+        plan, grouped = self.spec.plan, self.spec.codes is not None
+        wanted = range(len(self.spec.parts)) if grouped else plan.tiles_of(q)
+        done = set(wanted)
+        for p, (_, width) in enumerate(plan.pieces):
+            name, shape = tasks.vectors_name(p), (len(wanted) if grouped else 1, plan.m, width)
+            chunk = (1, plan.test_tile, plan.columns)
+            self.store.require(name, shape, chunk, self.spec.vector_dtype, None)
+            done &= self._complete(name, axis=0 if grouped else 1)
+        missing = [i for i in wanted if i not in done]
+        self._map("test gradients", tasks.write_vectors, missing)
+
+    def _factors(self, q: int) -> None:
+        """The inverse times the vectors of a group of queries, where rows are computed again."""
+        plan, queries = self.spec.plan, self.spec.plan.group(q)
+        name, shape = tasks.FACTORS, (plan.m, plan.n_parameters)
+        chunk = plan.test_tile, plan.columns
+        self.store.require(name, shape, chunk, self.spec.precision, None)
+        done = self._complete(name, axis=0)
+        missing = [i for i in plan.tiles_of(q) if i not in done]
+        sums = tasks.corrections_name(q)
+        if missing:
+            self._vectors(q)
+            if self.spec.method.passes:
+                shape = len(plan.spans), queries.stop - queries.start, plan.n_parameters
+                self.store.require(sums, shape, (1, *chunk), self.spec.precision, None)
+                there = self._complete(sums, axis=0)
+                spans = [(q, span) for span in range(len(plan.spans)) if span not in there]
+                self._map("corrections", tasks.write_correction, spans)
+            self._map("factors", tasks.write_factors, [(q, i) for i in missing])
+        self.store.delete(sums)
+
+    def _candidates(self, k: int) -> Grid:
         """Makes the arrays of candidates for the top; which tiles have theirs."""
-        plan = self.job.plan
+        plan, store = self.spec.plan, self.store
         shape, chunk = (plan.m, len(plan.train), len(ENDS), k), (1, len(ENDS), k)
-        for name, dtype in ((tasks.CANDIDATES, "int64"), (tasks.CANDIDATE_SCORES, self.job.dtype)):
-            self.store.require(name, shape, (plan.test_tile, *chunk), dtype, None)
+        for name, dtype in (
+            (tasks.CANDIDATES, "int64"),
+            (tasks.CANDIDATE_SCORES, self.spec.dtype),
+        ):
+            store.require(name, shape, (plan.test_tile, *chunk), dtype, None)
         sums = len(plan.test), plan.n
-        self.store.require(tasks.SUMS, sums, (1, plan.train_tile), "float64", None)
-        there = self.store.sound(tasks.CANDIDATES) & self.store.sound(tasks.CANDIDATE_SCORES)
-        return {(i, j) for i, j in self.store.sound(tasks.SUMS) if (i, j, 0, 0) in there}
+        store.require(tasks.SUMS, sums, (1, plan.train_tile), "float64", None)
+        there = store.sound(tasks.CANDIDATES) & store.sound(tasks.CANDIDATE_SCORES)
+        return {(i, j) for i, j in store.sound(tasks.SUMS) if (i, j, 0, 0) in there}
 
     def _norms(self) -> None:
         """Norms that no other stage had to compute, because a run went on after them."""
-        if self.job.train is None:
+        if self.spec.train is None:
             return
         done = {c[0] for c in self.store.sound("squared_norms")}
-        missing = self._missing(self.job.plan.train, done)
-        self._map("norms", tasks.write_rows, missing, home=self._span)
+        missing = [(j,) for j in range(len(self.spec.plan.train)) if j not in done]
+        self._map("norms", tasks.write_rows, missing)
 
     def _self_influence(self) -> None:
-        plan, name = self.job.plan, SELF_INFLUENCE
+        """What the scores' readings of the rows have not made yet."""
+        plan, name = self.spec.plan, SELF_INFLUENCE
         self.store.require(name, *self.store.layouts[name])
         done = {c[0] for c in self.store.sound(name)}
-        if self.job.inverse.rows == "together":
-            if self._missing(plan.train, done):
-                self._self_parts()
+        if done.issuperset(range(len(plan.train))):
             return
-        groups = enumerate(plan.self_groups)
-        wanted = [g for g, tiles in groups if not done.issuperset(_range(tiles))]
-        self._map("self-influences", tasks.write_self_influence, wanted)
-
-    def _self_parts(self) -> None:
-        name, shape = tasks.SELF_PARTS, (len(self.job.widths), self.job.plan.n)
-        self.store.require(name, shape, (1, shape[1]), self.job.precision, None)
-        done = {c[0] for c in self.store.sound(name)}
-        wanted = [b for b in range(shape[0]) if b not in done]
-        self._map("self-influences", tasks.write_self_part, wanted)
+        if plan.rows == "recompute":
+            groups = enumerate(plan.self_groups)
+            wanted = [g for g, t in groups if not done.issuperset(range(t.start, t.stop))]
+            self._map("self-influences", tasks.write_self_influence, wanted)
+            return
+        items = [PieceWork(p, None, True) for p in self._lacking_self_influence()]
+        self._map("self-influences", tasks.write_piece, items)
         self._map("self-influences", tasks.write_self_sum, [None])
+
+    def _lacking_self_influence(self) -> list[int]:
+        """Pieces of blocks whose part of the self-influences is missing."""
+        pieces, n = len(self.spec.plan.pieces), self.spec.plan.n
+        self.store.require(tasks.SELF_PARTS, (pieces, n), (1, n), "float64", None)
+        done = {c[0] for c in self.store.sound(tasks.SELF_PARTS)}
+        return [p for p in range(pieces) if p not in done]
 
     def _approximation_error(self, samples: int) -> None:
         name = APPROXIMATION
@@ -222,58 +245,52 @@ class Stages:
     def take_over(self) -> None:
         """Keeps writers of a stopped call out, before this one writes; a complete run is left."""
         self.is_new = True
-        if self.job.writer is not None:
-            self.store.take_over(self.job.writer)
+        if self.spec.writer is not None:
+            self.store.take_over(self.spec.writer)
 
     def _names(self) -> list[str]:
-        names = ["squared_norms", "damping", "factors", "mean_influence"]
-        names += ["rows", "row_scales"] if self.job.plan.rows == "zarr" else []
-        return names + (["scores"] if self.job.top_k is None else ["top", "top_scores"])
+        names = ["squared_norms", "damping", "mean_influence"]
+        names += self._row_names() if self.spec.plan.rows == "zarr" else []
+        return names + (["scores"] if self.spec.top_k is None else ["top", "top_scores"])
 
-    def _grid(self) -> set[tuple[int, int]]:
-        plan = self.job.plan
-        return {(i, j) for i in range(len(plan.test)) for j in range(len(plan.train))}
+    def _row_names(self) -> list[str]:
+        return ["row_scales", *map(rows_name, range(len(self.spec.plan.pieces)))]
 
-    def _tiles(self, name: str, *, complete: bool = False) -> set[int]:
-        """Tiles along the first axis whose chunks are sound."""
-        if complete:
-            return _along(self._sound[name], self.store.expected(name), axis=0)
+    def _scored(self, grid: Grid) -> Grid:
+        """Tiles of scores that are there, in all blocks."""
+        sound = self._sound["scores"]
+        if not self.spec.by_block:
+            return sound & grid
+        blocks = range(len(self.spec.widths))
+        return {(i, j) for i, j in grid if all((i, b, j) in sound for b in blocks)}
+
+    def _tiles(self, name: str) -> set[int]:
+        """Tiles along the first axis whose chunks are sound, where a tile is one chunk."""
         return {chunk[0] for chunk in self._sound[name]}
 
     def _complete(self, name: str, axis: int) -> set[int]:
         """Positions along an axis of an array at which every chunk is sound."""
-        return _along(self.store.sound(name), self.store.expected(name), axis)
+        expected = self.store.expected(name)
+        lacking: set[Chunk] = expected - self.store.sound(name)
+        return {chunk[axis] for chunk in expected} - {chunk[axis] for chunk in lacking}
 
-    def _missing(self, tiles: Tiling, done: set[int]) -> list[int]:
-        return [i for i in range(len(tiles)) if i not in done]
-
-    def _span(self, tile: int) -> int:
-        return tile // self.job.plan.span_tiles
-
-    def _map(
-        self,
-        what: str,
-        function: Callable[..., int],
-        items: Sequence[Any],
-        home: Callable[[Any], int] | None = None,
-    ) -> None:
+    def _map(self, what: str, task: Callable[..., None], items: Sequence[Any]) -> None:
         if not items:
             return
         self.take_over()
-        home = home if self.job.plan.rows == "memory" else None
         start = perf_counter()
+        calls = [(task, item) for item in items]
         try:
-            for gradients in self.executor.map(function, items, self.shared, what, home):
+            for gradients in self.executor.map(tasks.perform, calls, self.shared, what):
                 self.gradients += gradients
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + perf_counter() - start
             self.store.update({"gradients": self.gradients, "seconds": self.seconds})
 
 
-def _along(sound: set[Chunk], expected: set[Chunk], axis: int) -> set[int]:
-    """The positions along an axis at which every expected chunk is sound."""
-    return {chunk[axis] for chunk in expected} - {chunk[axis] for chunk in expected - sound}
-
-
-def _range(tiles: slice) -> range:
-    return range(tiles.start, tiles.stop)
+def _by_tile(grid: Iterable[tuple[int, int]]) -> list[tuple[int, tuple[int, ...]]]:
+    """For each training tile in a grid its tiles of queries."""
+    found: dict[int, list[int]] = {}
+    for i, j in sorted(grid):
+        found.setdefault(j, []).append(i)
+    return sorted((j, tuple(tiles)) for j, tiles in found.items())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydvl_datainf.errors import ModelError, StoreError, StoreExistsError
-from pydvl_datainf.results.layout import opened
+from pydvl_datainf.results.layout import opened, rows_name
 from pydvl_datainf.results.linked_rows import rows_store
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.store import Array, Store, differences, is_shared, listed
@@ -95,7 +95,7 @@ class StoredRows:
     @property
     def plan(self) -> Plan:
         """Of the run."""
-        return Plan(**self.attributes["plan"])
+        return Plan.from_attributes(self.attributes["plan"])
 
     @property
     def rows_in(self) -> str:
@@ -159,7 +159,7 @@ class StoredRows:
         """Checks that damping and norms are sound and rows are there, before a store is made."""
         self.store.check(("damping", "squared_norms"))
         rows = Store(self.rows_in, read_only=True)
-        for name in ("rows", "row_scales"):
+        for name in ("row_scales", *map(rows_name, range(len(self.plan.pieces)))):
             rows.check_present(name)
 
     def copy_norms(self, store: Store, writer: str) -> None:

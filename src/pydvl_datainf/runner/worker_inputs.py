@@ -16,7 +16,7 @@ from pydvl_datainf.errors import ModelError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
-from pydvl_datainf.inverse.methods import INVERSES, Inverse
+from pydvl_datainf.inverse.method import METHODS, Method
 from pydvl_datainf.objectives import Objective, OutputLoss
 from pydvl_datainf.runner.batched_data import BatchedData
 
@@ -36,7 +36,7 @@ class Description:
         batch_size: the largest number of samples in one gradient computation, if it has one.
         objective: in words.
         model: a checksum of each parameter and buffer.
-        inverse: of the blocks.
+        method: of the inverse.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -47,13 +47,13 @@ class Description:
     batch_size: int | None
     objective: str
     model: Mapping[str, int]
-    inverse: Inverse
+    method: Method
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What makes two influence models the same, as JSON holds it."""
         return {
-            "method": self.inverse.name,
+            "method": self.method.name,
             "objective": self.objective,
             "dtype": self.dtype,
             "model": dict(self.model),
@@ -99,9 +99,9 @@ class Inputs:
                     f"The influence builder returned a {type(made).__name__}. Pass a "
                     "DataInfInfluence, or a function without arguments that returns one."
                 )
-            if INVERSES.get(made.inverse.name) != made.inverse:
+            if made.inverse.name not in METHODS:
                 raise ModelError(
-                    f"A run knows the inverses {', '.join(INVERSES)}, and not the "
+                    f"A run knows the inverses {', '.join(METHODS)}, and not the "
                     f"'{made.inverse.name}' of this {type(made).__name__}. Call its influences."
                 )
             if made.is_fitted:
@@ -122,7 +122,7 @@ class Inputs:
             batch_size=influence.batch_size,
             objective=_in_words(influence.objective),
             model=fingerprint(influence.model),
-            inverse=influence.inverse,
+            method=METHODS[influence.inverse.name],
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from pydvl_datainf.batches import Pair
 from pydvl_datainf.errors import BatchError, DataInfError, ModelError, PlanError, SourceError
 from pydvl_datainf.influence import BlockwiseInfluence
-from pydvl_datainf.results.reader import InfluenceRun, run_influences
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.runner.run import run_influences
 from pydvl_datainf.valuation.data import batches, check_alike, check_test_data, input_dtype
 from pydvl_datainf.valuation.values import (
     Floats,

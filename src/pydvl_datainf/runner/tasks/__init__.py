@@ -1,57 +1,82 @@
-"""The pieces of work of a run: each reads what it needs, computes, and writes whole chunks.
+"""The tasks of a run: each reads what it needs, computes, and writes whole chunks.
 
-Results pass between pieces of work through the store alone. So it does not matter which process
-does which of them, what is done stays done, and no message is larger than a few numbers. Each
-returns how many gradients it computed.
+Results pass between tasks through the store alone. So it does not matter which process does which
+of them, what is done stays done, and no message is larger than a few numbers.
 """
 
+from typing import Any
+
 from pydvl_datainf.runner.tasks.approximation import write_approximation_error
+from pydvl_datainf.runner.tasks.blocks import SELF_PARTS, PieceWork, write_piece, write_self_sum
+from pydvl_datainf.runner.tasks.context import Context
 from pydvl_datainf.runner.tasks.describe import describe, survey
-from pydvl_datainf.runner.tasks.factors import (
-    CORRECTIONS,
-    SOLUTIONS,
-    write_correction,
-    write_factors,
-    write_rows,
-    write_solution,
-    write_vectors,
-)
+from pydvl_datainf.runner.tasks.gradients import write_rows, write_vectors
+from pydvl_datainf.runner.tasks.matrices import VECTORS, vectors_name
 from pydvl_datainf.runner.tasks.scores import (
     CANDIDATE_SCORES,
     CANDIDATES,
+    PARTS,
     SUMS,
+    parts_name,
     write_mean,
-    write_scores,
+    write_sums,
     write_top,
 )
-from pydvl_datainf.runner.tasks.self_influence import (
-    SELF_PARTS,
-    all_self_influences,
+from pydvl_datainf.runner.tasks.spec import RunSpec
+from pydvl_datainf.runner.tasks.streamed import (
+    FACTORS,
+    corrections_name,
+    write_correction,
+    write_factors,
+    write_scores,
     write_self_influence,
-    write_self_part,
-    write_self_sum,
 )
+from pydvl_datainf.runner.worker_inputs import Inputs
 
 __all__ = [
     "CANDIDATES",
     "CANDIDATE_SCORES",
-    "CORRECTIONS",
+    "FACTORS",
+    "PARTS",
     "SELF_PARTS",
-    "SOLUTIONS",
     "SUMS",
-    "all_self_influences",
+    "VECTORS",
+    "Context",
+    "PieceWork",
+    "RunSpec",
+    "corrections_name",
     "describe",
+    "parts_name",
+    "perform",
     "survey",
+    "vectors_name",
     "write_approximation_error",
     "write_correction",
     "write_factors",
     "write_mean",
+    "write_piece",
     "write_rows",
     "write_scores",
     "write_self_influence",
-    "write_self_part",
     "write_self_sum",
-    "write_solution",
+    "write_sums",
     "write_top",
     "write_vectors",
 ]
+
+
+def perform(item: tuple[Any, Any], context: Context, inputs: Inputs) -> int:
+    """Does a task.
+
+    Args:
+        item: the function, and what it is to do.
+        context: of the run.
+        inputs: the model and the data.
+
+    Returns:
+        How many gradients it computed.
+    """
+    task, wanted = item
+    before = context.gradients
+    task(wanted, context, inputs)
+    return context.gradients - before

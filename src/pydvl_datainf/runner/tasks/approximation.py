@@ -6,22 +6,24 @@ from collections.abc import Iterator
 import numpy as np
 
 from pydvl_datainf.inverse.agreement import compared_with_exact
-from pydvl_datainf.results.plan import sampled_queries
 from pydvl_datainf.results.record import APPROXIMATION, sealed
-from pydvl_datainf.runner.job import Job
+from pydvl_datainf.runner.sizing import sampled_queries
+from pydvl_datainf.runner.tasks.context import Context
+from pydvl_datainf.runner.tasks.rows import tile_rows
 from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
 
 
-def write_approximation_error(samples: int, job: Job, inputs: Inputs) -> int:
+def write_approximation_error(samples: int, context: Context, inputs: Inputs) -> None:
     """The error of the inverse on some samples, block by block, and that of their influences."""
-    before = job.gradients
-    rows = concatenated([_first(job.rows(inputs, j), k) for j, k in job.plan.sampled(samples)])
-    places = sampled_queries(job.test.n)
+    spec, store = context.spec, context.store
+    chosen = spec.plan.sampled(samples)
+    rows = concatenated([_first(tile_rows(context, inputs, j), k) for j, k in chosen])
+    places = sampled_queries(spec.test.n)
     vectors = concatenated(
-        [v for place in places for _, v in job.computed(inputs, inputs.test, job.test, place)]
+        [v for at in places for _, v in context.computed(inputs, inputs.test, spec.test, at)]
     )
-    found = compared_with_exact(job.inverse, vectors, rows, job.damping)
+    found = compared_with_exact(spec.method, vectors, rows, context.damping)
     told = {
         "n": length(rows),
         "m": length(vectors),
@@ -29,10 +31,9 @@ def write_approximation_error(samples: int, job: Job, inputs: Inputs) -> int:
         "rank_correlation": found.rank_correlation,
         "asked": samples,
     }
-    job.store.label(APPROXIMATION, sealed(told))
+    store.label(APPROXIMATION, sealed(told))
     values = [list(found.errors.values()), list(found.cosines.values())]
-    job.store.write(APPROXIMATION, ..., np.array(values))  # last: marks it as done
-    return job.gradients - before
+    store.write(APPROXIMATION, ..., np.array(values))  # last: marks it as done
 
 
 def _first(pieces: Iterator[tuple[slice, BlockVectors]], count: int) -> BlockVectors:

@@ -1,4 +1,6 @@
-"""From factors to scores, their best and worst, and their means."""
+"""From parts of scores to scores, their best and worst, and their means."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,53 +11,66 @@ from pydvl_datainf.results.arrays import WORK
 from pydvl_datainf.results.layout import ENDS
 from pydvl_datainf.results.ranking import Best
 from pydvl_datainf.results.store import Array
-from pydvl_datainf.runner.job import Job
+from pydvl_datainf.runner.tasks.context import Context
 from pydvl_datainf.runner.worker_inputs import Inputs
-from pydvl_datainf.vectors import BlockVectors, product
 
+PARTS = f"{WORK}/scores"
 CANDIDATES = f"{WORK}/candidates"
 CANDIDATE_SCORES = f"{WORK}/candidate_scores"
 SUMS = f"{WORK}/sums"
 
 
-def write_scores(item: tuple[int, int, tuple[int, ...]], job: Job, inputs: Inputs) -> int:
-    """The scores of one training tile for some tiles of the queries of a group."""
-    q, j, tiles = item
-    before, plan = job.gradients, job.plan
-    factors, first = job.held("factors", q, inputs), plan.group(q).start
-    wanted = plan.train[j]
-    places = {i: slice(plan.test[i].start - first, plan.test[i].stop - first) for i in tiles}
-    blocks = {i: job.blocks(factors[place]) for i, place in places.items()}
-    scores = {i: _empty(job, len(factors[place]), wanted) for i, place in places.items()}
-    for place, rows in job.rows(inputs, j):
-        for i in tiles:
-            _put_products(scores[i][..., place], blocks[i], rows)
+def parts_name(piece: int) -> str:
+    """The array of what a piece of blocks adds to all scores."""
+    return f"{PARTS}/{piece}"
+
+
+def write_sums(item: tuple[int, Sequence[int]], context: Context, inputs: Inputs) -> None:
+    """The scores of a training tile for some tiles of queries: what all pieces add, in order."""
+    j, tiles = item
+    plan = context.spec.plan
     for i in tiles:
-        values = scores[i].numpy()
-        _check_scores(values, plan.test[i], wanted)
-        if job.top_k is None:
-            job.store.write("scores", (plan.test[i], ..., wanted), values)
+        where = plan.test[i], plan.train[j]
+        first, *others = (parts_name(p) for p in range(len(plan.pieces)))
+        scores = context.store.read(first, where)
+        for name in others:
+            scores += context.store.read(name, where)
+        write_tiles(context, [i], j, torch.from_numpy(scores))
+
+
+def write_tiles(
+    context: Context,
+    tiles: Sequence[int],
+    j: int,
+    scores: Tensor,
+    blocks: slice = slice(None),
+) -> None:
+    """Writes the scores of a training tile for neighbouring tiles of queries, or their best.
+
+    Args:
+        context: of the run.
+        tiles: of queries.
+        j: the training tile.
+        scores: of all queries in these tiles, (m, r), or by block, (m, blocks, r).
+        blocks: where these are among all of them.
+    """
+    spec, plan, wanted = context.spec, context.spec.plan, context.spec.plan.train[j]
+    first = plan.test[tiles[0]].start
+    for i in tiles:
+        queries = plan.test[i]
+        own = scores[queries.start - first : queries.stop - first]
+        values = own.to(getattr(torch, spec.dtype)).numpy()
+        _check_scores(values, queries, wanted)
+        if spec.top_k is not None:
+            _write_candidates(context, i, j, values, spec.top_k)
         else:
-            _write_candidates(job, i, j, values, job.top_k)
-    return job.gradients - before
+            where = (queries, blocks, wanted) if spec.by_block else (queries, wanted)
+            context.store.write("scores", where, values)
 
 
-def _put_products(scores: Tensor, factors: BlockVectors, rows: BlockVectors) -> None:
-    """By block (m, L, b), or added up over blocks (m, b): never the products of all at once."""
-    if scores.ndim == 3:
-        for b, block in enumerate(factors):
-            scores[:, b] = product(factors[block], rows[block]).cpu()
-        return
-    first, *others = factors
-    summed = product(factors[first], rows[first])
-    for block in others:
-        summed += product(factors[block], rows[block])
-    scores[:] = summed.cpu()
-
-
-def _write_candidates(job: Job, i: int, j: int, scores: Array, top_k: int) -> None:
+def _write_candidates(context: Context, i: int, j: int, scores: Array, top_k: int) -> None:
     """The best and worst of a tile, with their positions; and the sums over its queries."""
-    queries, wanted = job.plan.test[i], job.plan.train[j]
+    queries, wanted = context.spec.plan.test[i], context.spec.plan.train[j]
     k = min(top_k, scores.shape[1])
     positions = np.full((len(scores), 1, len(ENDS), top_k), -1)
     values = np.zeros(positions.shape, dtype=scores.dtype)
@@ -63,44 +78,37 @@ def _write_candidates(job: Job, i: int, j: int, scores: Array, top_k: int) -> No
         best = Best(end, k)
         best.add_tile(scores, wanted.start)
         positions[:, 0, end, :k], values[:, 0, end, :k] = best.positions, best.scores
-    job.store.write(CANDIDATES, (queries, slice(j, j + 1)), positions)
-    job.store.write(CANDIDATE_SCORES, (queries, slice(j, j + 1)), values)
-    job.store.write(SUMS, (i, wanted), scores.sum(0, dtype=np.float64))  # last: marks all as done
+    store = context.store
+    store.write(CANDIDATES, (queries, slice(j, j + 1)), positions)
+    store.write(CANDIDATE_SCORES, (queries, slice(j, j + 1)), values)
+    store.write(SUMS, (i, wanted), scores.sum(0, dtype=np.float64))  # last: marks all as done
 
 
-def write_top(i: int, job: Job, inputs: Inputs) -> int:
+def write_top(i: int, context: Context, inputs: Inputs) -> None:
     """The best and worst training samples of a tile of queries, merged from those of all tiles."""
-    queries, top_k = job.plan.test[i], job.store.array("top").shape[-1]
+    store, plan = context.store, context.spec.plan
+    queries, top_k = plan.test[i], store.array("top").shape[-1]
     merged = [Best(end, top_k) for end in range(len(ENDS))]
-    for j, wanted in enumerate(job.plan.train):
+    for j, wanted in enumerate(plan.train):
         k, where = wanted.stop - wanted.start, (queries, slice(j, j + 1))
-        found, scores = (job.store.read(name, where) for name in (CANDIDATES, CANDIDATE_SCORES))
+        found, scores = (store.read(name, where) for name in (CANDIDATES, CANDIDATE_SCORES))
         for end, best in enumerate(merged):
             best.add(found[:, 0, end, :k], scores[:, 0, end, :k])
-    job.store.write("top_scores", queries, np.stack([best.scores for best in merged], 1))
-    job.store.write("top", queries, np.stack([best.positions for best in merged], 1))
-    return 0
+    store.write("top_scores", queries, np.stack([best.scores for best in merged], 1))
+    store.write("top", queries, np.stack([best.positions for best in merged], 1))
 
 
-def write_mean(j: int, job: Job, inputs: Inputs) -> int:
+def write_mean(j: int, context: Context, inputs: Inputs) -> None:
     """The mean over the queries of the influence of the samples of a training tile."""
-    wanted = job.plan.train[j]
-    if job.top_k is None:
+    store, plan, wanted = context.store, context.spec.plan, context.spec.plan.train[j]
+    if context.spec.top_k is None:
         sums = np.zeros(wanted.stop - wanted.start)
-        for queries in job.plan.test:
-            scores = job.store.read("scores", (queries, ..., wanted))
+        for queries in plan.test:
+            scores = store.read("scores", (queries, ..., wanted))
             sums += scores.sum(tuple(range(scores.ndim - 1)), dtype=np.float64)
     else:
-        sums = job.store.read(SUMS, (slice(None), wanted)).sum(0)
-    job.store.write("mean_influence", wanted, sums / job.plan.m)
-    return 0
-
-
-def _empty(job: Job, queries: int, wanted: slice) -> Tensor:
-    blocks = (len(job.widths),) if job.by_block else ()
-    return torch.empty(
-        queries, *blocks, wanted.stop - wanted.start, dtype=getattr(torch, job.dtype)
-    )
+        sums = store.read(SUMS, (slice(None), wanted)).sum(0)
+    store.write("mean_influence", wanted, sums / plan.m)
 
 
 def _check_scores(values: Array, queries: slice, wanted: slice) -> None:

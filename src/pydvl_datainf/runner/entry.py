@@ -1,0 +1,187 @@
+"""Before the work: what is asked is compared with what is in the store, and arrays are laid out."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from pydvl_datainf._version import __version__
+from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
+from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.results.layout import ENDS, arrays_of, opened
+from pydvl_datainf.results.metadata import digest, json_of
+from pydvl_datainf.results.plan import Plan
+from pydvl_datainf.results.record import EXTRAS, sealed_attributes
+from pydvl_datainf.results.store import Array, Store, differences, is_shared, listed
+from pydvl_datainf.runner import tasks
+from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex
+from pydvl_datainf.runner.executors import Executor
+from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.tasks import RunSpec
+from pydvl_datainf.runner.worker_inputs import Description
+
+
+def asked_of(
+    options: RunOptions,
+    tests: BatchIndex,
+    codes: tuple[int, ...] | None,
+    columns: Mapping[str, Array],
+) -> dict[str, Any]:
+    """What the test data and the options add to the fingerprint of a run."""
+    return {
+        "test samples": tests.n,
+        "test data": tests.fingerprint,
+        "query groups": None if codes is None else digest({"codes": np.array(codes)}),
+        "by_block": options.by_block,
+        "top_k": options.top_k,
+        "ids and metadata": digest(columns),
+        "run metadata": json_of((options.metadata or {}).get("run", {})),
+    }
+
+
+def stored_in(store: Store, executor: Executor, options: RunOptions) -> dict[str, Any] | None:
+    """The attributes of the run that is to go on; None where a new one is made."""
+    if not (executor.shares_memory or is_shared(store)):
+        raise StoreError(f"{store} is in this process's memory, which workers do not see.")
+    if store.is_vacant():
+        return None
+    try:
+        stored = opened(store)
+    except StoreError:
+        if options.overwrite:
+            return None
+        raise
+    return None if options.overwrite and stored["complete"] else stored
+
+
+def is_begun(
+    stored: Mapping[str, Any] | None, fingerprint: Mapping[str, Any], cut: Callable[..., Plan]
+) -> bool:
+    """Whether a call that replaces runs finds its own there, stopped, by the same versions."""
+    if stored is None or differences(stored["fingerprint"], fingerprint):
+        return False
+    try:
+        cut_alike: bool = stored["plan"] == cut(stored).as_attributes()
+    except PlanError:
+        return False
+    return cut_alike and stored["versions"] == _versions()
+
+
+def index_side(
+    executor: Executor, shared: Any, side: str, samples: BatchedData | None
+) -> BatchIndex:
+    """Reads all batches once: errors come early, and it is known what was computed with."""
+    count = 0 if samples is None else len(samples)
+    size = max(1, ceil(count / 64))
+    items = [(side, start, min(start + size, count)) for start in range(0, count, size)]
+    parts = dict(executor.map(tasks.survey, items, [shared], f"reading {side} data"))
+    found = [batch for start in sorted(parts) for batch in parts[start]]
+    if not found:
+        name = "training" if side == "train" else side
+        raise SourceError(f"The {name} data is empty.")
+    lengths, digests = zip(*found, strict=True)
+    return BatchIndex(lengths, digests)
+
+
+def check_names(model: Description) -> None:
+    for name in (*model.members, *model.model):
+        try:
+            str(name).encode()
+        except UnicodeEncodeError as error:
+            raise ModelError(
+                f"The name {name!r} in the model or its block structure holds half of a surrogate "
+                "pair, which cannot be stored. Rename the module or the block."
+            ) from error
+
+
+def check_fitted(model: Description, n: int) -> None:
+    if model.n_samples not in (None, n):
+        raise SourceError(
+            f"The influence model was fitted on {model.n_samples} samples, and the training data "
+            f"has {n}. Pass the data that it was fitted on, or a model that is not fitted."
+        )
+
+
+# The store
+
+
+def enter(
+    store: Store,
+    stored: Mapping[str, Any] | None,
+    fingerprint: Mapping[str, Any],
+    columns: Mapping[str, str],
+    rows_in: Any,
+    spec: RunSpec,
+) -> None:
+    """Makes the group, or checks that the one that is there holds the same run."""
+    mine = sealed_attributes(
+        {
+            "fingerprint": dict(fingerprint),
+            "plan": spec.plan.as_attributes(),
+            "columns": dict(columns),
+            "rows_in": rows_in,
+        }
+    )
+    if stored is None:
+        store.create(_about(spec.method) | mine | _UNDONE | {"writer": spec.writer})
+        return
+    other = [
+        line for part in ("fingerprint", "plan") for line in differences(stored[part], mine[part])
+    ]
+    if other:
+        raise StoreExistsError(
+            f"{store} holds another run. What differs:{listed(other)}\nChoose another store, or "
+            "replace this one with overwrite=True."
+        )
+    store.sweep()
+
+
+_UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}
+
+
+def _about(method: Method) -> dict[str, Any]:
+    return {
+        "title": "Influences of training samples (train) on test samples (test)",
+        "method": f"{method.name}: {method.formula}",
+        "sign": "positive: more weight on the training sample lowers the test sample's loss",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "zarr", "pydvl")
+    return {"pydvl-datainf": __version__, **{p: version(p) for p in packages}}
+
+
+def _known(spec: RunSpec) -> dict[str, Array]:
+    """What is known before the tasks, beside ids and metadata."""
+    known = {
+        "block": np.array(list(spec.widths), dtype=object),
+        "width": np.array(list(spec.widths.values())),
+    }
+    ends = np.array(ENDS, dtype=object)
+    return known if spec.top_k is None else {**known, "end": ends}
+
+
+def lay_out(
+    store: Store, spec: RunSpec, types: Mapping[str, str], columns: Mapping[str, Array]
+) -> None:
+    """Makes the arrays that are not there or not as they should be, and writes what is known."""
+    store.layouts = arrays_of(
+        spec.plan,
+        len(spec.widths),
+        spec.dtype,
+        by_block=spec.by_block,
+        top_k=spec.top_k,
+        stores_rows=spec.plan.rows == "zarr" and spec.train is not None,
+        columns=types,
+    )
+    for name in [name for name in store.layouts if name not in EXTRAS]:
+        store.require(name, *store.layouts[name])
+    for name, values in {**columns, **_known(spec)}.items():
+        if not store.is_whole(name):
+            store.write(name, ..., values)

@@ -1,0 +1,302 @@
+"""Makes a run: from what a caller asks to a plan, a store and the work on it."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from distributed import Client
+
+from pydvl_datainf.errors import PlanError, StoreError
+from pydvl_datainf.inverse.method import METHODS
+from pydvl_datainf.results.arrays import WORK
+from pydvl_datainf.results.layout import column_type, extras_in
+from pydvl_datainf.results.metadata import columns_of, group_codes
+from pydvl_datainf.results.plan import Plan
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.record import EXTRAS
+from pydvl_datainf.results.store import Array, Store
+from pydvl_datainf.runner import tasks
+from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
+from pydvl_datainf.runner.choices import exact_sample_of, planned
+from pydvl_datainf.runner.entry import (
+    asked_of,
+    check_fitted,
+    check_names,
+    enter,
+    index_side,
+    is_begun,
+    lay_out,
+    stored_in,
+)
+from pydvl_datainf.runner.executors import Executor, executor_for
+from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.stages import Stages
+from pydvl_datainf.runner.tasks import Context, RunSpec
+from pydvl_datainf.runner.train_side import NewRows, StoredRows
+from pydvl_datainf.runner.worker_inputs import Built, Inputs
+
+
+def run_influences(
+    influence: Built,
+    test: Any,
+    train: Any | InfluenceRun,
+    store: Any,
+    *,
+    client: Client | str | None = None,
+    n_jobs: int | None = None,
+    tile: tuple[int | None, int | None] | None = None,
+    memory: int | str = "2GiB",
+    rows: Literal["memory", "zarr", "recompute", "auto"] = "auto",
+    top_k: int | None = None,
+    by_block: bool = False,
+    query_groups: Sequence[Any] | None = None,
+    ids: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    self_influence: bool = False,
+    exact_sample: int | Literal["auto"] = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> InfluenceRun:
+    """Computes the influence of each training sample on each test sample, into a Zarr store.
+
+    A run that was stopped, however, goes on from what is in the store when the same call is made
+    again, and ends, on CPUs, with the same bits as one that was not. Training gradients that were
+    in memory alone are computed again.
+
+    Args:
+        influence: a `DataInfInfluence`, or a picklable callable without arguments that builds one
+            (called once in each process; for models too large to send). If it is fitted, its λ are
+            used as they are: it must have been fitted on this training data, of which only the
+            number of samples is checked.
+        test: a map-style dataset, a DataLoader over one in fixed order, a list of batches, one
+            batch, or a pair of Dask arrays (one chunk along the samples is a batch).
+        train: the same of the n training samples; or a run that kept their rows, whose damping
+            serves again too. Then the training data is not read, and the result refers to that
+            run's store, which must stay where it is. The model must be the same.
+        store: where results go: a path, a URL that fsspec knows, or a Zarr store.
+        client: a Dask client, or the address of a scheduler: the work is done by its workers, each
+            with one thread, which must see the store under the same path.
+        n_jobs: worker processes on this machine, as in joblib; None = this process, unless a
+            surrounding `joblib.parallel_config` says otherwise.
+        tile: (test, train) samples in a chunk of scores; None = chosen.
+        memory: what our arrays may take in each process, in bytes or as text; the model, its
+            activations and the data come on top.
+        rows: gradients of training samples are kept in the "memory" of this process (not on
+            workers), or in the store in half precision ("zarr"), or computed again ("recompute");
+            "auto" takes the first that fits, but keeps no more than 2,000 gradients in memory where
+            the disk has room: a stop loses them.
+        top_k: keep only the k largest and k smallest influences on each test sample.
+        by_block: keep the influences of each block.
+        query_groups: a label for each test sample: the mean influence on each group is computed,
+            at the cost of one test sample a group.
+        ids: for "test" and "train", or one of them, unique integers or strings.
+        metadata: for "test" and "train" columns such as labels and texts, and for "run" anything
+            that JSON holds, nested at most 100 deep; each may be left out.
+        self_influence: compute self-influences too. Where rows are recomputed, this computes the
+            rows of all samples once for every half of `memory` that they fill.
+        exact_sample: over about so many training samples, and up to 32 test samples, compare the
+            inverse with the exact one, for `InfluenceRun.approximation_error`. "auto" = 256, or
+            fewer where `memory` is too small, or none; 0 = do not. Exact and plain
+            Hessian-free influences approximate nothing, so that nothing is compared.
+        overwrite: replace the run in the store, but for one that this very call had begun, with
+            the same versions of the packages, when it was stopped: that goes on.
+        progress: show a bar for each stage.
+
+    Returns:
+        The complete run.
+
+    Raises:
+        StoreError: if the store is in use, damaged beyond repair, full or read-only.
+        StoreExistsError: if it holds another run or something else.
+        PlanError: if nothing fits in memory, or arguments do not go together.
+        SourceError: if data has no fixed order, or changes between two reads.
+        ClusterError: if the workers cannot be reached, do not suit, or are lost.
+        ModelError: if the model is unsupported, or a gradient is not finite; names the sample.
+        DampingError: if no λ can be chosen, or scores overflow.
+    """
+    options = RunOptions(
+        memory=memory,
+        tile=tile,
+        rows=rows,
+        top_k=top_k,
+        by_block=by_block,
+        query_groups=query_groups,
+        ids=ids,
+        metadata=metadata,
+        self_influence=self_influence,
+        exact_sample=exact_sample,
+        overwrite=overwrite,
+    )
+    if isinstance(train, InfluenceRun):
+        train.store.check_same_run()
+        train = StoredRows(train.store, train.allow_other_places)
+    executor = executor_for(client, n_jobs, progress)
+    try:
+        _work(influence, test, train, Store(store), options, executor)
+    finally:
+        executor.close()
+    return InfluenceRun(
+        store, allow_other_places=isinstance(train, InfluenceRun)
+    )  # the caller named it himself
+
+
+def compute_self_influence(
+    run: InfluenceRun,
+    *,
+    client: Client | str | None = None,
+    n_jobs: int | None = None,
+    progress: bool = True,
+) -> Array:
+    """Computes self-influences from the rows that a run kept, and keeps them in its store.
+
+    This takes up to n² D multiplications, and neither the model nor the data.
+
+    Args:
+        run: complete; of a query, the run whose rows it used is meant.
+        client: as in `run_influences`.
+        n_jobs: as in `run_influences`.
+        progress: as in `run_influences`.
+
+    Returns:
+        The influence of each training sample on itself, (n,).
+
+    Raises:
+        StoreError: if the run is not complete, kept no rows, or cannot be written.
+    """
+    made = run.run_of_rows()
+    made.check_complete()
+    if made.has_self_influence:
+        return made.self_influence()
+    if made.plan.rows != "zarr":
+        return made.self_influence()  # says what to do
+    store = Store(made.store.location)
+    executor = executor_for(client, n_jobs, progress)
+    try:
+        with store.locked():
+            made.store.check_same_run()
+            spec = _spec_of(made)
+            store.layouts = made.store.layouts
+            _perform(store, spec, executor, None, dict(made.damping), True, 0)
+    finally:
+        executor.close()
+    return InfluenceRun(made.store.location).self_influence()
+
+
+def _spec_of(run: InfluenceRun) -> RunSpec:
+    """A run with its rows, without model and data."""
+    plan, widths = run.plan, run.widths
+    if min(widths.values()) < 1 or sum(widths.values()) != plan.n_parameters:
+        raise StoreError(f"'block' and 'width' in {run.store} are not those of a run.")
+    place, told = run.store.location, run.attrs["fingerprint"]
+    none = BatchIndex((), ())
+    return RunSpec(
+        plan=plan,
+        location=place,
+        rows_location=place,
+        widths=widths,
+        dtype=told["dtype"],
+        method=METHODS[told["method"]],
+        test=none,
+        by_block=told["by_block"],
+        top_k=told["top_k"],
+        writer=uuid.uuid4().hex,
+    )
+
+
+def _work(
+    influence: Built, test: Any, train: Any, store: Store, options: RunOptions, executor: Executor
+) -> None:
+    """Computes influences into a store; a run that was begun there goes on."""
+    kept = train if isinstance(train, StoredRows) else None
+    if kept and options.self_influence:
+        raise PlanError(
+            "The training samples are those of a run. compute_self_influence(run) makes their "
+            "self-influences; leave out self_influence."
+        )
+    size = getattr(influence, "batch_size", None)
+    queries = as_batched(test, size, "test")
+    inputs = Inputs(influence, queries, None if kept else as_batched(train, size, "training"))
+    with store.locked():
+        if kept:
+            kept.check_apart(store)
+        stored = stored_in(store, executor, options)
+        shared = executor.share(inputs)
+        (model,) = executor.map(tasks.describe, [None], [shared], "model")
+        check_names(model)
+        tests = index_side(executor, shared, "test", inputs.test)
+        training = kept or NewRows(index_side(executor, shared, "train", inputs.train))
+        check_fitted(model, training.n)
+        sample = exact_sample_of(options, model, training.n, tests.n)
+        codes, labels = _groups(options, tests.n)
+        m = tests.n if labels is None else len(labels)
+        lengths = {"test": m, "train": training.n}
+        columns = columns_of(options.ids, options.metadata, lengths, labels) | training.columns()
+        fingerprint = training.fingerprint(model) | asked_of(options, tests, codes, columns)
+        cut = partial(planned, model, options, m, tests, training, executor, store)
+        if options.overwrite and not is_begun(stored, fingerprint, cut):
+            stored, store.layouts = None, {}
+        plan: Plan = cut(stored)
+        spec = RunSpec(
+            plan=plan,
+            location=store.location,
+            rows_location=training.rows_in or store.location,
+            widths=model.widths,
+            dtype=model.dtype,
+            method=model.method,
+            test=tests,
+            train=None if isinstance(training, StoredRows) else training.survey,
+            model=model.model,
+            codes=codes,
+            by_block=options.by_block,
+            top_k=None if options.top_k is None else min(options.top_k, plan.n),
+            writer=uuid.uuid4().hex,
+            rows_of=training.rows_of,
+        )
+        types = {name: column_type(values.dtype) for name, values in columns.items()}
+        # As they were written: the same numbers may come in wider types another time.
+        types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
+        if stored is None:
+            training.check_whole()
+        enter(store, stored, fingerprint, types, training.rows_in, spec)
+        lay_out(store, spec, types, columns)
+        training.copy_norms(store, str(spec.writer))
+        given = model.fixed_damping
+        _perform(store, spec, executor, shared, given, options.self_influence, sample)
+
+
+def _groups(options: RunOptions, m: int) -> tuple[tuple[int, ...] | None, list[Any] | None]:
+    """For each test sample its group, and the labels of the groups, where there are any."""
+    return (None, None) if options.query_groups is None else group_codes(options.query_groups, m)
+
+
+def _perform(
+    store: Store,
+    spec: RunSpec,
+    executor: Executor,
+    inputs: Any,
+    given: Mapping[str, float],
+    self_influence: bool,
+    exact_sample: int,
+) -> None:
+    """Does what is missing, and marks the run as complete."""
+    before = store.attributes
+    stages = Stages(
+        executor=executor,
+        store=store,
+        spec=spec,
+        shared=[executor.share(Context(spec)), inputs],
+        given=given,
+        self_influence=self_influence,
+        seconds=dict(before["seconds"]),
+        gradients=before["gradients"],
+    )
+    stages.run(exact_sample)
+    if not before["complete"]:
+        stages.take_over()
+    store.delete(WORK)
+    extras = extras_in(store)
+    names = [name for name in store.layouts if name not in EXTRAS] + extras
+    is_told = before["extras"] == extras and not store.not_as_consolidated(names)
+    if stages.is_new or not is_told:
+        store.finish(extras)

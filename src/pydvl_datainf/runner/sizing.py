@@ -1,0 +1,315 @@
+"""Chooses how a run is cut, so that our arrays in one process fit in memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import NamedTuple
+
+from pydvl_datainf.errors import PlanError
+from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.results.plan import Plan, Tiling
+
+MOST_SPANS = 64
+MOST_QUERIES = 512  # in a tile
+MOST_TRAIN = 4096  # in a tile
+MOST_PIECES = 16  # but for more that memory wants: enough for many workers to share
+MOST_CHUNK = 512  # rows that are decoded at once
+CHUNK_BYTES = 2**24  # of one chunk of vectors, at most
+CHUNK_SHARE = 64  # of the memory, what a chunk takes at most; and 2**16 at least
+HELD_SHARE = 4  # of the memory, what the rows of a piece take, and what is decoded of them
+TRANSIT_SHARE = 16  # of the memory, what is on its way to or from the store takes
+PART = 4  # numbers of a stored row, in half precision, take as much as a part of a score
+MOST_SAMPLED_QUERIES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The size of what is asked.
+
+    Args:
+        n: training samples.
+        m: queries: test samples, or groups of them.
+        m_samples: test samples.
+        widths: d_l of each block.
+        itemsize: bytes of one number of a row, 4 or 8.
+        longest: samples in the longest batch.
+        method: whose costs count.
+        by_block: whether each block has scores of its own.
+        top_k: how many training samples are kept at either end; None = all.
+        precision: bytes of one number of a vector, and of what the inverse makes of it.
+    """
+
+    n: int
+    m: int
+    m_samples: int
+    widths: Sequence[int]
+    itemsize: int
+    longest: int
+    method: Method
+    by_block: bool = False
+    top_k: int | None = None
+    precision: int = 8
+
+    @property
+    def row(self) -> int:
+        """Bytes of one gradient."""
+        return sum(self.widths) * self.itemsize
+
+    @property
+    def vector(self) -> int:
+        """Bytes of one gradient of a query as it is computed with."""
+        return sum(self.widths) * self.precision
+
+
+def make_plan(
+    task: Task,
+    *,
+    memory: int,
+    rows: str,
+    batch_size: int | None = None,
+    tile: tuple[int | None, int | None] = (None, None),
+    pieces: Sequence[Sequence[int]] | None = None,
+) -> Plan:
+    """Chooses the sizes so that our arrays in one process fit in `memory`.
+
+    Args:
+        task: the size of what is asked.
+        memory: bytes.
+        rows: "memory", "zarr" or "recompute".
+        batch_size: the largest number of samples in one gradient computation; None = the longest
+            batch.
+        tile: (queries, training samples) in a tile; None = chosen.
+        pieces: as stored rows are cut; None = chosen.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: if a tile is not positive, or nothing fits.
+    """
+    sides = [_checked_tile(size, name) for size, name in zip(tile, _SIDES, strict=True)]
+    fitted = _fitted(task, memory, rows, batch_size, sides, pieces)
+    if fitted is None:
+        works = partial(_fitted, task, rows=rows, size=batch_size, tile=sides, pieces=pieces)
+        raise PlanError(_too_few(task, memory, rows, sides, _smallest(works, memory)))
+    return fitted
+
+
+def _fitted(
+    task: Task,
+    memory: int,
+    rows: str,
+    size: int | None,
+    tile: Sequence[int | None],
+    pieces: Sequence[Sequence[int]] | None,
+) -> Plan | None:
+    """The plan, or None where memory is too small for one."""
+    memory -= memory // TRANSIT_SHARE
+    test_tile, train_tile = tile
+    step = min(task.longest, size or task.longest, max(1, memory // (16 * task.row)))
+    train_tile = min(train_tile or _train_tile(task, memory, step), task.n)
+    held = memory // HELD_SHARE
+    if pieces is None:
+        pieces = _cut(task, held) if rows == "zarr" else [(len(task.widths), sum(task.widths))]
+    step = min(step, train_tile)
+    while True:
+        needs = _needs(task, rows, pieces, train_tile, step, held)
+        room = memory - needs.fixed
+        most = room // needs.query if room > 0 and memory >= needs.tile else 0
+        if most >= (test_tile or 1) or step == 1:
+            break
+        step //= 2
+    if most < (test_tile or 1):
+        return None
+    if len(pieces) > 1 and not task.by_block:
+        most = min(most, max(test_tile or 1, sum(task.widths) // (PART * len(pieces))))
+    if test_tile is None:
+        at_once = min(most, task.m, MOST_QUERIES, max(1, memory // (4 * task.vector)))
+        test_tile = ceil(task.m / ceil(task.m / at_once))
+    test_tile = min(test_tile, task.m)
+    group_tiles = max(1, min(most // test_tile, ceil(task.m / test_tile)))
+    tiles = ceil(task.n / train_tile)
+    spans = min(tiles, MOST_SPANS, max(4, task.n // (group_tiles * test_tile)))
+    chunk_bytes = min(CHUNK_BYTES, max(2**16, memory // CHUNK_SHARE))
+    widest = max(width for _, width in pieces)
+    return Plan(
+        n=task.n,
+        m=task.m,
+        n_parameters=sum(task.widths),
+        pieces=tuple(map(tuple, pieces)),
+        test_tile=test_tile,
+        train_tile=train_tile,
+        group_tiles=group_tiles,
+        span_tiles=ceil(tiles / spans),
+        step=step,
+        chunk=_chunk(task, train_tile, held) if rows == "zarr" else step,
+        held=held if rows == "zarr" else max(1, room // 2),
+        columns=_even(widest, max(1, chunk_bytes // (test_tile * task.precision))),
+        part=max(256, 4 * task.m, ceil(task.m_samples / MOST_SPANS)),
+        self_tiles=max(1, room // (train_tile * _self_bytes(task, step))),
+        rows=rows,
+    )
+
+
+def _smallest(works: Callable[..., Plan | None], least: int) -> int:
+    """The smallest memory that works, beyond one that does not."""
+    most = 2 * least
+    while works(memory=most) is None:
+        least, most = most, 2 * most
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if works(memory=middle) is None else (least, middle)
+    return most
+
+
+def fits_at_once(task: Task, memory: int) -> bool:
+    """Whether all training rows fit in memory together with the vectors of all queries.
+
+    Args:
+        task: the size of what is asked.
+        memory: bytes.
+
+    Returns:
+        True if rows="memory" leads to one group of queries.
+    """
+    try:
+        return len(make_plan(task, memory=memory, rows="memory").groups) == 1
+    except PlanError:
+        return False
+
+
+# What is compared with the exact inverse
+
+
+def sample_bytes(widths: Sequence[int], itemsize: int, n: int, m: int) -> int:
+    """Bytes that a comparison with the exact inverse takes.
+
+    Args:
+        widths: d_l of each block.
+        itemsize: bytes of one number of a row.
+        n: training samples over which both inverses are taken.
+        m: test samples, of which some are taken.
+
+    Returns:
+        Rows of the samples in pieces and together, in float64 as stored ones are, and once more of
+        the largest block, with a matrix and its factor; vectors of the queries, in pieces and
+        together, and in float64 as they are, with their corrections, and transformed twice.
+    """
+    D, d, queries = sum(widths), max(widths), min(MOST_SAMPLED_QUERIES, m)
+    vectors = queries * D * (2 * itemsize + 4 * 8)
+    return 2 * n * D * 8 + vectors + 8 * n * d + 16 * min(n, d) ** 2
+
+
+def sampled_queries(m: int) -> list[slice]:
+    """Some test samples, in evenly spaced stretches.
+
+    Args:
+        m: how many there are.
+
+    Returns:
+        From which sample to which, for each stretch.
+    """
+    stretches = Tiling(m, ceil(m / min(m, 4)))
+    each = MOST_SAMPLED_QUERIES // len(stretches)
+    return [slice(s.start, min(s.stop, s.start + each)) for s in stretches]
+
+
+# Small print
+
+_SIDES = ("test", "train")
+
+
+def _checked_tile(size: int | None, side: str) -> int | None:
+    if size is not None and (type(size) is not int or size < 1):
+        raise PlanError(
+            f"The {side} side of a tile must be a positive number or None, got {size!r}."
+        )
+    return size
+
+
+def _train_tile(task: Task, memory: int, step: int) -> int:
+    """About 1/32 of the samples: what a stop loses at most; whole pieces, and rows that fit."""
+    wanted = min(max(ceil(task.n / 32), 16 * (task.top_k or 0)), MOST_TRAIN)
+    fitting = max(1, memory // (8 * task.row))
+    return max(1, min(ceil(wanted / step) * step, fitting // step * step or fitting))
+
+
+def _even(total: int, most: int) -> int:
+    """The length of parts, at most `most`, that are as even as can be: a short one is padded."""
+    return ceil(total / ceil(total / most))
+
+
+def _cut(task: Task, held: int) -> list[tuple[int, int]]:
+    """Pieces of neighbouring blocks whose stored rows can be held, if those of a block can.
+
+    Several, if the parts of scores that they leave on disk take little beside the rows there.
+    """
+    D, most = sum(task.widths), held // (2 * task.n)
+    few = max(1, min(MOST_PIECES, D // (4 * PART * task.m)))
+    limit = max(1, min(most, ceil(D / few)))
+    found: list[tuple[int, int]] = []
+    for width in task.widths:
+        if found and found[-1][1] + width <= limit:
+            found[-1] = found[-1][0] + 1, found[-1][1] + width
+        else:
+            found.append((1, width))
+    return found
+
+
+def _chunk(task: Task, train_tile: int, held: int) -> int:
+    """Rows of the widest block that are decoded at once, and multiplied."""
+    return max(1, min(train_tile, MOST_CHUNK, held // (2 * max(task.widths) * task.precision)))
+
+
+class _Needs(NamedTuple):
+    """Bytes: beside queries, for each query, and while a tile of rows is made."""
+
+    fixed: int
+    query: int
+    tile: int
+
+
+def _needs(
+    task: Task,
+    rows: str,
+    pieces: Sequence[Sequence[int]],
+    train_tile: int,
+    step: int,
+    held: int,
+) -> _Needs:
+    p, D, d = task.precision, sum(task.widths), max(task.widths)
+    # Rows of a gradient computation, as computed, and one block of them as it is multiplied.
+    computed = step * (max(3 * task.row, 2 * task.vector) + d * p)
+    sums = task.m * task.vector if task.m < task.m_samples else 0  # over groups of test samples
+    solver = task.method.bytes(task.n, 0, d)
+    scores = 2 * train_tile * (len(task.widths) if task.by_block else 1) * p
+    query = task.method.bytes(task.n, 1, d) - solver + d * p + scores
+    if rows != "zarr":  # all blocks at once; kept rows as they were computed
+        kept = task.n * task.row if rows == "memory" else 0
+        fixed = computed + kept + solver
+        return _Needs(fixed, query + 2 * task.vector + 2 * step * p, computed + kept + sums)
+    widest, chunk = max(width for _, width in pieces), _chunk(task, train_tile, held)
+    read = min(2 * task.n * widest, max(held, 4 * train_tile * widest))
+    fixed = read + 3 * chunk * d * p + solver
+    encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
+    return _Needs(fixed, query + 2 * (widest + chunk) * p, computed + max(encoded, sums))
+
+
+def _self_bytes(task: Task, step: int) -> int:
+    """Row of a sample whose self-influence is computed, and products with the rows of a step."""
+    return task.vector + 2 * step * task.precision
+
+
+def _too_few(task: Task, memory: int, rows: str, tile: Sequence[int | None], smallest: int) -> str:
+    """What to say of it."""
+    own = task.method.bytes(task.n, tile[0] or 1, max(task.widths))
+    return (
+        f"{memory:,} bytes of memory are too few: a gradient takes {task.row:,}, and with "
+        f"rows={rows!r} the smallest that works is memory={smallest:,}"
+        + (f", for tiles of {tuple(tile)}." if any(tile) else ".")
+        + (_OWN.format(own, task.method.name) if own > smallest // 4 else "")
+    )
+
+
+_OWN = " Of these the {1} inverse takes {0:,} in the widest block."

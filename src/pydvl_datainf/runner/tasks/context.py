@@ -1,0 +1,148 @@
+"""What the tasks of a run share in one process: the store, damping, and gradients."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pydvl_datainf.batches import Batch, slice_batch
+from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
+from pydvl_datainf.fingerprint import differences, fingerprint
+from pydvl_datainf.results.store import Array, Store
+from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, Cut, cut_batches, read_again
+from pydvl_datainf.runner.tasks.spec import RunSpec
+from pydvl_datainf.runner.worker_inputs import Inputs
+from pydvl_datainf.vectors import BlockVectors
+
+
+@dataclass
+class Context:
+    """What the tasks of a run share in one process; what it keeps stays there.
+
+    Args:
+        spec: of the run.
+        gradients: how many were computed here.
+        kept: rows of training tiles, where they stay in memory.
+        held: what neighbouring tasks read, with what it is.
+    """
+
+    spec: RunSpec
+    gradients: int = 0
+    kept: dict[int, list[BlockVectors]] = field(default_factory=dict)
+    held: tuple[Any, Any] | None = None
+    _batch: tuple[int, int, Batch] | None = None
+    _is_checked: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(Context(self.spec))
+
+    @cached_property
+    def store(self) -> Store:
+        """The store of the run."""
+        return Store(self.spec.location, writer=self.spec.writer)
+
+    @cached_property
+    def rows_store(self) -> Store:
+        """The store of the training rows."""
+        if self.spec.rows_location == self.spec.location:
+            return self.store
+        return Store(self.spec.rows_location, read_only=True)
+
+    @cached_property
+    def damping(self) -> dict[str, float]:
+        """λ of each block, from the store."""
+        return dict(zip(self.spec.widths, self.store.read("damping").tolist(), strict=True))
+
+    def computed(
+        self, inputs: Inputs, data: BatchedData, index: BatchIndex, wanted: slice
+    ) -> Iterator[tuple[slice, BlockVectors]]:
+        """Computes gradients, a few samples at a time.
+
+        Args:
+            inputs: the model.
+            data: batches.
+            index: what the first look at them found.
+            wanted: from which sample to which.
+
+        Yields:
+            From which sample to which (counted within those that are wanted), and their rows.
+
+        Raises:
+            ModelError: if a gradient is not finite; names the sample.
+        """
+        done = 0
+        self._check_model(inputs)
+        for cut in cut_batches(index.lengths, wanted, self.spec.plan.step):
+            batch = self._read(data, index, cut)
+            x, y = (batch, None) if isinstance(batch, Mapping) else batch
+            try:
+                rows = inputs.influence.loss_gradients_by_block(x, y)
+            except NonFiniteError as error:
+                side = "training" if data is inputs.train else "test"
+                raise self._named(error, side, wanted.start + done) from error
+            length = cut[2] - cut[1]
+            self.gradients += length
+            yield slice(done, done + length), rows
+            done += length
+
+    def _check_model(self, inputs: Inputs) -> None:
+        """Once in each process: a builder may build something else each time."""
+        if self._is_checked:
+            return
+        other = differences(self.spec.model or {}, fingerprint(inputs.influence.model))
+        if other:
+            raise ModelError(
+                f"The model of this process differs from that of the first one ({len(other)} "
+                f"tensors: {', '.join(other[:5])}). An influence builder must build the same model "
+                "every time: load its weights, or seed their initialisation."
+            )
+        self._is_checked = True
+
+    def _read(self, data: BatchedData, index: BatchIndex, cut: Cut) -> Batch:
+        batch, start, stop = cut
+        if self._batch is None or self._batch[:2] != (id(data), batch):
+            self._batch = id(data), batch, read_again(data, index, batch)
+        return slice_batch(self._batch[2], start, stop)
+
+    def _named(self, error: NonFiniteError, side: str, first: int) -> ModelError:
+        position = first + error.sample
+        name = "train" if side == "training" else "test"
+        ids = self.store.read(name) if self.spec.codes is None or name == "train" else None
+        known = f" (id {ids[position]!r})" if ids is not None else ""
+        return ModelError(f"Position {position} of the {side} data{known}: {error}")
+
+    def read_rows(self, name: str, where: Any) -> Array:
+        """Reads from the store of the training rows, which may be another run's.
+
+        Args:
+            name: of the array.
+            where: which part.
+
+        Returns:
+            The values.
+
+        Raises:
+            StoreError: if that run was replaced meanwhile.
+        """
+        values, store, meant = self.rows_store.read(name, where), self.rows_store, self.spec.rows_of
+        # Afterwards: the other run may be replaced at any time.
+        if meant is not None and meant != store.attributes["fingerprint"]:
+            raise StoreError(
+                f"{store}, the store whose rows this run uses, was replaced meanwhile. Put the run "
+                "that was there back, or query the one that is there now."
+            )
+        return values
+
+
+def device_of(inputs: Inputs | None) -> torch.device:
+    """Where a process computes."""
+    return torch.device("cpu") if inputs is None else inputs.influence.model_device
+
+
+def split(flat: Tensor, widths: Mapping[str, int]) -> BlockVectors:
+    """Views of the blocks' columns of flat vectors (b, D)."""
+    return OrderedDict(zip(widths, torch.split(flat, list(widths.values()), 1), strict=True))

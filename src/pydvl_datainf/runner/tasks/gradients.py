@@ -1,0 +1,146 @@
+"""Gradients into the store: rows of training samples by tile, and vectors of the queries."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pydvl_datainf.inverse.damping import squared_norms
+from pydvl_datainf.results.half_precision import encoded
+from pydvl_datainf.results.layout import rows_name
+from pydvl_datainf.runner.tasks.context import Context, split
+from pydvl_datainf.runner.tasks.matrices import vectors_name, write_matrix
+from pydvl_datainf.runner.worker_inputs import Inputs
+from pydvl_datainf.vectors import BlockVectors
+
+IN_FLIGHT = 2
+"""Steps whose rows wait to be encoded or written while the next are computed."""
+
+
+def write_rows(tiles: Sequence[int], context: Context, inputs: Inputs) -> None:
+    """The squared norms of some training tiles, and their rows where they are stored or kept.
+
+    While the rows of the next step are computed, a thread encodes and writes the last.
+    """
+    with _aside() as later:
+        for tile in tiles:
+            for _ in new_rows(tile, context, inputs, norms_too=True, later=later):
+                pass
+
+
+def new_rows(
+    tile: int,
+    context: Context,
+    inputs: Inputs,
+    *,
+    norms_too: bool = False,
+    later: Callable[..., None] | None = None,
+) -> Iterator[tuple[slice, BlockVectors]]:
+    """Computes the rows of a tile, and at its end stores their norms and, if wanted, them.
+
+    Args:
+        tile: which.
+        context: of the run.
+        inputs: the model and the data.
+        norms_too: store norms even where some are, which may be damaged.
+        later: calls a function with arguments, now or soon; None = now.
+
+    Yields:
+        From which sample of the tile to which, and their rows.
+    """
+    spec, wanted = context.spec, context.spec.plan.train[tile]
+    assert inputs.train is not None  # rows of a query are stored
+    assert spec.train is not None
+    encoder, call = _Encoder(context, tile, norms_too), later or _now
+    kept: list[BlockVectors] = []
+    for place, rows in context.computed(inputs, inputs.train, spec.train, wanted):
+        call(encoder.add, place, rows)
+        if spec.plan.rows == "memory":
+            kept.append(rows)
+        yield place, rows
+    call(encoder.write)
+    if kept:
+        context.kept[tile] = kept
+
+
+class _Encoder:
+    """Norms of the rows of a tile, and the rows in half precision where they are stored."""
+
+    def __init__(self, context: Context, tile: int, norms_too: bool):
+        self.context, self.tile, self.norms_too = context, tile, norms_too
+        self.wanted = context.spec.plan.train[tile]
+        self.norms: list[Tensor] = []
+        self.scales: list[Tensor] = []
+        self.halves: list[Tensor] = []
+        if context.spec.plan.rows == "zarr":
+            length = self.wanted.stop - self.wanted.start
+            widths = (width for _, width in context.spec.plan.pieces)
+            self.halves = [torch.empty(length, width, dtype=torch.float16) for width in widths]
+
+    def add(self, place: slice, rows: BlockVectors) -> None:
+        """The rows of some samples of the tile."""
+        self.norms.append(_columns([squared_norms(v) for v in rows.values()]))
+        if not self.halves:
+            return
+        parts = {block: encoded(v) for block, v in rows.items()}
+        for p, halves in enumerate(self.halves):
+            for block, target in split(halves[place], self.context.spec.piece(p)).items():
+                target[:] = parts[block][0]
+        self.scales.append(_columns([scales for _, scales in parts.values()]))
+
+    def write(self) -> None:
+        """The whole tile."""
+        store = self.context.store
+        if self.norms_too or not store.has("squared_norms", (self.tile, 0)):
+            store.write("squared_norms", self.wanted, torch.cat(self.norms).numpy())
+        if not self.halves:
+            return
+        store.write("row_scales", self.wanted, torch.cat(self.scales).numpy())
+        for p, halves in enumerate(self.halves):  # rows last: where they are, their scales are
+            store.write(rows_name(p), self.wanted, halves.numpy())
+
+
+@contextmanager
+def _aside() -> Iterator[Callable[..., None]]:
+    """Calls functions in their order in a thread beside this one, few of them ahead of it."""
+    waiting: deque[Future[Any]] = deque()
+
+    def later(function: Callable[..., Any], *arguments: Any) -> None:
+        while len(waiting) >= IN_FLIGHT:
+            waiting.popleft().result()
+        waiting.append(thread.submit(function, *arguments))
+
+    with ThreadPoolExecutor(1) as thread:
+        yield later
+        while waiting:
+            waiting.popleft().result()
+
+
+def _now(function: Callable[..., Any], *arguments: Any) -> None:
+    function(*arguments)
+
+
+def _columns(columns: list[Tensor]) -> Tensor:
+    return torch.stack(columns, 1).cpu()
+
+
+def write_vectors(part: int, context: Context, inputs: Inputs) -> None:
+    """The gradients of a tile of test samples, or the sums over the groups in a part of them."""
+    spec, plan, codes = context.spec, context.spec.plan, context.spec.codes
+    wanted = (plan.test if codes is None else spec.parts)[part]
+    length = wanted.stop - wanted.start if codes is None else plan.m
+    flat = torch.zeros(length, plan.n_parameters, dtype=getattr(torch, spec.vector_dtype))
+    for place, rows in context.computed(inputs, inputs.test, spec.test, wanted):
+        vectors = torch.cat(list(rows.values()), 1).cpu()
+        if codes is None:
+            flat[place] = vectors
+        else:
+            of_place = codes[wanted.start + place.start : wanted.start + place.stop]
+            flat.index_add_(0, torch.tensor(of_place), vectors.to(flat.dtype))
+    to, at = (wanted, 0) if codes is None else (slice(0, plan.m), part)
+    for p in range(len(plan.pieces)):
+        write_matrix(context, vectors_name(p), flat[:, spec.columns(p)], to, at)

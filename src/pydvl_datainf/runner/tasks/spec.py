@@ -1,0 +1,89 @@
+"""What a run is, as every process that works on it is told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.results.plan import Plan, Tiling
+from pydvl_datainf.runner.batched_data import BatchIndex
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What a run is.
+
+    Args:
+        plan: how it is cut.
+        location: of its store.
+        rows_location: of the store that holds the training rows, where they are in one.
+        widths: d_l of each block, in their order along a flat row.
+        dtype: of rows and scores, by NumPy's name.
+        method: of the inverse.
+        test: what the first look at the test data found.
+        train: the same of the training data; None where its rows are in another run's store.
+        model: the checksums of the model that the run was described with.
+        codes: for each test sample its group, where there are groups.
+        by_block: whether each block has scores of its own.
+        top_k: how many scores are kept at either end; None = all.
+        writer: of the store, while it is this run's.
+        rows_of: the fingerprint of the run whose rows are used, where it is another one.
+    """
+
+    plan: Plan
+    location: Any
+    rows_location: Any
+    widths: Mapping[str, int]
+    dtype: str
+    method: Method
+    test: BatchIndex
+    train: BatchIndex | None = None
+    model: Mapping[str, int] | None = None
+    codes: tuple[int, ...] | None = None
+    by_block: bool = False
+    top_k: int | None = None
+    writer: str | None = None
+    rows_of: Any = None
+
+    @property
+    def precision(self) -> str:
+        """The dtype of what the inverse makes of vectors, by NumPy's name."""
+        return self.method.precision(self.dtype)
+
+    @property
+    def vector_dtype(self) -> str:
+        """The dtype in which the gradients of queries wait, by NumPy's name: sums are wider."""
+        return self.dtype if self.codes is None else self.precision
+
+    @property
+    def parts(self) -> Tiling:
+        """The test samples, cut into parts, each of which adds to its groups by itself."""
+        return Tiling(self.test.n, self.plan.part)
+
+    @property
+    def adds_parts(self) -> bool:
+        """Whether scores are sums of what each piece of blocks leaves in the store."""
+        return len(self.plan.pieces) > 1 and not self.by_block
+
+    def piece(self, p: int) -> dict[str, int]:
+        """The blocks of a piece, with their widths."""
+        return {name: self.widths[name] for name in list(self.widths)[self.blocks(p)]}
+
+    def blocks(self, p: int) -> slice:
+        """Where the blocks of a piece are among all of them."""
+        start = sum(count for count, _ in self.plan.pieces[:p])
+        return slice(start, start + self.plan.pieces[p][0])
+
+    def columns(self, p: int) -> slice:
+        """Where a piece is along a flat row."""
+        start = sum(width for _, width in self.plan.pieces[:p])
+        return slice(start, start + self.plan.pieces[p][1])
+
+    def columns_in(self, p: int, block: str) -> slice:
+        """Where a block is along the rows of its piece."""
+        stops = [0]
+        for width in self.piece(p).values():
+            stops.append(stops[-1] + width)
+        b = list(self.piece(p)).index(block)
+        return slice(*list(pairwise(stops))[b])
