@@ -30,13 +30,13 @@ from pydvl_datainf import (
     run_influences,
 )
 from pydvl_datainf.inverse.methods import DATAINF
-from pydvl_datainf.results.plan import sample_bytes, sampled_queries
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import APPROXIMATION
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.choices import exact_sample_of
 from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.sizing import sample_bytes, sampled_queries
 from pydvl_datainf.tables import info_tables
 
 N, M = 23, 30  # between the widths of the blocks, so that one is solved in either space

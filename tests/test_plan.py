@@ -1,6 +1,8 @@
 """Plans: every sample is in one tile and one piece, and what is planned fits in memory."""
 
+import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -10,22 +12,14 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 from pydvl_datainf.errors import PlanError
-from pydvl_datainf.inverse.methods import DATAINF
-from pydvl_datainf.results.plan import (
-    Plan,
-    Task,
-    Tiling,
-    fits_at_once,
-    make_plan,
-    pieces,
-    sampled_queries,
-    solver_bytes,
-)
+from pydvl_datainf.inverse.method import METHODS
+from pydvl_datainf.results.plan import Plan, Tiling
 from pydvl_datainf.results.store import Store
-from pydvl_datainf.runner.batched_data import BatchIndex
+from pydvl_datainf.runner.batched_data import BatchIndex, cut_batches
 from pydvl_datainf.runner.choices import planned
 from pydvl_datainf.runner.executors import InProcess
 from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.sizing import RunSize, fits_at_once, make_plan, sampled_queries
 from pydvl_datainf.runner.train_side import NewRows
 
 sizes = st.integers(1, 2000)
@@ -49,19 +43,20 @@ def test_pieces_are_the_wanted_samples_in_order(lengths, step, data):
     start = data.draw(st.integers(0, n - 1))
     stop = data.draw(st.integers(start + 1, n))
     offsets = [sum(lengths[:b]) for b in range(len(lengths))]
-    found = list(pieces(lengths, slice(start, stop), step))
+    found = list(cut_batches(lengths, slice(start, stop), step))
     assert [offsets[b] + i for b, a, z in found for i in range(a, z)] == list(range(start, stop))
     assert all(0 < z - a <= step for _, a, z in found)
 
 
 tasks = st.builds(
-    Task,
+    RunSize,
     n=sizes,
     m=st.integers(1, 300),
     m_samples=st.integers(300, 3000),
     widths=st.lists(st.integers(1, 500), min_size=1, max_size=5),
     itemsize=st.sampled_from([4, 8]),
     longest=st.integers(1, 64),
+    method=st.sampled_from(list(METHODS.values())),
     by_block=st.booleans(),
     top_k=st.none() | st.integers(1, 50),
 )
@@ -82,43 +77,64 @@ def test_a_plan_covers_all_scores_and_spans(task, memory, rows):
     assert flat(plan.spans) == list(range(len(plan.train)))
     assert flat(plan.group(q) for q in range(len(plan.groups))) == list(range(task.m))
     assert 1 <= plan.step <= task.longest
-    assert Plan(**plan.as_attributes()) == plan
+    assert Plan.from_attributes(json.loads(json.dumps(plan.as_attributes()))) == plan
+    assert [sum(counts) for counts in zip(*plan.pieces, strict=True)] == [
+        len(task.widths),
+        sum(task.widths),
+    ]
 
 
 @given(task=tasks, memory=st.integers(10**6, 10**8))
 def test_vectors_and_corrections_of_a_group_fit(task, memory):
+    task = replace(task, method=METHODS["DataInf"])
     plan = make_plan(task, memory=memory, rows="recompute")
     queries = plan.group(0).stop
     assert 2 * queries * task.row + plan.step * task.row <= memory
 
 
 def test_a_plan_depends_on_nothing_but_its_arguments():
-    task = Task(n=1000, m=10, m_samples=10, widths=(7, 9), itemsize=4, longest=32)
+    task = RunSize(
+        n=1000, m=10, m_samples=10, widths=(7, 9), itemsize=4, longest=32, method=METHODS["DataInf"]
+    )
     assert make_plan(task, memory=10**6, rows="zarr") == make_plan(task, memory=10**6, rows="zarr")
 
 
 def test_rows_that_do_not_fit_are_not_kept():
-    task = Task(n=1000, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
+    task = RunSize(
+        n=1000, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32, method=METHODS["DataInf"]
+    )
     assert fits_at_once(task, 10**6)
     assert not fits_at_once(task, 10**5)
     assert not fits_at_once(task, 10)
 
 
 def test_pieces_of_a_tile_are_whole_batches_by_default():
-    task = Task(n=10_000, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
+    task = RunSize(
+        n=10_000,
+        m=10,
+        m_samples=10,
+        widths=(100,),
+        itemsize=4,
+        longest=32,
+        method=METHODS["DataInf"],
+    )
     plan = make_plan(task, memory=2**31, rows="recompute")
     assert plan.train_tile % 32 == 0
     assert plan.step == 32
 
 
 def test_a_batch_size_bounds_the_pieces():
-    task = Task(n=100, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
+    task = RunSize(
+        n=100, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32, method=METHODS["DataInf"]
+    )
     assert make_plan(task, memory=2**31, rows="recompute", batch_size=5).step == 5
 
 
 @pytest.mark.parametrize("tile", [(0, 1), (1, -1), (1.5, 1), (True, 1)])
 def test_tiles_must_be_positive_numbers(tile):
-    task = Task(n=100, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32)
+    task = RunSize(
+        n=100, m=10, m_samples=10, widths=(100,), itemsize=4, longest=32, method=METHODS["DataInf"]
+    )
     with pytest.raises(PlanError, match="positive number"):
         make_plan(task, memory=2**31, rows="recompute", tile=tile)
 
@@ -161,32 +177,43 @@ def test_up_to_32_queries_are_all_taken(m):
     assert flat(sampled_queries(m)) == list(range(m))
 
 
-@pytest.mark.parametrize(
-    ("widths", "needed"),
-    [
-        # rows in pieces, together and twice in float64; a matrix and its factor
-        ((1536,), 1000 * 1536 * 24 + 16 * 1000**2),
-        ((20, 30), 1000 * 30 * 24 + 16 * 30**2),
-    ],
-)
-def test_what_the_largest_block_takes(widths, needed):
-    task = Task(n=1000, m=100, m_samples=100, widths=widths, itemsize=4, longest=32)
-    assert solver_bytes(task) == needed
+def test_what_the_exact_inverse_takes_counts():
+    exact = METHODS["exact"]
+    task = RunSize(
+        n=1000, m=100, m_samples=100, widths=(1536,), itemsize=4, longest=32, method=exact
+    )
+    needed = exact.bytes(1000, 1, 1536)
     with pytest.raises(PlanError, match=f"Of these the exact inverse takes {needed:,}"):
-        make_plan(task, memory=needed, rows="zarr", reserved=needed)
+        make_plan(task, memory=needed, rows="zarr")
 
 
 def test_queries_that_do_not_fit_together_are_solved_in_groups():
     """Premise: a plan has several groups of them; each is solved by itself."""
-    task = Task(n=100, m=10**6, m_samples=10**6, widths=(64, 64), itemsize=4, longest=32)
+    task = RunSize(
+        n=100,
+        m=10**6,
+        m_samples=10**6,
+        widths=(64, 64),
+        itemsize=4,
+        longest=32,
+        method=METHODS["DataInf"],
+    )
     memory = 10**8
-    plan = make_plan(task, memory=memory, rows="zarr", reserved=solver_bytes(task))
+    plan = make_plan(task, memory=memory, rows="zarr")
     assert len(plan.groups) > 1
 
 
 def test_chunks_of_vectors_are_even():
     """An array's last chunk is stored as long as the others, whatever of it is used."""
-    task = Task(n=400, m=80, m_samples=80, widths=(1536,) * 48, itemsize=4, longest=32)
+    task = RunSize(
+        n=400,
+        m=80,
+        m_samples=80,
+        widths=(1536,) * 48,
+        itemsize=4,
+        longest=32,
+        method=METHODS["DataInf"],
+    )
     plan = make_plan(task, memory=2**31, rows="zarr")
     chunks = -(-plan.n_parameters // plan.columns)
     assert chunks > 1
@@ -198,7 +225,9 @@ def test_chunks_of_vectors_are_even():
 
 
 def rows_of(n, store, **settings):
-    model = SimpleNamespace(inverse=DATAINF, widths={"a": 3}, dtype="float32", batch_size=None)
+    model = SimpleNamespace(
+        method=METHODS["DataInf"], widths={"a": 3}, dtype="float32", batch_size=None
+    )
     training, tests = NewRows(BatchIndex([32] * (n // 32) + [n % 32], [])), BatchIndex([5], [])
     wishes, executor = RunOptions(**settings), InProcess(progress=False)
     return planned(model, wishes, 5, tests, training, executor, Store(store)).rows

@@ -12,7 +12,7 @@ from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import BatchIndex
 from pydvl_datainf.runner.executors import Executor
 from pydvl_datainf.runner.options import RunOptions
-from pydvl_datainf.runner.sizing import Task, fits_at_once, make_plan, sample_bytes
+from pydvl_datainf.runner.sizing import RunSize, fits_at_once, make_plan, sample_bytes
 from pydvl_datainf.runner.train_side import NewRows, StoredRows
 from pydvl_datainf.runner.worker_inputs import Description
 
@@ -52,7 +52,7 @@ def planned(
     Raises:
         PlanError: if nothing fits.
     """
-    task = Task(
+    asked = RunSize(
         n=training.n,
         m=m,
         m_samples=tests.n,
@@ -71,11 +71,11 @@ def planned(
     elif rows == "auto" and stored:
         rows = stored["plan"]["rows"]
     elif rows == "auto":
-        rows = _rows_that_fit(task, options.bytes, executor, store)
+        rows = _rows_that_fit(asked, options.bytes, executor, store)
     _check_rows(rows, executor)
     model.method.check_rows(rows)
     return make_plan(
-        task,
+        asked,
         memory=options.bytes,
         rows=rows,
         batch_size=model.batch_size,
@@ -124,20 +124,20 @@ def _check_rows(rows: str, executor: Executor) -> None:
         )
 
 
-def _rows_that_fit(task: Task, memory: int, executor: Executor, store: Store) -> str:
+def _rows_that_fit(asked: RunSize, memory: int, executor: Executor, store: Store) -> str:
     """In memory if they are few and all queries fit beside them, on disk if there is room."""
-    fits = executor.shares_memory and fits_at_once(task, memory)
-    if fits and task.n <= MOST_IN_MEMORY:
+    fits = executor.shares_memory and fits_at_once(asked, memory)
+    if fits and asked.n <= MOST_IN_MEMORY:
         return "memory"
-    if _has_room(task, store) or not (fits or task.method.joins):
+    if _has_room(asked, store) or not (fits or asked.method.joins):
         return "zarr"
     return "memory" if fits else "recompute"
 
 
-def _has_room(task: Task, store: Store) -> bool:
+def _has_room(asked: RunSize, store: Store) -> bool:
     """Whether half of the free space of the disk holds the rows."""
     if store.path is None:
         return False
     existing = next(folder for folder in store.path.resolve().parents if folder.exists())
-    needed = 2 * task.n * sum(task.widths)
+    needed = 2 * asked.n * sum(asked.widths)
     return needed <= shutil.disk_usage(existing).free // 2

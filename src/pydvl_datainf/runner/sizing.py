@@ -24,7 +24,7 @@ MOST_SAMPLED_QUERIES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class RunSize:
     """The size of what is asked.
 
     Args:
@@ -63,7 +63,7 @@ class Task:
 
 
 def make_plan(
-    task: Task,
+    asked: RunSize,
     *,
     memory: int,
     rows: str,
@@ -74,7 +74,7 @@ def make_plan(
     """Chooses the sizes so that our arrays in one process fit in `memory`.
 
     Args:
-        task: the size of what is asked.
+        asked: the size of what is asked.
         memory: bytes.
         rows: "memory", "zarr" or "recompute".
         batch_size: the largest number of samples in one gradient computation; None = the longest
@@ -89,15 +89,15 @@ def make_plan(
         PlanError: if a tile is not positive, or nothing fits.
     """
     sides = [_checked_tile(size, name) for size, name in zip(tile, _SIDES, strict=True)]
-    fitted = _fitted(task, memory, rows, batch_size, sides, pieces)
+    fitted = _fitted(asked, memory, rows, batch_size, sides, pieces)
     if fitted is None:
-        works = partial(_fitted, task, rows=rows, size=batch_size, tile=sides, pieces=pieces)
-        raise PlanError(_too_few(task, memory, rows, sides, _smallest(works, memory)))
+        works = partial(_fitted, asked, rows=rows, size=batch_size, tile=sides, pieces=pieces)
+        raise PlanError(_too_few(asked, memory, rows, sides, _smallest(works, memory)))
     return fitted
 
 
 def _fitted(
-    task: Task,
+    asked: RunSize,
     memory: int,
     rows: str,
     size: int | None,
@@ -107,14 +107,14 @@ def _fitted(
     """The plan, or None where memory is too small for one."""
     memory -= memory // TRANSIT_SHARE
     test_tile, train_tile = tile
-    step = min(task.longest, size or task.longest, max(1, memory // (16 * task.row)))
-    train_tile = min(train_tile or _train_tile(task, memory, step), task.n)
+    step = min(asked.longest, size or asked.longest, max(1, memory // (16 * asked.row)))
+    train_tile = min(train_tile or _train_tile(asked, memory, step), asked.n)
     held = memory // HELD_SHARE
     if pieces is None:
-        pieces = _cut(task, held) if rows == "zarr" else [(len(task.widths), sum(task.widths))]
+        pieces = _cut(asked, held) if rows == "zarr" else [(len(asked.widths), sum(asked.widths))]
     step = min(step, train_tile)
     while True:
-        needs = _needs(task, rows, pieces, train_tile, step, held)
+        needs = _needs(asked, rows, pieces, train_tile, step, held)
         room = memory - needs.fixed
         most = room // needs.query if room > 0 and memory >= needs.tile else 0
         if most >= (test_tile or 1) or step == 1:
@@ -122,32 +122,32 @@ def _fitted(
         step //= 2
     if most < (test_tile or 1):
         return None
-    if len(pieces) > 1 and not task.by_block:
-        most = min(most, max(test_tile or 1, sum(task.widths) // (PART * len(pieces))))
+    if len(pieces) > 1 and not asked.by_block:
+        most = min(most, max(test_tile or 1, sum(asked.widths) // (PART * len(pieces))))
     if test_tile is None:
-        at_once = min(most, task.m, MOST_QUERIES, max(1, memory // (4 * task.vector)))
-        test_tile = ceil(task.m / ceil(task.m / at_once))
-    test_tile = min(test_tile, task.m)
-    group_tiles = max(1, min(most // test_tile, ceil(task.m / test_tile)))
-    tiles = ceil(task.n / train_tile)
-    spans = min(tiles, MOST_SPANS, max(4, task.n // (group_tiles * test_tile)))
+        at_once = min(most, asked.m, MOST_QUERIES, max(1, memory // (4 * asked.vector)))
+        test_tile = ceil(asked.m / ceil(asked.m / at_once))
+    test_tile = min(test_tile, asked.m)
+    group_tiles = max(1, min(most // test_tile, ceil(asked.m / test_tile)))
+    tiles = ceil(asked.n / train_tile)
+    spans = min(tiles, MOST_SPANS, max(4, asked.n // (group_tiles * test_tile)))
     chunk_bytes = min(CHUNK_BYTES, max(2**16, memory // CHUNK_SHARE))
     widest = max(width for _, width in pieces)
     return Plan(
-        n=task.n,
-        m=task.m,
-        n_parameters=sum(task.widths),
+        n=asked.n,
+        m=asked.m,
+        n_parameters=sum(asked.widths),
         pieces=tuple(map(tuple, pieces)),
         test_tile=test_tile,
         train_tile=train_tile,
         group_tiles=group_tiles,
         span_tiles=ceil(tiles / spans),
         step=step,
-        chunk=_chunk(task, train_tile, held) if rows == "zarr" else step,
+        chunk=_chunk(asked, train_tile, held) if rows == "zarr" else step,
         held=held if rows == "zarr" else max(1, room // 2),
-        columns=_even(widest, max(1, chunk_bytes // (test_tile * task.precision))),
-        part=max(256, 4 * task.m, ceil(task.m_samples / MOST_SPANS)),
-        self_tiles=max(1, room // (train_tile * _self_bytes(task, step))),
+        columns=_even(widest, max(1, chunk_bytes // (test_tile * asked.precision))),
+        part=max(256, 4 * asked.m, ceil(asked.m_samples / MOST_SPANS)),
+        self_tiles=max(1, room // (train_tile * _self_bytes(asked, step))),
         rows=rows,
     )
 
@@ -163,18 +163,18 @@ def _smallest(works: Callable[..., Plan | None], least: int) -> int:
     return most
 
 
-def fits_at_once(task: Task, memory: int) -> bool:
+def fits_at_once(asked: RunSize, memory: int) -> bool:
     """Whether all training rows fit in memory together with the vectors of all queries.
 
     Args:
-        task: the size of what is asked.
+        asked: the size of what is asked.
         memory: bytes.
 
     Returns:
         True if rows="memory" leads to one group of queries.
     """
     try:
-        return len(make_plan(task, memory=memory, rows="memory").groups) == 1
+        return len(make_plan(asked, memory=memory, rows="memory").groups) == 1
     except PlanError:
         return False
 
@@ -228,10 +228,10 @@ def _checked_tile(size: int | None, side: str) -> int | None:
     return size
 
 
-def _train_tile(task: Task, memory: int, step: int) -> int:
+def _train_tile(asked: RunSize, memory: int, step: int) -> int:
     """About 1/32 of the samples: what a stop loses at most; whole pieces, and rows that fit."""
-    wanted = min(max(ceil(task.n / 32), 16 * (task.top_k or 0)), MOST_TRAIN)
-    fitting = max(1, memory // (8 * task.row))
+    wanted = min(max(ceil(asked.n / 32), 16 * (asked.top_k or 0)), MOST_TRAIN)
+    fitting = max(1, memory // (8 * asked.row))
     return max(1, min(ceil(wanted / step) * step, fitting // step * step or fitting))
 
 
@@ -240,16 +240,16 @@ def _even(total: int, most: int) -> int:
     return ceil(total / ceil(total / most))
 
 
-def _cut(task: Task, held: int) -> list[tuple[int, int]]:
+def _cut(asked: RunSize, held: int) -> list[tuple[int, int]]:
     """Pieces of neighbouring blocks whose stored rows can be held, if those of a block can.
 
     Several, if the parts of scores that they leave on disk take little beside the rows there.
     """
-    D, most = sum(task.widths), held // (2 * task.n)
-    few = max(1, min(MOST_PIECES, D // (4 * PART * task.m)))
+    D, most = sum(asked.widths), held // (2 * asked.n)
+    few = max(1, min(MOST_PIECES, D // (4 * PART * asked.m)))
     limit = max(1, min(most, ceil(D / few)))
     found: list[tuple[int, int]] = []
-    for width in task.widths:
+    for width in asked.widths:
         if found and found[-1][1] + width <= limit:
             found[-1] = found[-1][0] + 1, found[-1][1] + width
         else:
@@ -257,9 +257,9 @@ def _cut(task: Task, held: int) -> list[tuple[int, int]]:
     return found
 
 
-def _chunk(task: Task, train_tile: int, held: int) -> int:
+def _chunk(asked: RunSize, train_tile: int, held: int) -> int:
     """Rows of the widest block that are decoded at once, and multiplied."""
-    return max(1, min(train_tile, MOST_CHUNK, held // (2 * max(task.widths) * task.precision)))
+    return max(1, min(train_tile, MOST_CHUNK, held // (2 * max(asked.widths) * asked.precision)))
 
 
 class _Needs(NamedTuple):
@@ -271,44 +271,46 @@ class _Needs(NamedTuple):
 
 
 def _needs(
-    task: Task,
+    asked: RunSize,
     rows: str,
     pieces: Sequence[Sequence[int]],
     train_tile: int,
     step: int,
     held: int,
 ) -> _Needs:
-    p, D, d = task.precision, sum(task.widths), max(task.widths)
+    p, D, d = asked.precision, sum(asked.widths), max(asked.widths)
     # Rows of a gradient computation, as computed, and one block of them as it is multiplied.
-    computed = step * (max(3 * task.row, 2 * task.vector) + d * p)
-    sums = task.m * task.vector if task.m < task.m_samples else 0  # over groups of test samples
-    solver = task.method.bytes(task.n, 0, d)
-    scores = 2 * train_tile * (len(task.widths) if task.by_block else 1) * p
-    query = task.method.bytes(task.n, 1, d) - solver + d * p + scores
+    computed = step * (max(3 * asked.row, 2 * asked.vector) + d * p)
+    sums = asked.m * asked.vector if asked.m < asked.m_samples else 0  # over groups of test samples
+    solver = asked.method.bytes(asked.n, 0, d)
+    scores = 2 * train_tile * (len(asked.widths) if asked.by_block else 1) * p
+    query = asked.method.bytes(asked.n, 1, d) - solver + d * p + scores
     if rows != "zarr":  # all blocks at once; kept rows as they were computed
-        kept = task.n * task.row if rows == "memory" else 0
+        kept = asked.n * asked.row if rows == "memory" else 0
         fixed = computed + kept + solver
-        return _Needs(fixed, query + 2 * task.vector + 2 * step * p, computed + kept + sums)
-    widest, chunk = max(width for _, width in pieces), _chunk(task, train_tile, held)
-    read = min(2 * task.n * widest, max(held, 4 * train_tile * widest))
+        return _Needs(fixed, query + 2 * asked.vector + 2 * step * p, computed + kept + sums)
+    widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
+    read = min(2 * asked.n * widest, max(held, 4 * train_tile * widest))
     fixed = read + 3 * chunk * d * p + solver
     encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
     return _Needs(fixed, query + 2 * (widest + chunk) * p, computed + max(encoded, sums))
 
 
-def _self_bytes(task: Task, step: int) -> int:
+def _self_bytes(asked: RunSize, step: int) -> int:
     """Row of a sample whose self-influence is computed, and products with the rows of a step."""
-    return task.vector + 2 * step * task.precision
+    return asked.vector + 2 * step * asked.precision
 
 
-def _too_few(task: Task, memory: int, rows: str, tile: Sequence[int | None], smallest: int) -> str:
+def _too_few(
+    asked: RunSize, memory: int, rows: str, tile: Sequence[int | None], smallest: int
+) -> str:
     """What to say of it."""
-    own = task.method.bytes(task.n, tile[0] or 1, max(task.widths))
+    own = asked.method.bytes(asked.n, tile[0] or 1, max(asked.widths))
     return (
-        f"{memory:,} bytes of memory are too few: a gradient takes {task.row:,}, and with "
+        f"{memory:,} bytes of memory are too few: a gradient takes {asked.row:,}, and with "
         f"rows={rows!r} the smallest that works is memory={smallest:,}"
         + (f", for tiles of {tuple(tile)}." if any(tile) else ".")
-        + (_OWN.format(own, task.method.name) if own > smallest // 4 else "")
+        + (_OWN.format(own, asked.method.name) if own > smallest // 4 else "")
     )
 
 
