@@ -151,7 +151,7 @@ def forward_and_backward(model: nn.Module, data: Batch) -> None:
 def add_bytes(table: Table, repeats: int) -> None:
     """Rates in bytes of rows in half precision, which is what lies on disk."""
     rows = torch.randn(64, WIDTH)
-    halves, scales = encoded(rows)
+    halves, scales = encoded(rows, squared_norms(rows))
     seconds = medians(
         {
             "rows encoded": partial(encoded, rows),

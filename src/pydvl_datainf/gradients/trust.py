@@ -140,9 +140,12 @@ def check_finite_rows(rows: Mapping[str, Tensor]) -> None:
     Raises:
         NonFiniteError: if any entry is infinite or NaN; names a sample and the block.
     """
-    if bool(torch.stack([v.isfinite().all() for v in rows.values()]).all()):
+    # A sum is not finite where an entry is not, and is far faster than looking at each.
+    if bool(torch.stack([v.sum() for v in rows.values()]).isfinite().all()):
         return
-    block = next(block for block, v in rows.items() if not v.isfinite().all())
+    block = next((block for block, v in rows.items() if not v.isfinite().all()), None)
+    if block is None:  # the sum itself overflowed
+        return
     i = int((~rows[block].isfinite().all(dim=1)).nonzero()[0])
     raise NonFiniteError(
         f"The gradient of sample {i} of a batch is not finite in block '{block}'. Look for NaN in "

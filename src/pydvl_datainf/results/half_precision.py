@@ -14,14 +14,22 @@ from pydvl_datainf.inverse.damping import squared_norms
 
 
 def encoded(
-    rows: Float[Tensor, "b d"],
+    rows: Float[Tensor, "b d"], norms: Float[Tensor, " b"]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
-    """Halves h (float16) and scales, in the dtype of the rows; a zero row has scale 0."""
-    norms = squared_norms(rows).sqrt()
+    """Halves h (float16) and scales, in the dtype of the rows; a zero row has scale 0.
+
+    Args:
+        rows: g.
+        norms: ‖g‖² of each, in float64.
+
+    Returns:
+        h and ‖g‖/‖h‖ of each.
+    """
+    norms = norms.sqrt()
     rms = norms / rows.shape[1] ** 0.5
     divisors = torch.where(rms > 0, rms, 1.0)
     halves = (rows / divisors.to(rows.dtype)[:, None]).half()
-    lengths = squared_norms(halves).sqrt()
+    lengths = squared_norms(halves.to(rows.dtype)).sqrt()  # faster than from half precision
     scales = torch.where(rms > 0, norms / torch.where(lengths > 0, lengths, 1.0), 0.0)
     return halves, scales.to(rows.dtype)
 
@@ -30,4 +38,4 @@ def decoded(
     halves: Float[Tensor, "b d"], scales: Float[Tensor, " b"], dtype: torch.dtype
 ) -> Float[Tensor, "b d"]:
     """The rows scale · h, in a dtype of choice; in float64 the products are exact."""
-    return halves.to(dtype) * scales.to(dtype)[:, None]
+    return halves.to(dtype).mul_(scales.to(dtype)[:, None])

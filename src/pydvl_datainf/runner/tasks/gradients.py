@@ -1,7 +1,7 @@
 """Gradients into the store: rows of training samples by tile, and vectors of the queries."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -83,14 +83,15 @@ class _Encoder:
 
     def add(self, place: slice, rows: BlockVectors) -> None:
         """The rows of some samples of the tile."""
-        self.norms.append(_columns([squared_norms(v) for v in rows.values()]))
+        norms = {block: squared_norms(v) for block, v in rows.items()}
+        self.norms.append(_columns(norms))
         if not self.halves:
             return
-        parts = {block: encoded(v) for block, v in rows.items()}
+        parts = {block: encoded(v, norms[block]) for block, v in rows.items()}
         for p, halves in enumerate(self.halves):
             for block, target in split(halves[place], self.context.spec.piece(p)).items():
                 target[:] = parts[block][0]
-        self.scales.append(_columns([scales for _, scales in parts.values()]))
+        self.scales.append(_columns({block: scales for block, (_, scales) in parts.items()}))
 
     def write(self) -> None:
         """The whole tile."""
@@ -124,8 +125,8 @@ def _now(function: Callable[..., Any], *arguments: Any) -> None:
     function(*arguments)
 
 
-def _columns(columns: list[Tensor]) -> Tensor:
-    return torch.stack(columns, 1).cpu()
+def _columns(columns: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(columns.values()), 1).cpu()
 
 
 def write_vectors(part: int, context: Context, inputs: Inputs) -> None:
