@@ -17,7 +17,7 @@ MOST_PIECES = 16  # but for more that memory wants: enough for many workers to s
 MOST_CHUNK = 512  # rows that are decoded at once
 CHUNK_BYTES = 2**24  # of one chunk of vectors, at most
 CHUNK_SHARE = 64  # of the memory, what a chunk takes at most; and 2**16 at least
-HELD_SHARE = 4  # of the memory, what the rows of a piece take, and what is decoded of them
+HELD_SHARE = 2  # of the memory, what the rows of a piece take, at most
 TRANSIT_SHARE = 16  # of the memory, what is on its way to or from the store takes
 PART = 4  # numbers of a stored row, in half precision, take as much as a part of a score
 MOST_SAMPLED_QUERIES = 32
@@ -259,7 +259,7 @@ def _cut(asked: RunSize, held: int) -> list[tuple[int, int]]:
 
 def _chunk(asked: RunSize, train_tile: int, held: int) -> int:
     """Rows of the widest block that are decoded at once, and multiplied."""
-    return max(1, min(train_tile, MOST_CHUNK, held // (2 * max(asked.widths) * asked.precision)))
+    return max(1, min(train_tile, MOST_CHUNK, held // (8 * max(asked.widths) * asked.precision)))
 
 
 class _Needs(NamedTuple):

@@ -92,7 +92,7 @@ def _products(factors: BlockVectors, rows: PieceRows, j: int, context: Context) 
 def _self_influences(block: str, rows: PieceRows, context: Context) -> Array:
     """gᵀ (inverse) g of each training sample in one block; as many at once as there is room for."""
     spec = context.spec
-    most = max(1, spec.plan.held // (8 * (spec.widths[block] + 2 * spec.plan.chunk)))
+    most = max(1, spec.plan.held // (32 * (spec.widths[block] + 2 * spec.plan.chunk)))
     forms = [
         _solved(spec.method.forms, block, own, rows, context)
         for own in regrouped(rows.chunks(block), most)
