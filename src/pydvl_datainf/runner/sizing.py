@@ -290,7 +290,8 @@ def _needs(
         fixed = computed + kept + solver
         return _Needs(fixed, query + 2 * asked.vector + 2 * step * p, computed + kept + sums)
     widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
-    read = min(2 * asked.n * widest, max(held, 4 * train_tile * widest))
+    whole = 2 * asked.n * widest  # once; or tile by tile, of which one is being read
+    read = whole if whole <= held else min(whole, 4 * train_tile * widest)
     fixed = read + 3 * chunk * d * p + solver
     encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
     return _Needs(fixed, query + 2 * (widest + chunk) * p, computed + max(encoded, sums))
