@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import Indices, largest
-from pydvl_datainf.inverse.methods import INVERSES
+from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.store import Array, Store
 from pydvl_datainf.terminal import visible
@@ -143,7 +143,7 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         "Parameters in them": f"{plan.n_parameters:,}",
         "Damping λ, smallest to largest": (
             "none"
-            if not INVERSES[told["method"]].is_damped
+            if not METHODS[told["method"]].is_damped
             else f"{min(values):.2e} to {max(values):.2e}"
             if values
             else "not chosen yet"

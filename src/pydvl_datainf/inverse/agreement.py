@@ -8,8 +8,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pydvl_datainf.inverse import woodbury
-from pydvl_datainf.inverse.methods import Inverse
+from pydvl_datainf.inverse.method import Method, solve
+from pydvl_datainf.inverse.woodbury import Exact
 from pydvl_datainf.vectors import BlockVectors, length, products, total
 
 
@@ -32,15 +32,15 @@ class Comparison:
 
 
 def compared_with_exact(
-    inverse: Inverse, vectors: BlockVectors, rows: BlockVectors, damping: Mapping[str, float]
+    method: Method, vectors: BlockVectors, rows: BlockVectors, damping: Mapping[str, float]
 ) -> Comparison:
-    """Sets an inverse beside the exact one, both taken over the same n rows G.
+    """Sets a method beside the exact one, both taken over the same n rows G.
 
     With the transforms of the vectors as rows of A (approximate) and E (exact), their influences
     are S = A Gᵀ and T = E Gᵀ, summed over blocks.
 
     Args:
-        inverse: the approximate one.
+        method: the approximate one.
         vectors: for each block vectors as rows, (m, d_l).
         rows: for each block gradients of n training samples as rows, (n, d_l).
         damping: λ of each block.
@@ -49,8 +49,9 @@ def compared_with_exact(
         Errors, which are 0, and cosines, which are 1, where both transforms are zero.
     """
     n = length(rows)
-    approximate = inverse.times(vectors, [rows], n, damping)
-    exact = woodbury.inverse_times(vectors, [rows], n, damping)
+    approximate, exact = (
+        solve(make, vectors, lambda: [rows], n, damping) for make in (method.times, Exact().times)
+    )
     S, T = total(products(approximate, rows)), total(products(exact, rows))
     return Comparison(
         errors={block: _error(approximate[block], E) for block, E in exact.items()},

@@ -1,0 +1,185 @@
+"""What a method is: an inverse of each block, whose solvers are fed the training rows in passes.
+
+A solver does not know where rows come from: from memory, computed again, read from a disk, for one
+block or for all of them at a time. The rows fed need not be those that are scored, as under the
+true Gauss-Newton matrix, and a solver of another method may be fed further sums over the training
+samples before its first pass, as curvature from layers' inputs and outputs needs them.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pydvl_datainf.errors import DampingError
+from pydvl_datainf.vectors import BlockVectors
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """One block's inverse times some vectors; is fed the block's training rows in passes."""
+
+    sums: Tensor
+    """What was added up so far, if the method's solvers can be joined: the sums of solvers that
+    were fed parts of the rows add up to those of one that was fed all. Shaped like V for `times`.
+    """
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether another pass over the n training rows is needed."""
+        ...
+
+    def add(self, G: Tensor) -> None:
+        """Takes some rows (b, d) of any floating dtype; a pass may be cut in any way."""
+        ...
+
+    def end_pass(self) -> None:
+        """Tells that all n rows were added once more."""
+        ...
+
+    def result(self) -> Tensor:
+        """Computes the answer, after the last pass; in float64, see `Method.precision`."""
+        ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What takes the place of (H_l + λ_l I)⁻¹ in each block l: without state, and equal by kind."""
+
+    @property
+    def name(self) -> str:
+        """As in results and their fingerprints."""
+        ...
+
+    @property
+    def formula(self) -> str:
+        """In words and letters."""
+        ...
+
+    @property
+    def is_damped(self) -> bool:
+        """Whether λ takes part."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """How often solvers want the training rows."""
+        ...
+
+    @property
+    def joins(self) -> bool:
+        """Whether solvers fed with parts of the rows can be joined by adding their `sums`."""
+        ...
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether it stands for the exact damped inverse."""
+        return self.is_damped
+
+    def times(self, V: Tensor, λ: float, n: int) -> Solver:
+        """A solver for the inverse times each row of V (m, d), over n training rows: (m, d)."""
+        ...
+
+    def forms(self, V: Tensor, λ: float, n: int) -> Solver:
+        """A solver for vᵀ (inverse) v of each row v of V (m, d), over n training rows: (m,)."""
+        ...
+
+    def bytes(self, n: int, m: int, d: int) -> int:
+        """The most that a solver of one block takes, beside rows that are fed, V and the result."""
+        ...
+
+    def precision(self, dtype: str) -> str:
+        """Of results, and of what is added up for them: float64 where differences cancel.
+
+        Args:
+            dtype: of the rows, by NumPy's name.
+
+        Returns:
+            A dtype, by NumPy's name.
+        """
+        return "float64"
+
+    def check_rows(self, kept: str) -> None:
+        """Checks that training rows can serve.
+
+        Args:
+            kept: where they are: "memory", "zarr", "recompute" or "auto".
+
+        Raises:
+            SourceError: if rows that are kept so cannot.
+        """
+        return
+
+
+Make: TypeAlias = Callable[[Tensor, float, int], Solver]
+"""`Method.times` or `Method.forms`."""
+
+
+class OnePass(Solver):
+    """What solvers that read the rows once have in common.
+
+    Args:
+        V: vectors as rows, (m, d).
+        λ: the damping.
+        n: the number of training rows.
+    """
+
+    def __init__(self, V: Tensor, λ: float, n: int):
+        self.V, self.λ, self.n = V.double(), λ, n
+        self.is_fed = False
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether the pass is still to come."""
+        return not self.is_fed
+
+    def end_pass(self) -> None:
+        """Ends the only pass."""
+        self.is_fed = True
+
+
+def solve(
+    make: Make,
+    vectors: BlockVectors,
+    passes: Callable[[], Iterable[BlockVectors]],
+    n: int,
+    damping: Mapping[str, float],
+) -> BlockVectors:
+    """Solves for vectors of every block, with as many passes over the training rows as it takes.
+
+    Args:
+        make: `times` or `forms` of a method.
+        vectors: for each block vectors v as rows, (m, d_l).
+        passes: starts a pass over the rows of all n training samples, in pieces, which may hold
+            further blocks; is not called if no solver wants rows.
+        n: the number of training samples.
+        damping: λ of each block.
+
+    Returns:
+        For each block of `vectors` the inverse times each of them, (m, d_l), or one number for
+        each, (m,).
+
+    Raises:
+        DampingError: if a block cannot be solved; names it.
+    """
+    solvers = {block: make(V, damping[block], n) for block, V in vectors.items()}
+    while wanting := [block for block, solver in solvers.items() if solver.wants_rows]:
+        for rows in passes():
+            for block in wanting:
+                solvers[block].add(rows[block])
+        for block in wanting:
+            solvers[block].end_pass()
+    results: BlockVectors = OrderedDict()
+    for block in vectors:
+        try:
+            results[block] = solvers.pop(block).result()  # and frees what it held
+        except DampingError as error:
+            raise DampingError(f"Block '{block}': {error}") from error
+    return results
+
+
+def float64_bytes(*shapes: tuple[int, ...]) -> int:
+    """What matrices of these shapes take in float64."""
+    return 8 * sum(torch.Size(shape).numel() for shape in shapes)
