@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from pydvl_datainf.batches import (
     Batch,
     as_batches,
+    batch_length,
     batch_named,
     batch_to,
     check_batch,
@@ -38,7 +39,6 @@ from pydvl_datainf.vectors import (
     BlockVectors,
     concatenated,
     grouped,
-    length,
     narrowed,
     products,
     total,
@@ -274,20 +274,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         y: Tensor | None = None,
         mode: InfluenceMode | str = InfluenceMode.Up,
     ) -> "OrderedDict[str, Tensor]":
-        """Computes `influences` block by block; they add up to the whole.
-
-        Args:
-            x_test: as in `influences`.
-            y_test: as in `influences`.
-            x: as in `influences`.
-            y: as in `influences`.
-            mode: as in `influences`.
+        """Computes `influences`, with its arguments and errors, block by block.
 
         Returns:
-            For each block its influences, shaped as in `influences`.
-
-        Raises:
-            BatchError: if y comes without x.
+            For each block its influences, shaped as in `influences`; they add up to the whole.
         """
         return self._narrowed(self._products(x_test, y_test, x, y, mode))
 
@@ -312,7 +302,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(self._transformed(fitted, left), train)
         right = left if train is test else self._rows(train)
-        if length(left) <= length(right):
+        if batch_length(test) <= batch_length(train):
             return products(self._transformed(fitted, left), right)
         return products(left, self._transformed(fitted, right))
 
@@ -336,11 +326,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def influence_factors_by_block(
         self, x: Inputs, y: Tensor | None = None
     ) -> "OrderedDict[str, Tensor]":
-        """Computes `influence_factors` block by block.
-
-        Args:
-            x: as in `influence_factors`.
-            y: as in `influence_factors`.
+        """Computes `influence_factors`, with its arguments and errors, block by block.
 
         Returns:
             For each block its factors as rows, shape (B, d_l).
@@ -381,19 +367,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         y: Tensor | None = None,
         mode: InfluenceMode | str = InfluenceMode.Up,
     ) -> "OrderedDict[str, Tensor]":
-        """Computes `influences_from_factors` block by block.
+        """Computes `influences_from_factors`, with its arguments and errors, block by block.
 
-        Args:
-            z_test_factors: from `influence_factors_by_block`, for all or some of the blocks.
-            x: as in `influences_from_factors`.
-            y: as in `influences_from_factors`.
-            mode: as in `influences_from_factors`.
+        The factors are those of `influence_factors_by_block`, for all or some of the blocks.
 
         Returns:
-            For each block of the factors its influences.
-
-        Raises:
-            BlockError: if there are no factors, or they are not those of a block.
+            For each block of the factors its influences, shaped as in `influences`.
         """
         return self._narrowed(self._from_factors(z_test_factors, x, y, mode))
 
@@ -429,11 +408,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def loss_gradients_by_block(
         self, x: Inputs, y: Tensor | None = None
     ) -> "OrderedDict[str, Tensor]":
-        """Computes `loss_gradients` block by block.
-
-        Args:
-            x: as in `loss_gradients`.
-            y: as in `loss_gradients`.
+        """Computes `loss_gradients`, with its arguments, block by block.
 
         Returns:
             For each block gradients as rows, shape (B, d_l).

@@ -1,5 +1,6 @@
 """What `fit` learns of the training data and of the model."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
 from pydvl_datainf.gradients.sources import (
+    MemoryRows,
     Reader,
     RowsKept,
     RowSource,
@@ -101,8 +103,13 @@ class Fitted:
 
     def solve(self, make: Make, vectors: BlockVectors) -> BlockVectors:
         """The inverse times vectors, or its forms, over the rows."""
+        is_kept = isinstance(self.source, MemoryRows)  # then a pass is free: one solver at a time
+        parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]
+        result: BlockVectors = OrderedDict()
         with preserved_rng(self.device):
-            return solve(make, vectors, self.source.chunks, self.source.n, self.damping)
+            for part in parts:
+                result |= solve(make, part, self.source.chunks, self.source.n, self.damping)
+        return result
 
     def chunks(self) -> Iterator[BlockVectors]:
         """Yields the rows chunk by chunk, and leaves the random state alone meanwhile."""

@@ -126,23 +126,19 @@ class OnePass(Solver):
         n: the number of training rows.
     """
 
+    wants_rows = True
+
     def __init__(self, V: Tensor, λ: float, n: int):
         self.V, self.λ, self.n = V.double(), λ, n
-        self.is_fed = False
-
-    @property
-    def wants_rows(self) -> bool:
-        """Whether the pass is still to come."""
-        return not self.is_fed
 
     def end_pass(self) -> None:
         """Ends the only pass."""
-        self.is_fed = True
+        self.wants_rows = False
 
 
 def solve(
     make: Make,
-    vectors: BlockVectors,
+    vectors: Mapping[str, Tensor],
     passes: Callable[[], Iterable[BlockVectors]],
     n: int,
     damping: Mapping[str, float],
