@@ -459,10 +459,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         batch = self._batch(x_test, y_test)
         self.check_unchanged()
         factors = self._transformed(fitted, self._rows(batch))
-        parts = (products(factors, rows) for rows in fitted.chunks())
-        if by_block:
-            return concatenated([self._narrowed(part) for part in parts], dim=1)
-        return torch.cat([self._added(part) for part in parts], dim=1)
+        with preserved_rng(fitted.device):
+            parts = (products(factors, rows) for rows in fitted.source.chunks())
+            if by_block:
+                return concatenated([self._narrowed(part) for part in parts], dim=1)
+            return torch.cat([self._added(part) for part in parts], dim=1)
 
     @overload
     def self_influences(self, data: Any = None, *, by_block: Literal[False] = False) -> Tensor: ...
@@ -495,7 +496,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.check_unchanged()
         with preserved_rng(fitted.device):
             check_order(fitted.has_fixed_order if data is None else has_fixed_order(data))
-            own = fitted.chunks() if data is None else self._reader(as_batches(data)).rows()
+            own = fitted.source.chunks() if data is None else self._reader(as_batches(data)).rows()
             groups = grouped(map(widened, own), _GROUP_BYTES)
             parts = [fitted.solve(self.inverse.forms, group) for group in groups]
         if not parts:
