@@ -8,7 +8,13 @@ import torch
 
 from pydvl_datainf.inverse.method import solve
 
-SHAPES = {"wide": (5, 4, 9), "narrow": (9, 4, 3), "many vectors": (6, 20, 4), "one": (1, 3, 4)}
+SHAPES = {
+    "wide": (5, 4, 9),
+    "very wide": (5, 2, 60),
+    "narrow": (9, 4, 3),
+    "many vectors": (6, 20, 4),
+    "one": (1, 3, 4),
+}
 """n training rows, m vectors, d entries."""
 DAMPINGS = [1e-3, 0.5]
 

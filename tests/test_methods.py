@@ -8,7 +8,7 @@ import torch
 import dense
 from method_contract import JoinedContract, MethodContract, random, solved
 from pydvl_datainf import DampingError, SourceError
-from pydvl_datainf.inverse.method import solve
+from pydvl_datainf.inverse.method import Solver, solve
 from pydvl_datainf.inverse.methods import (
     DATAINF,
     EXACT,
@@ -85,3 +85,42 @@ def test_methods_by_name():
 
 def test_methods_differ():
     assert len(set(METHODS.values())) == len(METHODS)
+
+
+class Counting(Solver):
+    """Products with the mean row, one for each pass; two passes where rows have three entries."""
+
+    def __init__(self, V, λ, n):
+        self.V, self.n, self.left = V, n, 2 if V.shape[1] == 3 else 1
+        self.means, self.sums, self.fed = [], torch.zeros(V.shape[1]).double(), 0
+
+    @property
+    def wants_rows(self):
+        return self.left > 0
+
+    def add(self, G):
+        self.sums = self.sums + G.sum(0)
+        self.fed += len(G)
+
+    def end_pass(self):
+        self.means.append(self.sums / self.n)
+        self.sums, self.left = torch.zeros_like(self.sums), self.left - 1
+
+    def result(self):
+        return torch.stack([self.V @ mean for mean in self.means])
+
+
+def test_solve_makes_as_many_passes_as_any_block_wants_and_feeds_only_those():
+    """Blocks of width 3 want two passes, others one."""
+    rows = OrderedDict((b, random(i, 5, d)) for i, (b, d) in enumerate({"a": 3, "b": 2}.items()))
+    vectors, passes, made = OrderedDict((b, g[:2]) for b, g in rows.items()), [], {}
+
+    def make(V, λ, n):
+        return made.setdefault((V.shape[1], λ, n), Counting(V, λ, n))
+
+    found = solve(make, vectors, lambda: passes.append(1) or [rows], 5, {"a": 0.1, "b": 0.2})
+    assert len(passes) == 2
+    assert {key: solver.fed for key, solver in made.items()} == {(3, 0.1, 5): 10, (2, 0.2, 5): 5}
+    for block, times in (("a", 2), ("b", 1)):
+        expected = vectors[block] @ rows[block].mean(0)
+        torch.testing.assert_close(found[block], expected.expand(times, 2))

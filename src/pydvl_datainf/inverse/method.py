@@ -87,7 +87,10 @@ class Method(Protocol):
         ...
 
     def bytes(self, n: int, m: int, d: int) -> int:
-        """The most that a solver of one block takes, beside rows that are fed, V and the result."""
+        """The most that a solver of one block takes, beside V, the result, and what is being added.
+
+        While rows are added there is also their chunk (b, d) in float64, and its products (m, b).
+        """
         ...
 
     def precision(self, dtype: str) -> str:
