@@ -10,6 +10,7 @@ from time import process_time
 
 import torch
 
+from pydvl_datainf.inverse.method import solve
 from pydvl_datainf.inverse.methods import DATAINF, EXACT, SCALED_HESSIAN_FREE
 
 REPETITIONS = 5
@@ -20,10 +21,10 @@ def vectors(blocks, count, width):
     return OrderedDict((str(b), torch.randn(count, width)) for b in range(blocks))
 
 
-def seconds(inverse, queries, chunks, n):
+def seconds(method, queries, chunks, n):
     damping = dict.fromkeys(queries, 0.1)  # the paper's rule for rows of standard normal numbers
     start = process_time()
-    inverse.times(queries, chunks, n, damping)
+    solve(method.times, queries, lambda: chunks, n, damping)
     return process_time() - start
 
 
@@ -38,10 +39,10 @@ def main():
     chunks = [vectors(size.blocks, length, size.width) for length in lengths]
     queries = vectors(size.blocks, size.queries, size.width)
     measured = {
-        inverse.name: median(
-            seconds(inverse, queries, chunks, size.samples) for _ in range(REPETITIONS)
+        method.name: median(
+            seconds(method, queries, chunks, size.samples) for _ in range(REPETITIONS)
         )
-        for inverse in (DATAINF, EXACT, SCALED_HESSIAN_FREE)
+        for method in (DATAINF, EXACT, SCALED_HESSIAN_FREE)
     }
     for name, value in measured.items():
         print(f"{name:20} {value:8.3f} s   {value / measured[DATAINF.name]:6.2f} x DataInf")

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pydvl_datainf import CausalLM, DataInfInfluence
 from pydvl_datainf.fingerprint import fingerprint
 from pydvl_datainf.inverse.damping import squared_norms
-from pydvl_datainf.inverse.sherman_morrison import add_correction
+from pydvl_datainf.inverse.methods import DATAINF
 from pydvl_datainf.results.half_precision import decoded, encoded
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import ListedBatches, index_batches
@@ -225,12 +225,12 @@ def chunks(store: Store) -> list[Path]:
 
 def add_inverse(table: Table, batch: int, test: int, repeats: int) -> None:
     """Operations a second, for pieces of one batch and of 128 samples."""
-    V, summed = torch.randn(2, test, WIDTH, dtype=torch.float64)
+    V = torch.randn(test, WIDTH, dtype=torch.float64)
     for b in (batch, 128):
         G = torch.randn(b, WIDTH)
         seconds = medians(
             {
-                "correction, two products": partial(add_correction, summed, G, V, 1.0),
+                "correction, two products": partial(DATAINF.times(V, 1.0, b).add, G),
                 "scores, one product": lambda G=G: V @ G.double().mT,
             },
             repeats,

@@ -9,31 +9,27 @@ import torch
 import dense
 from pydvl_datainf import DampingError
 from pydvl_datainf.inverse.damping import (
-    Regularization,
     SquaredNorms,
     automatic_damping,
     check_representable,
+    given_damping,
+    resolve_damping,
 )
 
 BLOCKS = ["a", "b"]
 
 
 def test_auto_gives_no_numbers():
-    assert Regularization.parse("auto", BLOCKS).given == {}
-    assert not Regularization.parse("auto", BLOCKS).is_complete(BLOCKS)
+    assert given_damping("auto", BLOCKS) == {}
 
 
 @pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int64(2), Fraction(2)])
 def test_a_number_holds_for_all_blocks(value):
-    regularization = Regularization.parse(value, BLOCKS)
-    assert regularization.given == {"a": 2.0, "b": 2.0}
-    assert regularization.is_complete(BLOCKS)
+    assert given_damping(value, BLOCKS) == {"a": 2.0, "b": 2.0}
 
 
 def test_a_mapping_may_leave_blocks_out():
-    regularization = Regularization.parse({"b": 3}, BLOCKS)
-    assert regularization.given == {"b": 3.0}
-    assert not regularization.is_complete(BLOCKS)
+    assert given_damping({"b": 3}, BLOCKS) == {"b": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -42,12 +38,12 @@ def test_a_mapping_may_leave_blocks_out():
 )
 def test_what_is_not_a_positive_number_is_refused(value):
     with pytest.raises(DampingError, match="positive"):
-        Regularization.parse(value, BLOCKS)
+        given_damping(value, BLOCKS)
 
 
 def test_an_unknown_block_is_named_with_those_that_exist():
     with pytest.raises(DampingError, match=r"\['c'\].*\['a', 'b'\]"):
-        Regularization.parse({"a": 1.0, "c": 1.0}, BLOCKS)
+        given_damping({"a": 1.0, "c": 1.0}, BLOCKS)
 
 
 def test_the_papers_rule():
@@ -87,3 +83,34 @@ def test_a_damping_that_float32_cannot_hold_is_refused(λ):
     with pytest.raises(DampingError, match="out of the range"):
         check_representable({"a": λ}, torch.float32)
     check_representable({"a": λ}, torch.float64)
+
+
+# λ of every block
+
+
+NORMS = SquaredNorms({"a": 12.0, "b": 4.5}, n=3)
+WIDTHS = {"b": 5, "a": 2}
+
+
+def test_damping_is_given_or_automatic_in_the_order_of_the_blocks():
+    found = resolve_damping({"a": 0.25}, NORMS, WIDTHS, torch.float32)
+    assert list(found.items()) == [("b", pytest.approx(0.1 * 4.5 / 15)), ("a", 0.25)]
+
+
+def test_all_given_needs_no_norms():
+    found = resolve_damping({"a": 0.25, "b": 3.0}, None, WIDTHS, torch.float32)
+    assert list(found.items()) == [("b", 3.0), ("a", 0.25)]
+
+
+def test_a_block_that_is_given_may_be_noise_and_one_that_is_not_may_not():
+    norms = SquaredNorms({"a": 12.0, "b": 0.0}, n=3)
+    assert resolve_damping({"b": 1.0}, norms, WIDTHS, torch.float32)["b"] == 1.0
+    with pytest.raises(DampingError, match=r"zero up to rounding.*\['b'\]"):
+        resolve_damping({"a": 1.0}, norms, WIDTHS, torch.float32)
+
+
+@pytest.mark.parametrize("given", [{"a": 1e-39}, {"a": 1e39}])
+def test_a_damping_that_is_lost_in_the_dtype_is_refused(given):
+    with pytest.raises(DampingError, match=r"out of the range of torch\.float32"):
+        resolve_damping(given, NORMS, WIDTHS, torch.float32)
+    assert resolve_damping(given, NORMS, WIDTHS, torch.float64)["a"] == given["a"]

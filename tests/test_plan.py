@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 from pydvl_datainf.errors import PlanError
-from pydvl_datainf.inverse.method import METHODS
+from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.results.plan import Plan, Tiling
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import BatchIndex, cut_batches

@@ -8,17 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dense
-from pydvl_datainf.inverse import sherman_morrison
+from pydvl_datainf.inverse.damping import squared_norms
+from pydvl_datainf.inverse.sherman_morrison import DataInf, Forms, NarrowForms
 
 
-def apply(G, V, λ, splits=()):
+def apply(G, V, λ, splits=(), n=None):
     """The operator for all rows V, with G in the chunks between `splits`."""
     bounds = [0, *splits, len(G)]
-    chunks = [G[a:b] for a, b in pairwise(bounds)]
-    summed = torch.zeros_like(V, dtype=torch.float64)
+    return fed(DataInf().times(V, λ, n or len(G)), [G[a:b] for a, b in pairwise(bounds)])
+
+
+def fed(solver, chunks):
+    """The result of a solver that was fed chunks once."""
     for chunk in chunks:
-        sherman_morrison.add_correction(summed, chunk, V, λ)
-    return sherman_morrison.transformed(V, summed, len(G), λ)
+        solver.add(chunk)
+    solver.end_pass()
+    return solver.result()
 
 
 def random(seed, *shape, dtype=torch.float64):
@@ -43,9 +48,7 @@ def test_equals_the_dense_mean_of_inverses(problem, λ):
 def test_a_wrong_n_is_told_apart(problem, λ):
     """Negative control: with n + 1 in place of n the comparison above fails."""
     G, V = problem
-    summed = torch.zeros_like(V)
-    sherman_morrison.add_correction(summed, G, V, λ)
-    wrong = sherman_morrison.transformed(V, summed, len(G) + 1, λ)
+    wrong = apply(G, V, λ, n=len(G) + 1)
     exact = V @ dense.datainf_matrix(G, λ)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(wrong, exact, rtol=1e-9, atol=1e-9 / λ * exact.norm())
@@ -121,12 +124,24 @@ def test_zero_gradients_give_v_over_damping(problem, λ):
 
 
 @given(problems, dampings)
-def test_quadratic_form_is_the_diagonal(problem, λ):
+@pytest.mark.parametrize("solver", [Forms, NarrowForms])
+def test_forms_are_the_diagonal_either_way(solver, problem, λ):
     G, V = problem
-    summed = sherman_morrison.quadratic_correction(G, V, λ)
-    form = sherman_morrison.quadratic_form(V, summed, len(G), λ)
     exact = (V @ dense.datainf_matrix(G, λ) @ V.T).diag()
+    form = fed(solver(V, λ, len(G)), G.split(2))
     torch.testing.assert_close(form, exact, rtol=1e-9, atol=1e-9 / λ)
+    missing = fed(solver(V, λ, len(G)), [G[1:]])
+    with pytest.raises(AssertionError):  # the negative control
+        torch.testing.assert_close(missing, exact, rtol=1e-9, atol=1e-9 * exact.abs().min())
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "d", "solver"),
+    [(7, 5, 3, Forms), (7, 6, 3, NarrowForms), (40, 60, 4, NarrowForms), (40, 3, 4, Forms)],
+)
+def test_forms_take_the_way_of_less_work(n, m, d, solver):
+    """Multiplications of the matrix d² (n + m), of products n m d: equal for 7, 5.25 and 3."""
+    assert type(DataInf().forms(random(1, m, d), 0.1, n)) is solver
 
 
 @given(problems, dampings)
@@ -141,7 +156,7 @@ def test_gradients_whose_squares_underflow_in_float32():
     """Premise: the squares of these entries are zero in float32, and λ still divides."""
     G = 1e-23 * torch.ones(3, 4)
     assert G.square().sum() == 0
-    norms = sherman_morrison.squared_norms(G)
+    norms = squared_norms(G)
     torch.testing.assert_close(
         norms, torch.full((3,), 4e-46, dtype=torch.float64), rtol=1e-6, atol=0
     )

@@ -98,9 +98,11 @@ def split_batch(batch: Batch, size: int | None) -> Iterator[Batch]:
         Batches whose lengths add up to B.
     """
     length = batch_length(batch)
-    step = size or length
-    for start in range(0, length, step):
-        yield slice_batch(batch, start, start + step)
+    if size is None or size >= length:
+        yield batch
+        return
+    for start in range(0, length, size):
+        yield slice_batch(batch, start, start + size)
 
 
 def batch_to(batch: Batch, device: torch.device) -> Batch:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import Indices, largest
-from pydvl_datainf.inverse.method import METHODS
+from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.store import Array, Store
 from pydvl_datainf.terminal import visible

@@ -46,8 +46,7 @@ class PaddingCheckEngine:
             For each block the gradients as rows, shape (B, d_l).
         """
         rows = self.engine.rows(batch)
-        masks = _masks(batch, self.model)
-        if masks and isinstance(batch, Mapping):
+        if isinstance(batch, Mapping) and (masks := _masks(batch, self.model)):
             left = _padding_behind([mask.flip(1) for mask in masks.values()])
             right = _padding_behind(masks.values())
             i = int((left + right).argmax())
@@ -85,9 +84,8 @@ class PaddingCheckEngine:
             )
 
 
-def _masks(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
+def _masks(named: Tokens, model: nn.Module) -> dict[str, Tensor]:
     """Where the texts of a batch have tokens, (B, T), by the beginning of the texts' names."""
-    named = batch if isinstance(batch, Mapping) else {}
     config: Any = getattr(model, "config", None)
     pad, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
     masks = {}

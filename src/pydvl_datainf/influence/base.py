@@ -3,19 +3,20 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast, overload
 
 import torch
 from pydvl.influence.torch.influence_function_model import TorchInfluenceFunctionModel
-from pydvl.influence.types import InfluenceMode
+from pydvl.influence.types import InfluenceMode, UnsupportedInfluenceModeException
 from pydvl.utils.exceptions import NotFittedException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from pydvl_datainf.batches import (
     Batch,
     as_batches,
+    batch_length,
     batch_named,
     batch_to,
     check_batch,
@@ -23,40 +24,21 @@ from pydvl_datainf.batches import (
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, ModelError, SourceError
-from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
+from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
-from pydvl_datainf.gradients.sources import (
-    Reader,
-    RowsKept,
-    RowSource,
-    has_fixed_order,
-    read_rows,
-    sum_norms,
-)
+from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
-from pydvl_datainf.influence.checks import (
-    changed_by_itself,
-    check_mode,
-    check_order,
-    check_own_buffers,
-)
-from pydvl_datainf.inverse.damping import (
-    Regularization,
-    SquaredNorms,
-    automatic_damping,
-    check_finite,
-    check_representable,
-)
-from pydvl_datainf.inverse.methods import Inverse
+from pydvl_datainf.influence.fitted import Fitted, check_order
+from pydvl_datainf.inverse.damping import check_finite, given_damping
+from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.objectives import Objective, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.vectors import (
     BlockVectors,
     concatenated,
     grouped,
-    length,
     narrowed,
     products,
     total,
@@ -76,7 +58,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     the inverse. Arguments are those of `DataInfInfluence`.
     """
 
-    inverse: Inverse
+    inverse: Method
     """What takes the place of the inverse of each block."""
 
     def __init__(
@@ -97,22 +79,19 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.objective = as_objective(loss)
         super().__init__(model, cast(Any, loss))
         self._select_parameters()
-        self._regularization = Regularization.parse(regularization, self.blocks.names)
+        self._given_damping = given_damping(regularization, self.blocks.names)
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise BatchError(f"batch_size must be a positive number or None, got {batch_size!r}.")
-        self.rows_kept = self._rows_to_keep(rows)
+        if rows not in ("memory", "recompute", "auto"):
+            raise SourceError(f'rows must be "memory", "recompute" or "auto", got {rows!r}.')
+        self.inverse.check_rows(rows)
+        # Solvers that cannot be joined hold all rows, so there is nothing to save.
+        self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
         self.batch_size = batch_size
         self.progress = progress
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
         self._engine = engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
-        self._source: RowSource | None = None
-
-    @staticmethod
-    def _rows_to_keep(rows: RowsKept) -> RowsKept:
-        """What happens to training rows, checked."""
-        if rows not in ("memory", "recompute", "auto"):
-            raise SourceError(f'rows must be "memory", "recompute" or "auto", got {rows!r}.')
-        return rows
+        self._fit: Fitted | None = None
 
     # Fitting
 
@@ -132,28 +111,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model's per-sample gradients are not defined.
         """
         self._select_parameters()
-        before = fingerprint(self.model)
-        source, norms, seen = self._read(data)
-        content = fingerprint(self.model)
-        if changed_by_itself(before, content):  # as weights do that are quantised at first use
-            before = content
-            del source  # two at once would take twice the memory
-            source, norms, seen = self._read(data)
-            content = fingerprint(self.model)
-        check_own_buffers(before, content)
-        damping = self._choose_damping(self._regularization, norms)
-        fixed_order = has_fixed_order(data)
-        self._source, self._norms, self._damping = source, norms, damping
-        self._rows_device = self.model_device
-        self._content, self._fixed_order, self._data = content, fixed_order, seen
+        widths = self.blocks.widths
+        reader, given = self._reader(data), self._given_damping
+        self._fit = Fitted.read(reader, self.model, self.rows_kept, given, widths, self.dtype)
         return self
-
-    def _read(self, data: Any) -> tuple[RowSource, SquaredNorms | None, DataChecksum]:
-        need = not self._regularization.is_complete(self.block_names)
-        seen = DataChecksum()
-        with preserved_rng(self.model_device):
-            reader = replace(self._reader(data), seen=seen)
-            return *read_rows(reader, self.rows_kept, need_norms=need), seen
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
         """Whether `fit` saw these samples, in this order, and the model is as it was then.
@@ -165,12 +126,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             False before `fit`, and where the loader that was fitted has no fixed order. Of data
             that is read again for each pass, what was seen by `fit` counts.
         """
-        if self._source is None or not self._fixed_order:
+        if self._fit is None or not self._fit.has_fixed_order:
             return False
         seen = DataChecksum()
         for batch in data:
             seen.add(batch_named(check_batch(batch)))
-        return seen.sums == self._data.sums and not self._changed()
+        return seen.sums == self._fit.data and not self._fit.changes(self.model)
 
     def with_regularization(self, regularization: Damping) -> Self:
         """Changes the damping. A fitted instance stays fitted: rows are not computed again.
@@ -185,30 +146,18 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             DampingError: if a number is not positive, a name is not a block's, or a block that is
                 chosen automatically has no gradient.
         """
-        parsed = Regularization.parse(regularization, self.blocks.names)
-        if self._source is not None:
-            if self._norms is None and not parsed.is_complete(self.block_names):
-                self.check_unchanged()
-                with preserved_rng(self.model_device):
-                    self._norms = sum_norms(self._source)
-            self._damping = self._choose_damping(parsed, self._norms)
-        self._regularization = parsed
+        given, widths = given_damping(regularization, self.blocks.names), self.blocks.widths
+        if self._fit is not None:
+            if self._fit.norms is None and len(given) < len(widths):
+                self.check_unchanged()  # before the rows are read for their norms
+            self._fit = self._fitted().damped(given, widths, self.dtype)
+        self._given_damping = given
         return self
-
-    def _choose_damping(
-        self, regularization: Regularization, norms: SquaredNorms | None
-    ) -> dict[str, float]:
-        damping = dict(regularization.given)
-        if norms is not None:
-            wanted = [block for block in self.block_names if block not in damping]
-            damping |= automatic_damping(norms, self.blocks.widths, wanted, self.dtype)
-        check_representable(damping, self.dtype)
-        return {block: damping[block] for block in self.block_names}
 
     @property
     def is_fitted(self) -> bool:
         """Whether `fit` has succeeded."""
-        return self._source is not None
+        return self._fit is not None
 
     @property
     def model_device(self) -> torch.device:
@@ -234,18 +183,17 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Raises:
             NotFittedException: before `fit`.
         """
-        self._fitted_source()
-        return dict(self._damping)
+        return dict(self._fitted().damping)
 
     @property
     def fixed_damping(self) -> dict[str, float]:
         """λ of the blocks that have one: all of them after `fit`, those given before."""
-        return dict(self._regularization.given if self._source is None else self._damping)
+        return dict(self._given_damping if self._fit is None else self._fit.damping)
 
     @property
     def n_samples(self) -> int | None:
         """How many training samples `fit` saw; None before."""
-        return None if self._source is None else self._source.n
+        return None if self._fit is None else self._fit.source.n
 
     def unfitted(self, *, fix_damping: bool = True) -> Self:
         """A copy that shares the model but not the rows.
@@ -259,8 +207,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         twin = copy.copy(self)
         if fix_damping:
-            twin._regularization = Regularization(self.fixed_damping)
-        twin._source = None
+            twin._given_damping = self.fixed_damping
+        twin._fit = None
         return twin
 
     @property
@@ -276,18 +224,16 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """Compares every parameter and buffer with what `fit` saw.
 
         Raises:
+            NotFittedException: before `fit`.
             ModelError: if any differs.
         """
-        changed = self._changed()
+        changed = self._fitted().changes(self.model)
         if changed:
             some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
             raise ModelError(
                 f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
                 "no longer belong to the fitted ones. Call fit again."
             )
-
-    def _changed(self) -> list[str]:
-        return differences(self._content, fingerprint(self.model))
 
     # Influences of any data
 
@@ -328,20 +274,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         y: Tensor | None = None,
         mode: InfluenceMode | str = InfluenceMode.Up,
     ) -> "OrderedDict[str, Tensor]":
-        """Computes `influences` block by block; they add up to the whole.
-
-        Args:
-            x_test: as in `influences`.
-            y_test: as in `influences`.
-            x: as in `influences`.
-            y: as in `influences`.
-            mode: as in `influences`.
+        """Computes `influences`, with its arguments and errors, block by block.
 
         Returns:
-            For each block its influences, shaped as in `influences`.
-
-        Raises:
-            BatchError: if y comes without x.
+            For each block its influences, shaped as in `influences`; they add up to the whole.
         """
         return self._narrowed(self._products(x_test, y_test, x, y, mode))
 
@@ -354,8 +290,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         mode: InfluenceMode | str,
     ) -> BlockVectors:
         """Influences in the dtype in which they are computed."""
-        self._fitted_source()
-        mode = check_mode(mode)
+        fitted, mode = self._fitted(), checked_mode(mode)
         test = self._batch(x_test, y_test)
         if x is None and y is not None:
             raise BatchError(
@@ -363,14 +298,13 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             )
         train = test if x is None else self._batch(x, y)
         self.check_unchanged()
+        left = self._rows(test)
         if mode == InfluenceMode.Perturbation:
-            return self._perturbations(self._transformed(self._rows(test)), train)
-        with preserved_rng(self.model_device):
-            left = self._rows(test)
-            right = left if train is test else self._rows(train)
-            if length(left) <= length(right):
-                return products(self._transformed(left), right)
-            return products(left, self._transformed(right))
+            return self._perturbations(self._transformed(fitted, left), train)
+        right = left if train is test else self._rows(train)
+        if batch_length(test) <= batch_length(train):
+            return products(self._transformed(fitted, left), right)
+        return products(left, self._transformed(fitted, right))
 
     def influence_factors(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         """Computes the damped inverse times the gradient of each sample.
@@ -392,20 +326,14 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def influence_factors_by_block(
         self, x: Inputs, y: Tensor | None = None
     ) -> "OrderedDict[str, Tensor]":
-        """Computes `influence_factors` block by block.
-
-        Args:
-            x: as in `influence_factors`.
-            y: as in `influence_factors`.
+        """Computes `influence_factors`, with its arguments and errors, block by block.
 
         Returns:
             For each block its factors as rows, shape (B, d_l).
         """
-        self._fitted_source()
-        batch = self._batch(x, y)
+        fitted, batch = self._fitted(), self._batch(x, y)
         self.check_unchanged()
-        with preserved_rng(self.model_device):
-            return self._transformed(self._rows(batch))
+        return self._transformed(fitted, self._rows(batch))
 
     def influences_from_factors(
         self,
@@ -439,19 +367,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         y: Tensor | None = None,
         mode: InfluenceMode | str = InfluenceMode.Up,
     ) -> "OrderedDict[str, Tensor]":
-        """Computes `influences_from_factors` block by block.
+        """Computes `influences_from_factors`, with its arguments and errors, block by block.
 
-        Args:
-            z_test_factors: from `influence_factors_by_block`, for all or some of the blocks.
-            x: as in `influences_from_factors`.
-            y: as in `influences_from_factors`.
-            mode: as in `influences_from_factors`.
+        The factors are those of `influence_factors_by_block`, for all or some of the blocks.
 
         Returns:
-            For each block of the factors its influences.
-
-        Raises:
-            BlockError: if there are no factors, or they are not those of a block.
+            For each block of the factors its influences, shaped as in `influences`.
         """
         return self._narrowed(self._from_factors(z_test_factors, x, y, mode))
 
@@ -463,16 +384,14 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         mode: InfluenceMode | str,
     ) -> BlockVectors:
         """Influences from factors, in the wider dtype of factors and rows."""
-        self._fitted_source()
-        mode = check_mode(mode)
+        device, mode = self._fitted().device, checked_mode(mode)
         self.blocks.check_vectors(z_test_factors)
         batch = self._batch(x, y)
         self.check_unchanged()
-        factors = {b: f.to(self.model_device) for b, f in z_test_factors.items()}
+        factors = {b: f.to(device) for b, f in z_test_factors.items()}
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(factors, batch)
-        with preserved_rng(self.model_device):
-            return products(factors, self._rows(batch))
+        return products(factors, self._rows(batch))
 
     def loss_gradients(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         """Computes the gradient of each sample's own loss. Does not need `fit`.
@@ -489,11 +408,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def loss_gradients_by_block(
         self, x: Inputs, y: Tensor | None = None
     ) -> "OrderedDict[str, Tensor]":
-        """Computes `loss_gradients` block by block.
-
-        Args:
-            x: as in `loss_gradients`.
-            y: as in `loss_gradients`.
+        """Computes `loss_gradients`, with its arguments, block by block.
 
         Returns:
             For each block gradients as rows, shape (B, d_l).
@@ -507,15 +422,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
         Yields:
             For each block gradients as rows, shape (b, d_l), in the order of the training loader.
-        """  # noqa: DOC201 - the bare return ends the generator
-        chunks = self._fitted_source().chunks()
+        """
+        fitted = self._fitted()
         self.check_unchanged()
-        while True:
-            with preserved_rng(self.model_device):  # not while the caller is at work
-                rows = next(chunks, None)
-            if rows is None:
-                return
-            yield rows
+        yield from fitted.chunks()
 
     @overload
     def training_influences(
@@ -544,12 +454,13 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             SourceError: if the training loader has no fixed order.
             ModelError: if the model changed after `fit`.
         """
-        source = self._ordered_source()
+        fitted = self._fitted()
+        fitted.check_order()
         batch = self._batch(x_test, y_test)
         self.check_unchanged()
-        with preserved_rng(self.model_device):
-            factors = self._transformed(self._rows(batch))
-            parts = (products(factors, rows) for rows in source.chunks())
+        factors = self._transformed(fitted, self._rows(batch))
+        with preserved_rng(fitted.device):
+            parts = (products(factors, rows) for rows in fitted.source.chunks())
             if by_block:
                 return concatenated([self._narrowed(part) for part in parts], dim=1)
             return torch.cat([self._added(part) for part in parts], dim=1)
@@ -581,15 +492,13 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             SourceError: if the loader has no fixed order or the data is empty.
             ModelError: if the model changed after `fit`.
         """
-        source = self._fitted_source() if data is not None else self._ordered_source()
+        fitted = self._fitted()
         self.check_unchanged()
-        with preserved_rng(self.model_device):
-            check_order(data is None or has_fixed_order(data))
-            chunks = source.chunks() if data is None else self._reader(as_batches(data)).rows()
-            parts = [
-                self.inverse.forms(group, source.chunks(), source.n, self._damping)
-                for group in grouped(map(widened, chunks), _GROUP_BYTES)
-            ]
+        with preserved_rng(fitted.device):
+            check_order(fitted.has_fixed_order if data is None else has_fixed_order(data))
+            own = fitted.source.chunks() if data is None else self._reader(as_batches(data)).rows()
+            groups = grouped(map(widened, own), _GROUP_BYTES)
+            parts = [fitted.solve(self.inverse.forms, group) for group in groups]
         if not parts:
             raise SourceError("The data is empty; self-influences need at least one sample.")
         joined = concatenated(parts, dim=0)
@@ -597,10 +506,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     # The algebra over all blocks
 
-    def _transformed(self, vectors: BlockVectors) -> BlockVectors:
-        source = self._fitted_source()
-        with preserved_rng(self.model_device):
-            factors = self.inverse.times(vectors, source.chunks(), source.n, self._damping)
+    def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+        factors = fitted.solve(self.inverse.times, vectors)
         check_finite(factors)
         return factors
 
@@ -629,7 +536,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     # What pyDVL's base class asks for
 
     def _solve_hvp(self, rhs: Tensor) -> Tensor:
-        return self.blocks.flatten(self._transformed(self.blocks.unflatten(rhs)))
+        return self.blocks.flatten(self._transformed(self._fitted(), self.blocks.unflatten(rhs)))
 
     def _loss_grad(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         return self.loss_gradients(x, y)
@@ -669,34 +576,35 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return Reader(data, self._engine, self.model_device, self.batch_size, self.progress)
 
     def _batch(self, x: Inputs, y: Tensor | None) -> Batch:
-        if isinstance(x, Mapping):
-            if y is not None:
-                raise BatchError(
-                    "A mapping carries its own labels, so y must be None. Put the labels into the "
-                    "mapping, under the key that the objective reads."
-                )
-            return batch_to(check_batch(x), self.model_device)
-        if y is None:
+        """What a caller gave, checked, on the device."""
+        if isinstance(x, Mapping) and y is not None:
+            raise BatchError(
+                "A mapping carries its own labels, so y must be None. Put the labels into the "
+                "mapping, under the key that the objective reads."
+            )
+        if not isinstance(x, Mapping) and y is None:
             raise BatchError(
                 "Inputs x came without labels y. Pass both (a mapping carries its own)."
             )
-        return batch_to(check_batch((x, y)), self.model_device)
+        return batch_to(check_batch(x if y is None else (x, y)), self.model_device)
 
     def _rows(self, batch: Batch) -> BlockVectors:
         pieces = list(split_batch(batch, self.batch_size))
-        progress = self.progress and len(pieces) > 1
-        reader = Reader(pieces, self._engine, self.model_device, progress=progress)
-        return concatenated(list(reader.rows()))
+        disable = not self.progress or len(pieces) == 1
+        bar = tqdm(pieces, "gradients", leave=False, disable=disable)
+        return concatenated([self._engine.rows(piece) for piece in bar])
 
-    def _fitted_source(self) -> RowSource:
-        if self._source is None:
+    def _fitted(self) -> Fitted:
+        if self._fit is None:
             raise NotFittedException(type(self))
-        if self._rows_device != self.model_device:  # the model was moved by itself
-            self._source = self._source.to(self.model_device)
-            self._rows_device = self.model_device
-        return self._source
+        if self._fit.device != self.model_device:  # the model was moved by itself
+            self._fit = self._fit.to(self.model_device)
+        return self._fit
 
-    def _ordered_source(self) -> RowSource:
-        source = self._fitted_source()
-        check_order(self._fixed_order)
-        return source
+
+def checked_mode(mode: InfluenceMode | str) -> InfluenceMode:
+    """The mode by its name; pyDVL's own error where there is none."""
+    try:
+        return InfluenceMode(mode)
+    except ValueError:
+        raise UnsupportedInfluenceModeException(mode) from None

@@ -1,7 +1,5 @@
 """The exact reference."""
 
-from pydvl_datainf.errors import SourceError
-from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.inverse.methods import EXACT
 
@@ -34,13 +32,3 @@ class ExactInfluence(BlockwiseInfluence):
     """
 
     inverse = EXACT
-
-    @staticmethod
-    def _rows_to_keep(rows: RowsKept) -> RowsKept:
-        if rows == "recompute":
-            raise SourceError(
-                "The exact inverse needs the gradients of all samples together, so they cannot be "
-                'computed again piece by piece. Use rows="memory", or run_influences with '
-                'rows="zarr".'
-            )
-        return "memory" if rows == "auto" else BlockwiseInfluence._rows_to_keep(rows)

@@ -8,7 +8,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pydvl_datainf.inverse.method import METHODS, Method, solve
+from pydvl_datainf.inverse.method import Method, solve
+from pydvl_datainf.inverse.woodbury import Exact
 from pydvl_datainf.vectors import BlockVectors, length, products, total
 
 
@@ -33,7 +34,7 @@ class Comparison:
 def compared_with_exact(
     method: Method, vectors: BlockVectors, rows: BlockVectors, damping: Mapping[str, float]
 ) -> Comparison:
-    """Sets an inverse beside the exact one, both taken over the same n rows G.
+    """Sets a method beside the exact one, both taken over the same n rows G.
 
     With the transforms of the vectors as rows of A (approximate) and E (exact), their influences
     are S = A Gᵀ and T = E Gᵀ, summed over blocks.
@@ -48,8 +49,9 @@ def compared_with_exact(
         Errors, which are 0, and cosines, which are 1, where both transforms are zero.
     """
     n = length(rows)
-    approximate = solve(METHODS[method.name].times, vectors, lambda: [rows], n, damping)
-    exact = solve(METHODS["exact"].times, vectors, lambda: [rows], n, damping)
+    approximate, exact = (
+        solve(make, vectors, lambda: [rows], n, damping) for make in (method.times, Exact().times)
+    )
     S, T = total(products(approximate, rows)), total(products(exact, rows))
     return Comparison(
         errors={block: _error(approximate[block], E) for block, E in exact.items()},

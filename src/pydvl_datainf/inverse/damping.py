@@ -32,45 +32,29 @@ class SquaredNorms:
     n: int
 
 
-@dataclass(frozen=True, slots=True)
-class Regularization:
-    """What the caller asked for, checked against the blocks.
+def given_damping(regularization: Any, blocks: Iterable[str]) -> dict[str, float]:
+    """Checks a regularization against the names of the blocks.
 
     Args:
-        given: λ for the blocks that have one; the others are chosen automatically.
+        regularization: "auto", a positive number for all blocks, or a mapping of block name to
+            positive number; blocks that the mapping leaves out are chosen automatically.
+        blocks: the names of the blocks.
+
+    Returns:
+        λ of the blocks that have one.
+
+    Raises:
+        DampingError: if a number is not positive and finite, or a name is not a block's.
     """
-
-    given: Mapping[str, float]
-
-    @classmethod
-    def parse(cls, value: Any, blocks: Iterable[str]) -> "Regularization":
-        """Checks a regularization against the names of the blocks.
-
-        Args:
-            value: "auto", a positive number for all blocks, or a mapping of block name to positive
-                number; blocks that the mapping leaves out are chosen automatically.
-            blocks: the names of the blocks.
-
-        Returns:
-            The numbers given, per block.
-
-        Raises:
-            DampingError: if a number is not positive and finite, or a name is not a block's.
-        """
-        names = list(blocks)
-        if isinstance(value, str) and value == "auto":
-            return cls({})
-        if not isinstance(value, Mapping):
-            damping = _positive(value, "regularization")
-            return cls(dict.fromkeys(names, damping))
-        unknown = [name for name in value if name not in names]
-        if unknown:
-            raise DampingError(f"No such blocks: {unknown}. The blocks are {names}.")
-        return cls({name: _positive(λ, f"the λ of block '{name}'") for name, λ in value.items()})
-
-    def is_complete(self, blocks: Iterable[str]) -> bool:
-        """Whether every block has a number, so that no norms are needed."""
-        return set(blocks) <= set(self.given)
+    names = list(blocks)
+    if isinstance(regularization, str) and regularization == "auto":
+        return {}
+    if not isinstance(regularization, Mapping):
+        return dict.fromkeys(names, _positive(regularization, "regularization"))
+    unknown = [name for name in regularization if name not in names]
+    if unknown:
+        raise DampingError(f"No such blocks: {unknown}. The blocks are {names}.")
+    return {name: _positive(λ, f"the λ of block '{name}'") for name, λ in regularization.items()}
 
 
 def squared_norms(rows: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
@@ -110,6 +94,34 @@ def automatic_damping(
             "block_structure, or give each a λ with regularization={...}."
         )
     return {block: SHARE * rms[block] ** 2 for block in wanted}
+
+
+def resolve_damping(
+    given: Mapping[str, float],
+    norms: SquaredNorms | None,
+    widths: Mapping[str, int],
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Computes λ of every block: as given, and by the paper's rule where none is.
+
+    Args:
+        given: λ of some or all blocks.
+        norms: sums over the training samples, for all blocks; None where all λ are given.
+        widths: d_l of all blocks.
+        dtype: of the rows.
+
+    Returns:
+        λ of each block, in the order of `widths`.
+
+    Raises:
+        DampingError: if the gradients of a block without λ are zero, or a λ is lost in this dtype.
+    """
+    wanted = [block for block in widths if block not in given]
+    assert norms is not None or not wanted  # callers sum the norms that are needed
+    automatic = {} if norms is None else automatic_damping(norms, widths, wanted, dtype)
+    damping = {**given, **automatic}
+    check_representable(damping, dtype)
+    return {block: damping[block] for block in widths}
 
 
 def check_representable(damping: Mapping[str, float], dtype: torch.dtype) -> None:

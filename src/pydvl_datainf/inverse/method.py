@@ -1,172 +1,188 @@
-"""STUB until the method branch is merged."""
+"""What a method is: an inverse of each block, whose solvers are fed the training rows in passes.
+
+A solver does not know where rows come from: from memory, computed again, read from a disk, for one
+block or for all of them at a time. The rows fed need not be those that are scored, as under the
+true Gauss-Newton matrix, and a solver of another method may be fed further sums over the training
+samples before its first pass, as curvature from layers' inputs and outputs needs them.
+"""
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
+from torch import Tensor
 
-from pydvl_datainf.errors import DampingError, SourceError
-from pydvl_datainf.inverse import sherman_morrison as sm
-from pydvl_datainf.inverse import woodbury
-from pydvl_datainf.inverse.damping import automatic_damping, check_representable
-
-Method = Any
-Solver = Any
+from pydvl_datainf.errors import DampingError
+from pydvl_datainf.vectors import BlockVectors
 
 
-class _Identity:
-    wants_rows = False
+@runtime_checkable
+class Solver(Protocol):
+    """One block's inverse times some vectors; is fed the block's training rows in passes."""
 
-    def __init__(self, value):
-        self.value = value
-
-    def result(self):
-        return self.value
-
-
-class _Sum:
-    def __init__(self, V, λ, n, forms):
-        self.V, self.λ, self.n, self.forms, self.wants_rows = V.double(), λ, n, forms, True
-        self.sums = V.new_zeros(len(V), dtype=torch.float64) if forms else torch.zeros_like(self.V)
-
-    def add(self, G):
-        if self.forms:
-            self.sums += sm.quadratic_correction(G, self.V, self.λ)
-        else:
-            sm.add_correction(self.sums, G, self.V, self.λ)
-
-    def end_pass(self):
-        self.wants_rows = False
-
-    def result(self):
-        f = sm.quadratic_form if self.forms else sm.transformed
-        return f(self.V, self.sums, self.n, self.λ)
-
-
-class _Exact:
-    def __init__(self, V, λ, n, f):
-        self.V, self.λ, self.n, self.f, self.wants_rows, self.G = V, λ, n, f, True, []
-
-    def add(self, G):
-        self.G.append(G)
-
-    def end_pass(self):
-        self.wants_rows = False
-
-    def result(self):
-        return self.f(torch.cat(self.G), self.V, self.λ)
-
-
-@dataclass(frozen=True)
-class DataInf:
-    name: str = "DataInf"
-    formula: str = "mean over training samples of (g gᵀ + λ I)⁻¹, block by block"
-    is_damped: bool = True
-    passes: int = 1
-    joins: bool = True
+    sums: Tensor
+    """What was added up so far, if the method's solvers can be joined: the sums of solvers that
+    were fed parts of the rows add up to those of one that was fed all. Shaped like V for `times`.
+    """
 
     @property
-    def is_approximate(self):
+    def wants_rows(self) -> bool:
+        """Whether another pass over the n training rows is needed."""
+        ...
+
+    def add(self, G: Tensor) -> None:
+        """Takes some rows (b, d) of any floating dtype; a pass may be cut in any way."""
+        ...
+
+    def end_pass(self) -> None:
+        """Tells that all n rows were added once more."""
+        ...
+
+    def result(self) -> Tensor:
+        """Computes the answer, after the last pass; in float64, see `Method.precision`."""
+        ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What takes the place of (H_l + λ_l I)⁻¹ in each block l: without state, and equal by kind."""
+
+    @property
+    def name(self) -> str:
+        """As in results and their fingerprints."""
+        ...
+
+    @property
+    def formula(self) -> str:
+        """In words and letters."""
+        ...
+
+    @property
+    def is_damped(self) -> bool:
+        """Whether λ takes part."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """How often solvers want the training rows."""
+        ...
+
+    @property
+    def joins(self) -> bool:
+        """Whether solvers fed with parts of the rows can be joined by adding their `sums`."""
+        ...
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether it stands for the exact damped inverse."""
         return self.is_damped
 
-    def times(self, V, λ, n):
-        return _Sum(V, λ, n, False)
+    def times(self, V: Tensor, λ: float, n: int) -> Solver:
+        """A solver for the inverse times each row of V (m, d), over n training rows: (m, d)."""
+        ...
 
-    def forms(self, V, λ, n):
-        return _Sum(V, λ, n, True)
+    def forms(self, V: Tensor, λ: float, n: int) -> Solver:
+        """A solver for vᵀ (inverse) v of each row v of V (m, d), over n training rows: (m,)."""
+        ...
 
-    def bytes(self, n, m, d):
-        return m * d * 8
+    def bytes(self, n: int, m: int, d: int) -> int:
+        """The most that a solver of one block takes, beside V, the result, and what is being added.
 
-    def flops(self, n, m, d):
-        return 4 * n * m * d
+        While rows are added there is also their chunk (b, d) in float64, and its products (m, b).
+        """
+        ...
 
-    def precision(self, dtype):
+    def flops(self, n: int, m: int, d: int) -> float:
+        """Operations of `times` in one block, two for each multiplication and addition."""
+        ...
+
+    def precision(self, dtype: str) -> str:
+        """Of results, and of what is added up for them: float64 where differences cancel.
+
+        Args:
+            dtype: of the rows, by NumPy's name.
+
+        Returns:
+            A dtype, by NumPy's name.
+        """
         return "float64"
 
-    def check_rows(self, kept):
-        pass
+    def check_rows(self, kept: str) -> None:
+        """Checks that training rows can serve.
+
+        Args:
+            kept: where they are: "memory", "zarr", "recompute" or "auto".
+
+        Raises:
+            SourceError: if rows that are kept so cannot.
+        """
+        return
 
 
-@dataclass(frozen=True)
-class Exact(DataInf):
-    name: str = "exact"
-    formula: str = "(mean over training samples of g gᵀ + λ I)⁻¹, block by block"
-    joins: bool = False
-    is_approximate = False
-
-    def times(self, V, λ, n):
-        return _Exact(V, λ, n, woodbury.solved)
-
-    def forms(self, V, λ, n):
-        return _Exact(V, λ, n, woodbury.quadratic_form)
-
-    def flops(self, n, m, d):
-        k = min(n, d)
-        return 2 * n * d * k + k**3 / 3 + 2 * m * k * (k if d <= n else k + 2 * d)
-
-    def bytes(self, n, m, d):
-        return 2 * n * d * 8 + 16 * min(n, d) ** 2 + m * d * 8
-
-    def check_rows(self, kept):
-        if kept == "recompute":
-            raise SourceError("The exact inverse needs the gradients of all samples together")
+Make: TypeAlias = Callable[[Tensor, float, int], Solver]
+"""`Method.times` or `Method.forms`."""
 
 
-@dataclass(frozen=True)
-class Scaled(DataInf):
-    name: str = "scaled Hessian-free"
-    formula: str = "I/λ, block by block"
-    passes: int = 0
+class OnePass(Solver):
+    """What solvers that read the rows once have in common.
 
-    def times(self, V, λ, n):
-        return _Identity(V / λ)
+    Args:
+        V: vectors as rows, (m, d).
+        λ: the damping.
+        n: the number of training rows.
+    """
 
-    def forms(self, V, λ, n):
-        return _Identity(V.square().sum(1) / λ)
+    wants_rows = True
 
-    def bytes(self, n, m, d):
-        return 0
+    def __init__(self, V: Tensor, λ: float, n: int):
+        self.V, self.λ, self.n = V.double(), λ, n
 
-    def flops(self, n, m, d):
-        return 0
-
-    def precision(self, dtype):
-        return dtype
+    def end_pass(self) -> None:
+        """Ends the only pass."""
+        self.wants_rows = False
 
 
-@dataclass(frozen=True)
-class Plain(Scaled):
-    name: str = "Hessian-free"
-    formula: str = "the identity, so that influences are products of gradients"
-    is_damped: bool = False
+def solve(
+    make: Make,
+    vectors: Mapping[str, Tensor],
+    passes: Callable[[], Iterable[BlockVectors]],
+    n: int,
+    damping: Mapping[str, float],
+) -> BlockVectors:
+    """Solves for vectors of every block, with as many passes over the training rows as it takes.
 
+    Args:
+        make: `times` or `forms` of a method.
+        vectors: for each block vectors v as rows, (m, d_l).
+        passes: starts a pass over the rows of all n training samples, in pieces, which may hold
+            further blocks; is not called if no solver wants rows.
+        n: the number of training samples.
+        damping: λ of each block.
 
-METHODS = {m.name: m for m in (DataInf(), Exact(), Plain(), Scaled())}
+    Returns:
+        For each block of `vectors` the inverse times each of them, (m, d_l), or one number for
+        each, (m,).
 
-
-def solve(make, vectors, passes, n, damping):
-    solvers = {b: make(V, damping[b], n) for b, V in vectors.items()}
-    while any(s.wants_rows for s in solvers.values()):
+    Raises:
+        DampingError: if a block cannot be solved; names it.
+    """
+    solvers = {block: make(V, damping[block], n) for block, V in vectors.items()}
+    while wanting := [block for block, solver in solvers.items() if solver.wants_rows]:
         for rows in passes():
-            for b, s in solvers.items():
-                s.add(rows[b])
-        for s in solvers.values():
-            s.end_pass()
-    found = OrderedDict()
-    for b, s in solvers.items():
+            for block in wanting:
+                solvers[block].add(rows[block])
+        for block in wanting:
+            solvers[block].end_pass()
+    results: BlockVectors = OrderedDict()
+    for block in vectors:
         try:
-            found[b] = s.result()
+            results[block] = solvers.pop(block).result()  # and frees what it held
         except DampingError as error:
-            raise DampingError(f"Block '{b}': {error}") from error
-    return found
+            raise DampingError(f"Block '{block}': {error}") from error
+    return results
 
 
-def resolve_damping(given, norms, widths, dtype):
-    damping = dict(given)
-    wanted = [b for b in widths if b not in damping]
-    if wanted:
-        damping |= automatic_damping(norms, widths, wanted, dtype)
-    check_representable(damping, dtype)
-    return {b: damping[b] for b in widths}
+def float64_bytes(*shapes: tuple[int, ...]) -> int:
+    """What matrices of these shapes take in float64."""
+    return 8 * sum(torch.Size(shape).numel() for shape in shapes)

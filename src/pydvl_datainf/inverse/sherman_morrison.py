@@ -5,7 +5,8 @@ For one block, with the gradients g_i of the n training samples as rows of G (n,
     (1/n) Σ_i (g_i g_iᵀ + λ I)⁻¹ v  =  (1/λ) ( v − (1/n) Gᵀ ( w ⊙ (G v) ) ),   w_i = 1/(λ + ‖g_i‖²)
 
 by Sherman and Morrison. The correction Gᵀ(w ⊙ (G v)) is a sum over training samples, so it is
-computed chunk by chunk, and chunks may be added in any grouping.
+computed chunk by chunk, and chunks may be added in any grouping. In vᵀ (inverse) v it is
+Σ_i w_i (g_i·v)², half the work, or vᵀ C v with C = Gᵀ(w ⊙ G) where there are many v of few entries.
 
 Where rows are nearly parallel (n = 1, copies of a sample), the difference cancels to about λ/‖g‖²
 of v, which under automatic damping is 1/(10 d): to nothing in float32. So all of this is float64,
@@ -14,15 +15,42 @@ v has a part that is orthogonal to the rows.
 Source: Kwon, Wu, Wu, Zou, "DataInf", ICLR 2024, equation 5.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pydvl_datainf.inverse.damping import squared_norms
-from pydvl_datainf.vectors import BlockVectors, widened
+from pydvl_datainf.inverse.method import Method, OnePass, float64_bytes
+
+
+@dataclass(frozen=True)
+class DataInf(Method):
+    """DataInf's inverse, one pass over the rows."""
+
+    name = "DataInf"
+    formula = "mean over training samples of (g gᵀ + λ I)⁻¹, block by block"
+    is_damped = True
+    passes = 1
+    joins = True
+
+    def times(self, V: Float[Tensor, "m d"], λ: float, n: int) -> "Times":
+        """(v − c/n)/λ for each row v of V, with its correction c = Gᵀ(w ⊙ (G v))."""
+        return Times(V, λ, n)
+
+    def forms(self, V: Float[Tensor, "m d"], λ: float, n: int) -> "Forms | NarrowForms":
+        """(‖v‖² − q/n)/λ for each row v of V, with q = vᵀ c, whichever way takes less work."""
+        m, d = V.shape
+        return NarrowForms(V, λ, n) if d * (n + m) < n * m else Forms(V, λ, n)
+
+    def bytes(self, n: int, m: int, d: int) -> int:
+        """V in float64 and its corrections; the sums for forms are not larger."""
+        return float64_bytes((m, d), (m, d))
+
+    def flops(self, n: int, m: int, d: int) -> float:
+        """G v and its correction."""
+        return 4 * n * m * d
 
 
 def weights(G: Float[Tensor, "b d"], λ: float) -> Float[Tensor, " b"]:
@@ -30,81 +58,52 @@ def weights(G: Float[Tensor, "b d"], λ: float) -> Float[Tensor, " b"]:
     return 1 / (λ + squared_norms(G))
 
 
-def add_correction(
-    summed: Float[Tensor, "m d"], G: Float[Tensor, "b d"], V: Float[Tensor, "m d"], λ: float
-) -> None:
-    """Adds the chunk's part of the correction, Gᵀ(w ⊙ (G v)), for each row v of V: a sum over i.
+class Times(OnePass):
+    """c = Gᵀ(w ⊙ (G v)), and (v − c/n)/λ."""
 
-    In place: a sum of its own for each chunk takes as long to add as a small chunk to multiply.
-    """
-    G = G.double()
-    summed.addmm_(V.double() @ G.mT * weights(G, λ), G)
+    def __init__(self, V: Float[Tensor, "m d"], λ: float, n: int):
+        super().__init__(V, λ, n)
+        self.sums = torch.zeros_like(self.V)
 
+    def add(self, G: Float[Tensor, "b d"]) -> None:
+        """Adds the chunk's part of each c, in place: a sum of its own takes as long to add."""
+        G = G.double()
+        self.sums.addmm_(self.V @ G.mT * weights(G, self.λ), G)
 
-def transformed(
-    V: Float[Tensor, "m d"], summed: Float[Tensor, "m d"], n: int, λ: float
-) -> Float[Tensor, "m d"]:
-    """(v − c/n)/λ for each row v of V, with c its correction summed over all n training samples."""
-    return torch.sub(V.double(), summed, alpha=1 / n).div_(λ)
-
-
-def quadratic_correction(
-    G: Float[Tensor, "b d"], V: Float[Tensor, "m d"], λ: float
-) -> Float[Tensor, " m"]:
-    """The chunk's part of vᵀ Gᵀ(w ⊙ (G v)) = Σ_i w_i (g_i·v)², for each row v of V."""
-    return (V.double() @ G.double().mT).square() @ weights(G, λ)
+    def result(self) -> Float[Tensor, "m d"]:
+        """(v − c/n)/λ."""
+        return torch.sub(self.V, self.sums, alpha=1 / self.n).div_(self.λ)
 
 
-def quadratic_form(
-    V: Float[Tensor, "m d"], summed: Float[Tensor, " m"], n: int, λ: float
-) -> Float[Tensor, " m"]:
-    """vᵀ (inverse) v = (‖v‖² − q/n)/λ, with q the quadratic correction over all n samples."""
-    return (squared_norms(V) - summed / n) / λ
+class Forms(OnePass):
+    """q = Σ_i w_i (g_i·v)², and (‖v‖² − q/n)/λ."""
+
+    def __init__(self, V: Float[Tensor, "m d"], λ: float, n: int):
+        super().__init__(V, λ, n)
+        self.sums = self.V.new_zeros(len(V))
+
+    def add(self, G: Float[Tensor, "b d"]) -> None:
+        """Adds the chunk's part of each q."""
+        self.sums += (self.V @ G.double().mT).square() @ weights(G, self.λ)
+
+    def result(self) -> Float[Tensor, " m"]:
+        """(‖v‖² − q/n)/λ."""
+        return (squared_norms(self.V) - self.sums / self.n) / self.λ
 
 
-def inverse_times(
-    vectors: BlockVectors, chunks: Iterable[BlockVectors], n: int, damping: Mapping[str, float]
-) -> BlockVectors:
-    """The inverse of each block times each of its vectors, in one pass over the training rows.
+class NarrowForms(OnePass):
+    """C = Gᵀ(w ⊙ G), and (‖v‖² − vᵀ C v/n)/λ."""
 
-    Args:
-        vectors: for each block vectors v as rows, (m, d_l).
-        chunks: the rows of all n training samples in pieces; may hold further blocks.
-        n: the number of training samples.
-        damping: λ of each block.
+    def __init__(self, V: Float[Tensor, "m d"], λ: float, n: int):
+        super().__init__(V, λ, n)
+        self.sums = self.V.new_zeros(V.shape[1], V.shape[1])
 
-    Returns:
-        For each block of `vectors` the transformed vectors, (m, d_l), in float64.
-    """
-    vectors = widened(vectors)
-    summed = {block: torch.zeros_like(V) for block, V in vectors.items()}
-    for rows in chunks:
-        for block, V in vectors.items():
-            add_correction(summed[block], rows[block], V, damping[block])
-    return OrderedDict(
-        (block, transformed(V, summed[block], n, damping[block])) for block, V in vectors.items()
-    )
+    def add(self, G: Float[Tensor, "b d"]) -> None:
+        """Adds the chunk's part of C."""
+        G = G.double()
+        self.sums.addmm_(G.mT * weights(G, self.λ), G)
 
-
-def inverse_forms(
-    vectors: BlockVectors, chunks: Iterable[BlockVectors], n: int, damping: Mapping[str, float]
-) -> BlockVectors:
-    """vᵀ (inverse) v for each block and vector, in one pass over the training rows.
-
-    Args:
-        vectors: for each block vectors v as rows, (m, d_l).
-        chunks: the rows of all n training samples in pieces; may hold further blocks.
-        n: the number of training samples.
-        damping: λ of each block.
-
-    Returns:
-        For each block of `vectors` one number per vector, (m,), in float64.
-    """
-    vectors = widened(vectors)
-    summed = {block: V.new_zeros(V.shape[0]) for block, V in vectors.items()}
-    for rows in chunks:
-        for block, V in vectors.items():
-            summed[block] += quadratic_correction(rows[block], V, damping[block])
-    return OrderedDict(
-        (block, quadratic_form(V, summed[block], n, damping[block])) for block, V in vectors.items()
-    )
+    def result(self) -> Float[Tensor, " m"]:
+        """(‖v‖² − vᵀ C v/n)/λ."""
+        q = (self.V @ self.sums).mul_(self.V).sum(1)
+        return (squared_norms(self.V) - q / self.n) / self.λ

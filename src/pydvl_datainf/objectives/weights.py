@@ -19,7 +19,7 @@ NAMES = (
     "mse_loss",
     "huber_loss",
 )
-DIVIDING = tuple(getattr(F, name) for name in NAMES if hasattr(F, name))
+DIVIDING = {f: inspect.signature(f) for f in (getattr(F, n, None) for n in NAMES) if f is not None}
 """Those whose mean is (Σ_i w_i l_i) / (Σ_i w_i); that of others is (1/n) Σ_i w_i l_i."""
 
 
@@ -65,34 +65,25 @@ class _Watched(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Calls a function of torch, unless its mean would cancel weights."""
-        if func in DIVIDING and _is_mean(func, args, kwargs or {}):
-            self.means_of_l1 += func is F.l1_loss
-            _check_no_weight(func, args, kwargs or {})
+        if func in DIVIDING:
+            bound = DIVIDING[func].bind(*args, **(kwargs or {}))
+            bound.apply_defaults()
+            if _is_mean(bound.arguments):
+                self.means_of_l1 += func is F.l1_loss
+                _check_no_weight(func.__name__, bound.arguments)
         return func(*args, **(kwargs or {}))
 
 
-def _bound(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    bound = inspect.signature(func).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return bound.arguments
-
-
-def _is_mean(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    told = _bound(func, args, kwargs)
+def _is_mean(told: Mapping[str, Any]) -> bool:
     flags = (told.get("size_average"), told.get("reduce"))
     return told["reduction"] == "mean" and False not in flags
 
 
-def _check_no_weight(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
-    told = _bound(func, args, kwargs)
+def _check_no_weight(name: str, told: Mapping[str, Any]) -> None:
     # Targets that are probabilities are weighted class by class, and their mean divides by n.
     soft = "label_smoothing" in told and told["target"].is_floating_point()
     if told.get("weight") is not None and not soft:
-        raise ObjectiveError(_DIVIDES.format(func.__name__))
+        raise ObjectiveError(_DIVIDES.format(name))
 
 
 _DIVIDES = (

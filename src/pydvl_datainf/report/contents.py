@@ -10,7 +10,7 @@ import numpy as np
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import Floats, largest
 from pydvl_datainf.influence.approximation import ApproximationError
-from pydvl_datainf.inverse.methods import INVERSES
+from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.plots import shares_of_sum
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import json_value, shortest
@@ -103,9 +103,9 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     extent = Extent(run, bounds, tops, samples, limit, thumbnails, uncounted(told))
 
     mean, error = measures.values[MEAN], run.approximation_error
-    inverse = INVERSES[run.attrs["fingerprint"]["method"]]
-    damping = run.damping if inverse.is_damped else {}
-    trust = trust_of(inverse.name, error, is_query=run.attrs["rows_in"] is not None)
+    method = METHODS[run.attrs["fingerprint"]["method"]]
+    damping = run.damping if method.is_damped else {}
+    trust = trust_of(method.name, error, is_query=run.attrs["rows_in"] is not None)
     labels = block_labels(list(run.damping))
     by_block = scores_by_block(run)
     counts = label_counts(told, mean, largest(-mean, bounds.suspects))
@@ -115,7 +115,7 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
         sign=run.attrs["sign"],
         created=run.attrs["created"],
         query=query_name(run),
-        tiles=list(tiles_of(run, inverse, trust)),
+        tiles=list(tiles_of(run, method, trust)),
         facts=list(facts_of(run)),
         suspects=min(bounds.suspects, run.plan.n),
         held=list(extent.held()),

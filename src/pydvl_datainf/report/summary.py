@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from pydvl_datainf.inverse.methods import Inverse
+from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.influences import MOST_SCORES, Tops, count_by_block
 from pydvl_datainf.report.labels import MOST as MOST_LABELS
@@ -166,23 +166,23 @@ def facts_of(run: InfluenceRun) -> Iterator[Facts]:
         yield Facts(title, [(name, _cut(value)) for name, value in zip(names, values, strict=True)])
 
 
-def tiles_of(run: InfluenceRun, inverse: Inverse, trust: Trust) -> Iterator[tuple[str, str, str]]:
+def tiles_of(run: InfluenceRun, method: Method, trust: Trust) -> Iterator[tuple[str, str, str]]:
     """The most important facts.
 
     Args:
         run: complete.
-        inverse: that it took.
+        method: that it took.
         trust: what is said of it.
 
     Yields:
         Names, values, and where on the page to read on.
     """
     plan, damping = run.plan, run.damping.values()
-    yield "method", inverse.name, "run"
+    yield "method", method.name, "run"
     yield "training samples", f"{plan.n:,}", "suspects"
     yield f"{query_name(run)}s", f"{plan.m:,}", "queries"
     yield f"blocks, {plan.n_parameters:,} parameters", f"{len(damping):,}", "blocks"
-    if inverse.is_damped:
+    if method.is_damped:
         yield "damping λ", _span(min(damping), max(damping)), "blocks"
     yield trust.measure, trust.value, "trust"
     yield "computed in", _duration(sum(run.attrs["seconds"].values())), "run"

@@ -302,6 +302,11 @@ class InfluenceRun:
         return names
 
     def check_complete(self) -> None:
+        """Refuses to read what only a complete run has.
+
+        Raises:
+            StoreError: if it is not complete.
+        """
         self._store.check_same_run()
         if not self.is_complete:
             there, all_chunks = self.progress()
@@ -332,6 +337,13 @@ class InfluenceRun:
         return best.positions, best.scores
 
     def run_of_rows(self) -> "InfluenceRun":
-        """The run whose rows this one used: itself, but for a query."""
+        """The run whose rows this one used: itself, but for a query.
+
+        Returns:
+            The run.
+
+        Raises:
+            StoreError: if it is gone, was replaced or is not followed.
+        """
         rows = rows_store(self.attrs, self._store, self._allow_other_places)
         return self if rows is None else InfluenceRun(rows)

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any
 
-from pydvl_datainf.inverse.method import METHODS
+from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.results.metadata import SIDES
 from pydvl_datainf.results.plan import Plan
 

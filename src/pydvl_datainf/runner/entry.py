@@ -87,6 +87,7 @@ def index_side(
 
 
 def check_names(model: Description) -> None:
+    """Refuses names of modules that no file can hold."""
     for name in (*model.members, *model.model):
         try:
             str(name).encode()
@@ -98,6 +99,7 @@ def check_names(model: Description) -> None:
 
 
 def check_fitted(model: Description, n: int) -> None:
+    """Refuses an influence model that was fitted on another number of samples."""
     if model.n_samples not in (None, n):
         raise SourceError(
             f"The influence model was fitted on {model.n_samples} samples, and the training data "

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from distributed import Client
 
 from pydvl_datainf.errors import PlanError, StoreError
-from pydvl_datainf.inverse.method import METHODS
+from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.results.arrays import WORK
 from pydvl_datainf.results.layout import column_type, extras_in
 from pydvl_datainf.results.metadata import columns_of, group_codes

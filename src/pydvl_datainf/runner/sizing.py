@@ -241,11 +241,9 @@ def _even(total: int, most: int) -> int:
 
 
 def _cut(asked: RunSize, held: int) -> list[tuple[int, int]]:
-    """Pieces of neighbouring blocks whose stored rows can be held, if those of a block can.
-
-    Several, if the parts of scores that they leave on disk take little beside the rows there.
-    """
+    """Pieces of neighbouring blocks whose stored rows can be held, if those of a block can."""
     D, most = sum(asked.widths), held // (2 * asked.n)
+    # Several, if the parts of scores that they leave on disk take little beside the rows there.
     few = max(1, min(MOST_PIECES, D // (4 * PART * asked.m)))
     limit = max(1, min(most, ceil(D / few)))
     found: list[tuple[int, int]] = []

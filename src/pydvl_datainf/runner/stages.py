@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pydvl_datainf.inverse.damping import SquaredNorms
-from pydvl_datainf.inverse.method import resolve_damping
+from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.results.chunks import Chunk
 from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, rows_name
 from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE
@@ -171,8 +170,8 @@ class Stages:
         if missing:
             self._vectors(q)
             if self.spec.method.passes:
-                shape = len(plan.spans), queries.stop - queries.start, plan.n_parameters
-                self.store.require(sums, shape, (1, *chunk), self.spec.precision, None)
+                size = len(plan.spans), queries.stop - queries.start, plan.n_parameters
+                self.store.require(sums, size, (1, *chunk), self.spec.precision, None)
                 there = self._complete(sums, axis=0)
                 spans = [(q, span) for span in range(len(plan.spans)) if span not in there]
                 self._map("corrections", tasks.write_correction, spans)
@@ -260,7 +259,7 @@ class Stages:
         """Tiles of scores that are there, in all blocks."""
         sound = self._sound["scores"]
         if not self.spec.by_block:
-            return sound & grid
+            return {(i, j) for i, j in grid if (i, j) in sound}
         blocks = range(len(self.spec.widths))
         return {(i, j) for i, j in grid if all((i, b, j) in sound for b in blocks)}
 

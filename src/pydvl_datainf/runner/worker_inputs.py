@@ -16,7 +16,8 @@ from pydvl_datainf.errors import ModelError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
-from pydvl_datainf.inverse.method import METHODS, Method
+from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.objectives import Objective, OutputLoss
 from pydvl_datainf.runner.batched_data import BatchedData
 

@@ -226,7 +226,6 @@ class DataInfValuation(Valuation):
         # The λ of a fitted model may be those of other data, and a run would keep them.
         influence = self.influence.unfitted(fix_damping=False)
         # Rows are computed again rather than stored in half precision, but for the exact inverse.
-        together = influence.inverse.rows == "together"
         return run_influences(
             influence,
             list(tests),
@@ -235,7 +234,7 @@ class DataInfValuation(Valuation):
             client=self.client,
             n_jobs=self.n_jobs,
             memory=self.memory,
-            rows="auto" if together else "recompute",
+            rows="recompute" if influence.inverse.joins else "auto",
             ids={"train": data.data_indices()},
             progress=self.progress,
         )

@@ -1,15 +1,15 @@
 """Everything that is made of the rows of a piece of blocks, which are read once for all of it."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pydvl_datainf.inverse.damping import check_finite
-from pydvl_datainf.inverse.method import Solver, solve
+from pydvl_datainf.inverse.method import Make, solve
 from pydvl_datainf.results.arrays import WORK
 from pydvl_datainf.results.store import Array
 from pydvl_datainf.runner.tasks.context import Context, split
@@ -18,8 +18,6 @@ from pydvl_datainf.runner.tasks.rows import PieceRows
 from pydvl_datainf.runner.tasks.scores import parts_name, write_tiles
 from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, product
-
-Make: TypeAlias = Callable[[Tensor, float, int], Solver]
 
 SELF_PARTS = f"{WORK}/self_influence"
 
@@ -119,7 +117,7 @@ def regrouped(chunks: Iterable[Tensor], most: int) -> Iterator[Tensor]:
         Rows, (up to most, d).
     """
     waiting: list[Tensor] = []
-    for part in (part for G in chunks for part in G.split(most)):
+    for part in (G[at : at + most] for G in chunks for at in range(0, len(G), most)):
         if sum(map(len, waiting)) + len(part) > most:
             yield torch.cat(waiting)
             waiting = []

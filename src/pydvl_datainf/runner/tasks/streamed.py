@@ -1,8 +1,6 @@
 """The same where rows are computed again: tile by tile for all blocks, in passes over the data."""
 
 from collections import OrderedDict
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -100,7 +98,7 @@ def write_self_influence(group: int, context: Context, inputs: Inputs) -> None:
 def _solvers(flat: Tensor, summed: Tensor | None, context: Context) -> "OrderedDict[str, Solver]":
     """A solver for each block, which adds up into columns of a matrix, where it adds up."""
     spec, vectors = context.spec, split(flat, context.spec.widths)
-    solvers: Any = OrderedDict(
+    solvers: OrderedDict[str, Solver] = OrderedDict(
         (block, spec.method.times(V, context.damping[block], spec.plan.n))
         for block, V in vectors.items()
     )

@@ -1,0 +1,158 @@
+"""What `fit` learns of the training data and of the model."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pydvl_datainf.errors import ModelError, SourceError
+from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
+from pydvl_datainf.gradients.sources import (
+    MemoryRows,
+    Reader,
+    RowsKept,
+    RowSource,
+    has_fixed_order,
+    read_rows,
+    sum_norms,
+)
+from pydvl_datainf.gradients.supported import preserved_rng
+from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
+from pydvl_datainf.inverse.method import Make, solve
+from pydvl_datainf.vectors import BlockVectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """The rows of the training samples, what was computed from them, and where they came from.
+
+    Args:
+        source: of the rows.
+        norms: sums of the squared norms of the rows, where λ needed them.
+        damping: λ of each block.
+        device: of the rows.
+        model: checksums of the model's tensors.
+        data: checksums of the data's tensors.
+        has_fixed_order: whether every pass yields the samples in one order.
+    """
+
+    source: RowSource
+    norms: SquaredNorms | None
+    damping: Mapping[str, float]
+    device: torch.device
+    model: Mapping[str, int]
+    data: Mapping[str, int]
+    has_fixed_order: bool
+
+    @classmethod
+    def read(
+        cls,
+        reader: Reader,
+        model: nn.Module,
+        keep: RowsKept,
+        given: Mapping[str, float],
+        widths: Mapping[str, int],
+        dtype: torch.dtype,
+    ) -> "Fitted":
+        """Reads the training data: counts it, chooses λ, and keeps rows where they fit.
+
+        Args:
+            reader: of the training data.
+            model: whose gradients are read.
+            keep: what happens to the rows.
+            given: λ of the blocks that have one.
+            widths: d_l of all blocks.
+            dtype: of the rows.
+
+        Returns:
+            What was found.
+        """
+        before = fingerprint(model)
+        source, norms, data = _read(reader, keep, need_norms=len(given) < len(widths))
+        after = fingerprint(model)
+        if _changed_by_itself(before, after):  # as weights do that are quantised at first use
+            before = after
+            del source  # two at once would take twice the memory
+            source, norms, data = _read(reader, keep, need_norms=len(given) < len(widths))
+            after = fingerprint(model)
+        _check_own_buffers(before, after)
+        damping = resolve_damping(given, norms, widths, dtype)
+        fixed_order = has_fixed_order(reader.data)
+        return cls(source, norms, damping, reader.device, after, data.sums, fixed_order)
+
+    def damped(
+        self, given: Mapping[str, float], widths: Mapping[str, int], dtype: torch.dtype
+    ) -> "Fitted":
+        """The same rows under another damping; they are read once more where norms are missing."""
+        norms = self.norms
+        if norms is None and len(given) < len(widths):
+            with preserved_rng(self.device):
+                norms = sum_norms(self.source)
+        return replace(self, norms=norms, damping=resolve_damping(given, norms, widths, dtype))
+
+    def to(self, device: torch.device) -> "Fitted":
+        """The same on another device."""
+        return replace(self, source=self.source.to(device), device=device)
+
+    def changes(self, model: nn.Module) -> list[str]:
+        """Names of the model's tensors that are not as they were."""
+        return differences(self.model, fingerprint(model))
+
+    def solve(self, make: Make, vectors: BlockVectors) -> BlockVectors:
+        """The inverse times vectors, or its forms, over the rows."""
+        is_kept = isinstance(self.source, MemoryRows)  # then a pass is free: one solver at a time
+        parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]
+        result: BlockVectors = OrderedDict()
+        with preserved_rng(self.device):
+            for part in parts:
+                result |= solve(make, part, self.source.chunks, self.source.n, self.damping)
+        return result
+
+    def chunks(self) -> Iterator[BlockVectors]:
+        """Yields the rows chunk by chunk, and leaves the random state alone meanwhile."""
+        chunks = self.source.chunks()
+        while True:
+            with preserved_rng(self.device):  # not while the caller is at work
+                rows = next(chunks, None)
+            if rows is None:
+                return
+            yield rows
+
+    def check_order(self) -> None:
+        """Raises where results per sample could not be told apart."""
+        check_order(self.has_fixed_order)
+
+
+def check_order(is_fixed: bool) -> None:
+    """Raises where results per sample could not be told apart."""
+    if not is_fixed:
+        raise SourceError(
+            "The loader yields the samples in random order, so results per sample could not be "
+            "told apart. Use a DataLoader with shuffle=False (fit alone accepts any order)."
+        )
+
+
+def _read(
+    reader: Reader, keep: RowsKept, *, need_norms: bool
+) -> tuple[RowSource, SquaredNorms | None, DataChecksum]:
+    seen = DataChecksum()
+    with preserved_rng(reader.device):
+        return *read_rows(replace(reader, seen=seen), keep, need_norms=need_norms), seen
+
+
+def _changed_by_itself(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of what a forward pass changed in a model; new caches are fine."""
+    return [name for name in differences(before, after) if name in before]
+
+
+def _check_own_buffers(before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Raises if the forward pass itself changed what the model contains."""
+    changed = _changed_by_itself(before, after)
+    if changed:
+        raise ModelError(
+            f"The model's own forward pass changes {', '.join(changed[:5])} each time, so its "
+            "gradients differ from call to call. Switch that off, for instance with model.eval()."
+        )
