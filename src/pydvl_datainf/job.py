@@ -138,7 +138,7 @@ class Job:
         done = 0
         self._check_model(inputs)
         for piece in pieces(survey.lengths, wanted, self.plan.step):
-            batch = self._read(samples, survey, piece)
+            batch = self._read(inputs, samples, survey, piece)
             x, y = (batch, None) if isinstance(batch, Mapping) else batch
             try:
                 rows = inputs.influence.loss_gradients_by_block(x, y)
@@ -163,10 +163,11 @@ class Job:
             )
         self._is_checked = True
 
-    def _read(self, samples: Samples, survey: Survey, piece: Piece) -> Batch:
+    def _read(self, inputs: Inputs, samples: Samples, survey: Survey, piece: Piece) -> Batch:
         batch, start, stop = piece
         if self._batch is None or self._batch[:2] != (id(samples), batch):
-            self._batch = id(samples), batch, read_again(samples, survey, batch)
+            checked = inputs.influence.images.by_sample
+            self._batch = id(samples), batch, read_again(samples, survey, batch, checked)
         return slice_batch(self._batch[2], start, stop)
 
     def _named(self, error: NonFiniteError, side: str, first: int) -> ModelError:

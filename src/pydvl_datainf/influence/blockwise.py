@@ -18,7 +18,6 @@ from pydvl_datainf.batches import (
     as_batches,
     batch_named,
     batch_to,
-    check_batch,
     split_batch,
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
@@ -42,7 +41,7 @@ from pydvl_datainf.inverse.damping import (
     check_representable,
 )
 from pydvl_datainf.inverse.methods import Inverse
-from pydvl_datainf.objectives import Objective, OutputLoss, as_objective
+from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.sources import (
     Reader,
@@ -95,6 +94,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         check_model(model)
         self.blocks = Blocks.from_model(model, block_structure)
         self.objective = as_objective(loss)
+        self.images = ImageLayout.of(model)
         super().__init__(model, cast(Any, loss))
         self._select_parameters()
         self._regularization = Regularization.parse(regularization, self.blocks.names)
@@ -169,7 +169,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             return False
         seen = DataChecksum()
         for batch in data:
-            seen.add(batch_named(check_batch(batch)))
+            seen.add(batch_named(self.images.by_sample(batch)))
         return seen.sums == self._data.sums and not self._changed()
 
     def with_regularization(self, regularization: Damping) -> Self:
@@ -666,7 +666,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self._n_parameters = self.blocks.n_parameters
 
     def _reader(self, data: Any) -> Reader:
-        return Reader(data, self._engine, self.model_device, self.batch_size, self.progress)
+        settings = (self.model_device, self.batch_size, self.progress)
+        return Reader(data, self._engine, *settings, images=self.images)
 
     def _batch(self, x: Inputs, y: Tensor | None) -> Batch:
         if isinstance(x, Mapping):
@@ -675,12 +676,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
                     "A mapping carries its own labels, so y must be None. Put the labels into the "
                     "mapping, under the key that the objective reads."
                 )
-            return batch_to(check_batch(x), self.model_device)
+            return batch_to(self.images.by_sample(x), self.model_device)
         if y is None:
             raise BatchError(
                 "Inputs x came without labels y. Pass both (a mapping carries its own)."
             )
-        return batch_to(check_batch((x, y)), self.model_device)
+        return batch_to(self.images.by_sample((x, y)), self.model_device)
 
     def _rows(self, batch: Batch) -> BlockVectors:
         pieces = list(split_batch(batch, self.batch_size))
