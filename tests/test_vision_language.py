@@ -16,6 +16,7 @@ from pydvl_datainf import (
     CausalLM,
     DataInfInfluence,
     ModelError,
+    ObjectiveError,
     Preference,
     SourceError,
     influence_from_trainer,
@@ -171,6 +172,16 @@ def test_as_many_rows_of_images_in_each_batch_do_not_deceive():
     image = partial(by_patches, 1, 4, 2)
     for rows, exact in rows_of_batches(model, typed, image, [(2, 2), (2, 2), (3, 1)]):
         tiny.assert_rows_close(rows, exact)
+
+
+def test_samples_without_images_are_refused_where_only_vision_was_tuned():
+    torch.manual_seed(0)
+    model = tiny.lora(vision.far(vision.gemma3()), r".*vision_tower.*fc1").double().eval()
+    one, none = sample(whole(1)), sample()
+    influence = DataInfInfluence(model, CausalLM())
+    tiny.assert_rows_close(influence.loss_gradients(one), rows_alone(model, [one], in_a_row))
+    with pytest.raises(ObjectiveError, match="sample without any; leave such samples out"):
+        influence.loss_gradients(in_a_row([one, none]))
 
 
 # Whole use

@@ -236,7 +236,8 @@ class CaptureEngine:
             raise ObjectiveError(
                 "The losses do not depend on the selected parameters through autograd. The "
                 "objective must not detach, use .item() or run under no_grad, and the parameters "
-                "must take part: adapters that are disabled or merged do not."
+                "must take part: adapters that are disabled or merged do not, nor does what sees "
+                "images in a sample without any; leave such samples out."
             )
         check_finite_losses(losses, batch)
         return losses
