@@ -57,6 +57,9 @@ class _Commands(click.Group):
         except click.ClickException as error:
             vars(error).update(message=visible(error.message))
             raise
+        except KeyboardInterrupt:
+            _say("Stopped.", err=True)
+            sys.exit(130)
 
 
 def _say(line: str, *, err: bool = False) -> None:
