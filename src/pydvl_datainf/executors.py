@@ -102,8 +102,9 @@ class InProcess:
         home: Callable[[Item], int] | None = None,
     ) -> Iterator[Result]:
         """Does the work in the order of the items."""
-        for item in _bar(items, what, len(items), self.progress):
-            yield work(item, *shared)
+        with _bar(items, what, len(items), self.progress) as bar:
+            for item in bar:
+                yield work(item, *shared)
 
     def close(self) -> None:
         """Nothing to forget."""
@@ -293,10 +294,11 @@ class Dask:
         ]
         try:
             results = finished(self.client, futures)
-            for error, result in _bar(results, what, len(items), self.progress):
-                if error is not None:
-                    raise error
-                yield result
+            with _bar(results, what, len(items), self.progress) as bar:
+                for error, result in bar:
+                    if error is not None:
+                        raise error
+                    yield result
         except (KilledWorker, NoWorkerError) as error:
             raise ClusterError(
                 f"The cluster gave up: {error} What is done is in the store: start workers with "
@@ -417,4 +419,5 @@ def _connected(address: str) -> Any:
 
 
 def _bar(items: Any, what: str, total: int, progress: bool) -> Any:
+    """To be closed before an error is told, which would stand on its line."""
     return tqdm(items, what, total, leave=False, disable=not progress)
