@@ -80,7 +80,9 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line():
 
 
 def test_the_command_runs():
-    code = "import sys; sys.argv = ['main', '--version']; import pydvl_datainf_command as c; c.main()"
+    code = (
+        "import sys; sys.argv = ['main', '--version']; import pydvl_datainf_command as c; c.main()"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (0, invoke("--version").stdout), run.stderr
 
