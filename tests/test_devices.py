@@ -40,7 +40,7 @@ from pydvl_datainf.samples import as_samples
 from pydvl_datainf.sources import _free_memory
 from pydvl_datainf.valuation import DataInfValuation
 
-FULL = torch.OutOfMemoryError
+FULL = torch.cuda.OutOfMemoryError
 TOLD = "CUDA out of memory. Tried to allocate 2.00 GiB."
 ADVICE = "lower batch_size, or for texts max_tokens"
 
@@ -107,6 +107,17 @@ def test_a_loss_that_vmap_refuses_is_called_sample_by_sample():
     torch.testing.assert_close(losses, (model(x) - y).square().mean(1))
 
 
+def test_torch_before_2_5_has_the_error_in_one_place_only(monkeypatch):
+    monkeypatch.delattr(torch, "OutOfMemoryError", raising=False)
+    test_a_loss_that_vmap_refuses_is_called_sample_by_sample()
+    test_memory_that_runs_out_in_a_loss_is_told("auto")
+    test_memory_that_runs_out_in_the_perturbation_mode_is_told()
+    test_memory_that_runs_out_in_the_check_of_padding_is_told()
+    test_memory_that_runs_out_in_a_valuation_is_not_blamed_on_the_inputs()
+    test_memory_that_runs_out_while_a_model_is_loaded_is_told()
+    test_the_command_line_tells_what_to_lower_where_memory_runs_out(monkeypatch)
+
+
 def test_memory_that_runs_out_in_the_perturbation_mode_is_told():
     model, data = Scaled(10**6), pair()
     influence = DataInfInfluence(model, F.mse_loss, 0.1).fit([data])
@@ -169,7 +180,15 @@ def test_the_command_line_tells_what_to_lower_where_memory_runs_out(monkeypatch)
     )
 
 
-KINDS = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn.conv}
+IS_SEPARATE = hasattr(torch.backends.cudnn, "conv")
+KINDS = (
+    {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn.conv}
+    if IS_SEPARATE
+    else {}
+)
+separate = pytest.mark.skipif(
+    not IS_SEPARATE, reason="before torch 2.9 there is no switch for convolutions"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +220,7 @@ def test_bounds_leave_room_for_tf32(name):
     assert wide.unequal({"weight": torch.full((3,), 1.1)}, gradient) == ["weight"]
 
 
+@separate
 def test_tf32_is_neither_of_float64_nor_of_cpus():
     model, wide = nn.Linear(3, 3), nn.Linear(3, 3).double()
     cpu, card = torch.device("cpu"), torch.device("cuda")
@@ -209,6 +229,7 @@ def test_tf32_is_neither_of_float64_nor_of_cpus():
     assert [Tolerance.of(model, cpu), Tolerance.of(wide, card)] == before
 
 
+@separate
 def test_half_precision_stays_the_coarsest():
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).bfloat16())

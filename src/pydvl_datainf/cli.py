@@ -440,7 +440,7 @@ def _errors_as_messages(
 ) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         told = str(error).splitlines()[0]
         raise click.ClickException(f"The device has too little memory. {SMALLER} {told}") from error
     except (DataInfError, OSError, ImportError) as error:

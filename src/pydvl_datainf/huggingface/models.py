@@ -321,7 +321,7 @@ def loading(what: str, source: str, *files: str) -> Iterator[None]:
     """
     try:
         yield
-    except (DataInfError, torch.OutOfMemoryError):
+    except (DataInfError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # loaders of other packages raise anything about damaged files
         named = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
