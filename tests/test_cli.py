@@ -93,8 +93,8 @@ def test_ctrl_c_in_any_command_is_one_line(monkeypatch, no_packages, tmp_path):
 
     monkeypatch.setattr(cli, "_run", stopping)
     monkeypatch.setattr(cli, "InfluenceRun", stopping)
-    for arguments in (["demo", "--out", tmp_path], ["info", "a"], ["top", "a"], ["report", "a"]):
-        result = invoke(*arguments)
+    for arguments in (["demo", "--out"], ["info"], ["top"], ["report"]):
+        result = invoke(*arguments, tmp_path)
         assert (result.exit_code, result.output) == (130, "Stopped.\n")
 
 

@@ -160,7 +160,7 @@ def test_a_mistyped_folder_is_told_with_like_names(folder, field, name):
     message = failed(2, "run", folder / "job.yaml", "--no-progress")
     near = folder / "mistyped"
     assert message.startswith(f"Error: There is no folder {near}/bass. Did you mean {near}/base?")
-    assert ("Nor is it a name on the hub" in message) == (name[0] != ".")
+    assert (" From the hub: Could not load the configuration" in message) == (name[0] != ".")
 
 
 def test_a_mistyped_file_is_told_with_like_names(folder):

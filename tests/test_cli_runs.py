@@ -345,6 +345,16 @@ def test_what_holds_no_run_is_refused(tmp_path, command):
     assert "cannot be opened" in refused(command, "no-such-protocol://bucket/run.zarr")
 
 
+@pytest.mark.parametrize("command", ["info", "top", "report"])
+def test_a_mistyped_store_is_told_with_like_names(tmp_path, monkeypatch, command):
+    (tmp_path / "influences.zarr").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert refused(command, "influence.zarr") == (
+        f"Error: There is no store at {tmp_path}/influence.zarr. Did you mean "
+        f"{tmp_path}/influences.zarr?\n"
+    )
+
+
 def test_damaged_metadata_are_refused(tmp_path):
     made(tmp_path / "run.zarr")
     (tmp_path / "run.zarr/zarr.json").write_text("{")

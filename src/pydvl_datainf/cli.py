@@ -21,6 +21,7 @@ from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
 from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.extra import check_extra
+from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.launch import check_same
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.run import InfluenceRun
@@ -135,6 +136,8 @@ def top(store: str, test: str | None, k: int | None, most: str) -> None:
 
 def _opened(store: str, follow_rows: bool = False) -> InfluenceRun:
     try:
+        if "://" not in store and not Path(store).exists():
+            raise StoreError(absence(Path(store).absolute(), "store at"))
         return InfluenceRun(store, allow_other_places=follow_rows)
     except (ImportError, ValueError) as error:  # of fsspec, and of metadata that are damaged
         raise click.ClickException(f"{store} cannot be opened: {error}") from error

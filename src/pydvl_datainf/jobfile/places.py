@@ -65,7 +65,7 @@ def model_in(folder: Path, name: str) -> str:
 
 @contextmanager
 def absent_folders_named(folder: Path, *names: str | None) -> Iterator[None]:
-    """Says of what could not be loaded from the hub that it is no folder either.
+    """Says of what could not be loaded from the hub that it is no folder here.
 
     Args:
         folder: from which relative paths are meant.
@@ -84,7 +84,7 @@ def absent_folders_named(folder: Path, *names: str | None) -> Iterator[None]:
             on_hub = name is not None and model_in(folder, name) == name
             if on_hub and f" {name}:" in str(error):
                 told = absence(Path(path_in(folder, str(name))))
-                raise ModelError(f"{told} Nor is it a name on the hub: {error}") from error
+                raise ModelError(f"{told} From the hub: {error}") from error
         raise
 
 
