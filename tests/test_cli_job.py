@@ -137,8 +137,15 @@ def test_another_job_is_refused_before_anything_is_read(folder, monkeypatch):
     monkeypatch.setattr(ModelFiles, "check", unread)
     message = failed(1, "run", folder / "job.yaml", "--no-progress")
     assert "holds another run" in message
-    assert "run metadata: job: 1 differ ('reduction')" in message
+    assert "What differs:\n  - job: reduction: 'mean' in the store, 'sum' now\n" in message
     assert "--overwrite" in message
+
+
+def test_the_result_of_no_job_is_refused(folder, monkeypatch):
+    done("run", folder / "job.yaml", "--no-progress")
+    monkeypatch.setattr(InfluenceRun, "metadata", lambda run, side: {})
+    message = failed(1, "run", folder / "job.yaml", "--no-progress")
+    assert "What differs:\n  - it was made by other means than a job\n" in message
 
 
 @pytest.mark.parametrize("which", ["adapters", "adapters+heads"])
@@ -218,7 +225,7 @@ def test_what_changes_rounding_alone_does_not_stop_a_run_from_going_on(folder):
     done("run", folder / "job.yaml", "--no-progress")
     changed(folder, max_length=200)
     message = failed(1, "run", folder / "job.yaml", "--no-progress")
-    assert "run metadata: job: " in message
+    assert "job: max_length: 512 in the store, 200 now" in message
     assert "--overwrite" in message
 
 

@@ -346,8 +346,10 @@ def _run_job(
 def _check_same_job(place: Store, job: dict[str, object]) -> None:
     """Finds another job's run early: data and model, which may differ too, are compared later."""
     there = InfluenceRun(place).metadata("run").get("job")
-    stored, now = ({"run metadata": {"job": value}} for value in (there, job))
-    check_same(place, differences(stored, now))
+    if not isinstance(there, dict):
+        check_same(place, ["it was made by other means than a job"])
+    else:
+        check_same(place, [f"job: {line}" for line in differences(there, job)])
 
 
 def _stopped(place: Store) -> str:
