@@ -1,7 +1,7 @@
 """From what a caller asks to a plan, a store and the work on it."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -202,15 +202,26 @@ def _enter(
     if stored is None:
         store.create(_about(job.inverse) | mine | _UNDONE | {"writer": job.writer})
         return
-    other = [
-        line for part in ("fingerprint", "plan") for line in differences(stored[part], mine[part])
-    ]
+    parts = ("fingerprint", "plan")
+    check_same(store, [line for part in parts for line in differences(stored[part], mine[part])])
+    store.sweep()
+
+
+def check_same(store: Store, other: Sequence[str]) -> None:
+    """Refuses to go on with the run of somebody else.
+
+    Args:
+        store: of the run that is there.
+        other: what differs from the one that is asked for, a line each.
+
+    Raises:
+        StoreExistsError: if anything does.
+    """
     if other:
         raise StoreExistsError(
             f"{store} holds another run. What differs:{listed(other)}\nChoose another store, or "
             "replace this one with overwrite=True."
         )
-    store.sweep()
 
 
 _UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}

@@ -157,7 +157,7 @@ class CaptureEngine:
         """Tries again without repeating inputs, since that may be what the model cannot take."""
         try:
             return compute()
-        except (ModelError, torch.OutOfMemoryError):
+        except (ModelError, torch.cuda.OutOfMemoryError):
             raise
         except Exception:
             if not self._expand:

@@ -82,7 +82,7 @@ class FunctionalEngine:
                     together = module(copy_batch(batch)).detach()
                     check_independent(together, losses, Tolerance.of(self.model, device), "alone")
                     self._checked.add(signature(batch))
-        except (DataInfError, torch.OutOfMemoryError):
+        except (DataInfError, torch.cuda.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:
             raise ModelError(
