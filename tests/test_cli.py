@@ -1,7 +1,9 @@
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +50,52 @@ def test_version():
     result = invoke("--version")
     assert result.exit_code == 0
     assert version("pydvl-datainf") in result.stdout
+
+
+INTERRUPTED = """
+import importlib, os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["pydvl-datainf", "--version"]
+module, function = sys.stdin.read().split(":")
+getattr(importlib.import_module(module), function)()
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line():
+    metadata = ConfigParser()
+    metadata.read(Path(__file__).parents[1] / "setup.cfg")
+    (script,) = metadata["options.entry_points"]["console_scripts"].strip().splitlines()
+    name, _, place = script.partition(" = ")
+    command = [sys.executable, "-c", INTERRUPTED]
+    run = subprocess.run(command, input=place, capture_output=True, text=True, check=False)
+    assert name == "pydvl-datainf"
+    assert (run.returncode, run.stdout) == (130, "")
+    assert run.stderr == "Stopped before anything was begun.\n"
+
+
+def test_the_command_runs():
+    code = (
+        "import sys; sys.argv = ['main', '--version']; import pydvl_datainf_command as c; c.main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, invoke("--version").stdout), run.stderr
+
+
+def test_ctrl_c_in_any_command_is_one_line(monkeypatch, no_packages, tmp_path):
+    def stopping(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", stopping)
+    monkeypatch.setattr(cli, "InfluenceRun", stopping)
+    for arguments in (["demo", "--out"], ["info"], ["top"], ["report"]):
+        result = invoke(*arguments, tmp_path)
+        assert (result.exit_code, result.output) == (130, "Stopped.\n")
 
 
 def test_help_tells_sizes_and_seed():

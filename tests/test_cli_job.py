@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from transformers import BertConfig
 
 import dense
-from pydvl_datainf import CausalLM, InfluenceRun, ModelError
+from pydvl_datainf import CausalLM, InfluenceRun, ModelError, StoreError
 from pydvl_datainf.cli import main
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
@@ -127,13 +127,106 @@ def test_another_job_is_refused_unless_told(folder):
     assert InfluenceRun(folder / "out.zarr").metadata("run")["job"]["reduction"] == "sum"
 
 
+def unread(*arguments):
+    raise AssertionError("it was read")
+
+
+def test_another_job_is_refused_before_anything_is_read(folder, monkeypatch):
+    done("run", folder / "job.yaml", "--no-progress")
+    changed(folder, reduction="sum")
+    monkeypatch.setattr(texts, "read_records", unread)
+    monkeypatch.setattr(ModelFiles, "check", unread)
+    message = failed(1, "run", folder / "job.yaml", "--no-progress")
+    assert "holds another run" in message
+    assert "What differs:\n  - job: reduction: 'mean' in the store, 'sum' now\n" in message
+    assert "--overwrite" in message
+
+
+def test_the_result_of_no_job_is_refused(folder, monkeypatch):
+    done("run", folder / "job.yaml", "--no-progress")
+    monkeypatch.setattr(InfluenceRun, "metadata", lambda run, side: {})
+    message = failed(1, "run", folder / "job.yaml", "--no-progress")
+    assert "What differs:\n  - it was made by other means than a job\n" in message
+
+
+@pytest.mark.parametrize("which", ["adapters", "adapters+heads"])
+def test_a_model_without_its_adapter_is_refused_before_data_is_read(folder, monkeypatch, which):
+    job = json.loads((folder / "job.yaml").read_text()) | {"parameters": which}
+    del job["adapter"]
+    write_job(folder, job)
+    monkeypatch.setattr(texts, "read_records", unread)
+    message = failed(2, "run", folder / "job.yaml", "--no-progress")
+    assert f"'parameters' is {which}, and {job['model']} holds no adapter" in message
+
+
+@pytest.mark.parametrize("field", ["model", "adapter"])
+@pytest.mark.parametrize("name", ["./mistyped/bass", "mistyped/bass"])
+def test_a_mistyped_folder_is_told_with_like_names(folder, field, name):
+    for there in ("base", "other"):
+        (folder / "mistyped" / there).mkdir(parents=True)
+    changed(folder, **{field: name})
+    message = failed(2, "run", folder / "job.yaml", "--no-progress")
+    near = folder / "mistyped"
+    assert message.startswith(f"Error: There is no folder {near}/bass. Did you mean {near}/base?")
+    assert (" From the hub: Could not load the configuration" in message) == (name[0] != ".")
+
+
+def test_a_mistyped_file_is_told_with_like_names(folder):
+    changed(folder, train="trian.jsonl")
+    message = failed(2, "run", folder / "job.yaml", "--no-progress")
+    assert f"trian.jsonl. Did you mean {folder}/train.jsonl or " in message
+
+
+def lines_on_a_terminal(text):
+    return re.split(r"[\r\n]", text)
+
+
+def test_an_error_does_not_stand_on_the_line_of_a_bar(folder, monkeypatch):
+    job = (folder / "job.yaml").read_text()
+    changed(folder, columns={"prompt": "question"})
+    stderr = failed(2, "run", folder / "job.yaml")
+    assert "tokenising test data" in stderr  # the premise
+    assert any(line.startswith("Error: ") for line in lines_on_a_terminal(stderr))
+
+    def fails(*arguments):
+        raise OSError(28, "No space left on device")
+
+    (folder / "job.yaml").write_text(job)
+    monkeypatch.setattr(tasks, "write_scores", fails)
+    stderr = failed(1, "run", folder / "job.yaml")
+    assert any(line.startswith("Error: [Errno 28]") for line in lines_on_a_terminal(stderr))
+
+
+def test_what_a_job_left_unfinished_names_the_command(folder, monkeypatch):
+    def stopping(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "write_scores", stopping)
+    assert invoke("run", folder / "job.yaml", "--no-progress").exit_code == 130
+    again = "un its job again (pydvl-datainf run JOB.yaml)"
+    for command in (["top"], ["report", "-o", folder / "a.html"], ["info", "--check"]):
+        message = failed(1, command[0], folder / "out.zarr", *command[1:])
+        assert f"R{again} to go on." in message
+        assert "run_influences" not in message
+    assert f"r{again}" in done("info", folder / "out.zarr")
+
+
+def test_a_failure_of_a_job_names_the_command(folder, monkeypatch):
+    def fails(*arguments):
+        raise StoreError("Damaged. Call run_influences again with the same arguments to go on.")
+
+    monkeypatch.setattr(tasks, "write_scores", fails)
+    message = failed(1, "run", folder / "job.yaml", "--no-progress")
+    assert "Damaged. Run its job again (pydvl-datainf run JOB.yaml) to go on." in message
+
+
 def test_what_changes_rounding_alone_does_not_stop_a_run_from_going_on(folder):
     done("run", folder / "job.yaml", "--no-progress")
     changed(folder, max_tokens=50, device="auto")
     done("run", folder / "job.yaml", "--no-progress")
     changed(folder, max_length=200)
     message = failed(1, "run", folder / "job.yaml", "--no-progress")
-    assert "run metadata: job: " in message
+    assert "job: max_length: 512 in the store, 200 now" in message
     assert "--overwrite" in message
 
 

@@ -139,6 +139,13 @@ def test_info_tells_what_a_run_holds(plain, run):
         assert expected in text
 
 
+def test_info_tells_what_to_make_of_the_distance_from_the_exact_inverse(tmp_path):
+    made(tmp_path / "run.zarr", exact_sample=N)
+    pointer = 'What to make of these docs/trust.md, "How far to trust a score"'
+    text = shown("info", tmp_path / "run.zarr")
+    assert re.search(rf"Rank correlation of influences \S+ .*{pointer}", text)
+
+
 def test_info_tells_how_far_a_run_is_and_what_it_cost(plain, run):
     text = shown("info", plain)
     assert "Complete yes Chunks of results 12 of 12" in text
@@ -245,6 +252,28 @@ def test_top_shows_the_mean_of_all_test_samples_harmful_first(plain, run):
     assert text.startswith("The 2 training samples most harmful on average")
 
 
+def notes(text):
+    return re.findall(r"Not \w+, since the influence is not \w+: \w+ of these\.", text)
+
+
+def test_top_says_which_samples_are_not_what_their_table_is_called(plain, run):
+    influences = run.top(N, 0)[1]
+    against = int((influences <= 0).sum()), int((influences >= 0).sum())
+    assert min(against) > 1
+    assert notes(shown("top", plain, "--test", 0, "--k", 1)) == []
+    assert notes(shown("top", plain, "--test", 0, "--k", N)) == [
+        f"Not helpful, since the influence is not positive: {against[0]} of these.",
+        f"Not harmful, since the influence is not negative: {against[1]} of these.",
+    ]
+
+
+def test_where_none_is_helpful_top_says_so(plain, monkeypatch):
+    monkeypatch.setattr(InfluenceRun, "mean_influence", lambda run: -np.arange(N) / N)
+    text = shown("top", plain, "--k", 2, "--most", "helpful")
+    assert notes(text) == ["Not helpful, since the influence is not positive: all of these."]
+    assert rows_of(text) == [("+0.00e+00", "0"), (f"{-1 / N:+.2e}", "1")]
+
+
 def test_top_shows_no_more_than_there_are(plain):
     assert f"The {N} training samples" in shown("top", plain, "--k", 99)
     assert f"The {N} training samples" in shown("top", plain, "--k", 99, "--test", 1)
@@ -315,6 +344,16 @@ def test_what_holds_no_run_is_refused(tmp_path, command):
     assert "There is no store at" in refused(command, tmp_path / "none")
     assert "holds no Zarr group" in refused(command, tmp_path)
     assert "cannot be opened" in refused(command, "no-such-protocol://bucket/run.zarr")
+
+
+@pytest.mark.parametrize("command", ["info", "top", "report"])
+def test_a_mistyped_store_is_told_with_like_names(tmp_path, monkeypatch, command):
+    (tmp_path / "influences.zarr").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert refused(command, "influence.zarr") == (
+        f"Error: There is no store at {tmp_path}/influence.zarr. Did you mean "
+        f"{tmp_path}/influences.zarr?\n"
+    )
 
 
 def test_damaged_metadata_are_refused(tmp_path):

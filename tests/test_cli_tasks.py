@@ -341,7 +341,7 @@ def test_classes_that_are_stored_as_numbers_go_by_their_names(denoising, tmp_pat
     first, second = (InfluenceRun(tmp_path / f"{n}.zarr") for n in ("out", "named"))
     np.testing.assert_array_equal(second.scores[...], first.scores[...])
     assert second.metadata("test")["label"].tolist() == ["a", "b", "c"]
-    result = run(tmp_path, job | {"labels": ["a", "b"]})
+    result = run(tmp_path, job | {"labels": ["a", "b"], "out": "other.zarr"})
     assert "label 'c' must be a number from 0 to 1, or one of a, b" in result.stderr
 
 
@@ -489,8 +489,10 @@ def test_pixels_of_no_known_size_are_refused(denoising, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": "adapter"}, "neither the folder of a diffusers pipeline"),
-        ({"adapter": "nowhere"}, "must be a safetensors file, or a folder with one"),
+        ({"model": "pipelin"}, "/pipelin. Did you mean "),
+        ({"model": "images"}, "neither the folder of a diffusers pipeline"),
+        ({"adapter": "nowhere"}, "There is no file or folder "),
+        ({"adapter": None}, "holds no adapter"),
         ({"adapter": "images"}, "must be a safetensors file, or a folder with one"),
         ({"train": "nowhere.csv"}, "no file or folder"),
         ({"columns": {"image": "label"}}, "line 2: the image 0 cannot be read"),

@@ -1,6 +1,8 @@
 """What differs on accelerators: memory that runs out, coarser arithmetic, other random states."""
 
+import os
 import pickle
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from joblib.externals.loky import get_reusable_executor
 from pydvl.valuation.dataset import Dataset
 from torch import nn
 from torch.nn import functional as F
@@ -33,11 +36,12 @@ from pydvl_datainf.objectives import OutputLoss
 from pydvl_datainf.plots import influential_images, perturbation_image
 from pydvl_datainf.plots.arrays import checked_floats, checked_labels
 from pydvl_datainf.results.metadata import group_codes
-from pydvl_datainf.runner import worker_inputs
+from pydvl_datainf.runner import executors, worker_inputs
 from pydvl_datainf.runner.batched_data import as_batched
+from pydvl_datainf.runner.executors import Joblib
 from pydvl_datainf.valuation import DataInfValuation
 
-FULL = torch.OutOfMemoryError
+FULL = torch.cuda.OutOfMemoryError
 TOLD = "CUDA out of memory. Tried to allocate 2.00 GiB."
 ADVICE = "lower batch_size, or for texts max_tokens"
 
@@ -104,6 +108,17 @@ def test_a_loss_that_vmap_refuses_is_called_sample_by_sample():
     torch.testing.assert_close(losses, (model(x) - y).square().mean(1))
 
 
+def test_torch_before_2_5_has_the_error_in_one_place_only(monkeypatch):
+    monkeypatch.delattr(torch, "OutOfMemoryError", raising=False)
+    test_a_loss_that_vmap_refuses_is_called_sample_by_sample()
+    test_memory_that_runs_out_in_a_loss_is_told("auto")
+    test_memory_that_runs_out_in_the_perturbation_mode_is_told()
+    test_memory_that_runs_out_in_the_check_of_padding_is_told()
+    test_memory_that_runs_out_in_a_valuation_is_not_blamed_on_the_inputs()
+    test_memory_that_runs_out_while_a_model_is_loaded_is_told()
+    test_the_command_line_tells_what_to_lower_where_memory_runs_out(monkeypatch)
+
+
 def test_memory_that_runs_out_in_the_perturbation_mode_is_told():
     model, data = Scaled(10**6), pair()
     influence = DataInfInfluence(model, F.mse_loss, 0.1).fit([data])
@@ -166,7 +181,15 @@ def test_the_command_line_tells_what_to_lower_where_memory_runs_out(monkeypatch)
     )
 
 
-KINDS = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn.conv}
+IS_SEPARATE = hasattr(torch.backends.cudnn, "conv")
+KINDS = (
+    {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn.conv}
+    if IS_SEPARATE
+    else {}
+)
+separate = pytest.mark.skipif(
+    not IS_SEPARATE, reason="before torch 2.9 there is no switch for convolutions"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +221,7 @@ def test_bounds_leave_room_for_tf32(name):
     assert wide.unequal({"weight": torch.full((3,), 1.1)}, gradient) == ["weight"]
 
 
+@separate
 def test_tf32_is_neither_of_float64_nor_of_cpus():
     model, wide = nn.Linear(3, 3), nn.Linear(3, 3).double()
     cpu, card = torch.device("cpu"), torch.device("cuda")
@@ -206,6 +230,7 @@ def test_tf32_is_neither_of_float64_nor_of_cpus():
     assert [Tolerance.of(model, cpu), Tolerance.of(wide, card)] == before
 
 
+@separate
 def test_half_precision_stays_the_coarsest():
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).bfloat16())
@@ -266,11 +291,75 @@ def test_the_demo_leaves_the_states_of_other_devices(monkeypatch):
 
 
 @pytest.mark.parametrize("available", [True, False])
-def test_what_is_sent_goes_to_the_first_card_that_a_process_sees(monkeypatch, available):
+def test_what_is_sent_goes_to_the_current_card_of_a_process(monkeypatch, available):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     storage = SimpleNamespace(cuda=lambda number: f"on {number}")
-    assert worker_inputs._own_device(storage, "cuda:3") == ("on 0" if available else storage)
+    assert worker_inputs._own_device(storage, "cuda:3") == ("on 2" if available else storage)
     assert worker_inputs._own_device(storage, "cpu") is storage
+
+
+class SeenFromACard:
+    """Whoever unpickles it sees three cards from then on."""
+
+    def __reduce__(self):
+        return _see_cards, (3,)
+
+
+def _see_cards(count):
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.device_count = lambda: count
+    torch.cuda.set_device = partial(setattr, torch.cuda, "chosen")
+
+
+def _current_card(_, together):
+    """Waits for the other processes, so that none does all the work."""
+    Path(together, str(os.getpid())).touch()
+    while len(os.listdir(together)) < 2:
+        time.sleep(0.01)
+    return os.getpid(), torch.cuda.chosen
+
+
+@pytest.fixture
+def own_workers():
+    """Processes that no other test gets."""
+    get_reusable_executor().shutdown()
+    yield
+    get_reusable_executor().shutdown()
+
+
+@pytest.mark.slow
+def test_processes_of_joblib_take_the_cards_in_turn(tmp_path, own_workers):
+    for run in ("first", "second"):  # of which the second finds the same processes
+        together = tmp_path / run
+        together.mkdir()
+        executor = Joblib(2, progress=False)
+        shared = [executor.share(together)]
+        items = [SeenFromACard() for _ in range(8)]
+        cards = dict(executor.map(_current_card, items, shared, "cards"))
+        executor.close()
+        assert sorted(cards.values()) == [0, 1]
+
+
+def test_more_processes_than_cards_share_them(tmp_path, monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for _ in range(5):
+        executors._choose_card.cache_clear()  # another process
+        executors._choose_card(tmp_path)
+        executors._choose_card(tmp_path)
+    assert current == [0, 1, 2, 0, 1]
+
+
+def test_a_process_without_work_on_a_card_starts_none(tmp_path, monkeypatch):
+    queued = []
+    monkeypatch.setattr(torch.cuda, "_queued_calls", queued)
+    executors._choose_card.cache_clear()
+    executors._choose_card(tmp_path)
+    assert len(queued) == 1  # for when there is a first tensor on one
+    assert not torch.cuda.is_initialized()
 
 
 def test_data_is_sent_as_the_model_is(monkeypatch):

@@ -299,7 +299,10 @@ def test_places_that_cannot_be(tmp_path):
 
 
 def test_files_that_are_missing_or_no_text(tmp_path):
-    with pytest.raises(JobError, match=r"job.yaml cannot be read: No such file"):
+    with pytest.raises(JobError, match=r"There is no file .*job.yaml\.$"):
+        read_job(tmp_path / "job.yaml", {})
+    (tmp_path / "jobs.yaml").touch()
+    with pytest.raises(JobError, match=r"job.yaml\. Did you mean .*/jobs.yaml\?$"):
         read_job(tmp_path / "job.yaml", {})
     (tmp_path / "job.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(JobError, match="not text in UTF-8"):

@@ -170,7 +170,7 @@ def test_an_adapter_in_place_of_a_model_is_refused(tuned):
 @pytest.mark.parametrize("what", ["model", "adapter"])
 def test_what_is_not_there_is_named(causal, what):
     files = replace(causal, **{what: "/nowhere/at/all"})
-    with pytest.raises(ModelError, match="There is no folder /nowhere/at/all"):
+    with pytest.raises(ModelError, match=r"There is no folder /nowhere/at/all\.$"):
         files.load()
     with pytest.raises(ModelError, match="Could not load"):
         replace(causal, **{what: "nobody/nothing"}).load()

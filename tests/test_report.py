@@ -332,6 +332,8 @@ def test_blocks_have_their_width_damping_and_error(page, plain):
         "cosines": error.cosines.tolist(),
     }
     assert f"{error.rank_correlation:.2f} rank correlation with the exact inverse" in page.text
+    assert 'What to make of these numbers: docs/trust.md, "How far to trust a score"' in page.text
+    assert "where it is negative, none of them helps any more" in page.text
     assert f"over {error.n} training and {error.m} test samples of this run" in page.text
 
 

@@ -504,9 +504,24 @@ def test_a_query_reads_no_training_data(tmp_path, truth):
     np.testing.assert_array_equal(third.scores[...], first.scores[...])
 
 
+def test_queries_of_a_run_that_was_stopped_are_refused(tmp_path, monkeypatch):
+    def stopping(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "write_piece", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped.zarr", rows="zarr")
+    stopped = InfluenceRun.open(tmp_path / "stopped.zarr")
+    with pytest.raises(
+        StoreError, match=r"stopped.zarr is not complete. Call run_influences again"
+    ):
+        run_influences(build(), query_loader(), stopped, tmp_path / "q.zarr")
+
+
 def test_queries_are_refused_without_rows_or_with_another_model(tmp_path):
     kept = run(tmp_path / "kept.zarr", rows="zarr")
-    with pytest.raises(StoreError, match='made with rows="zarr"'):
+    no_rows = r"not.zarr keeps no training rows \(rows='memory'\)\. .* made with rows=\"zarr\""
+    with pytest.raises(StoreError, match=no_rows):
         run_influences(
             build(), query_loader(), run(tmp_path / "not.zarr", rows="memory"), tmp_path / "q.zarr"
         )

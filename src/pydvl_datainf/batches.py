@@ -1,6 +1,7 @@
 """What a batch may be: an (x, y) pair of tensors, or a mapping of tensors that carries its labels.
 
-Every tensor of a batch has the samples along its first dimension.
+Every tensor of a batch has the samples along its first dimension; what has not, such as the images
+of all samples in a row, is made so first (`objectives.ImageLayout`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -66,7 +67,11 @@ def check_batch(batch: Any) -> Batch:
             )
     lengths = {name: tensor.shape[0] for name, tensor in named.items()}
     if len(set(lengths.values())) > 1:
-        raise BatchError(f"The tensors of the batch differ in their number of samples: {lengths}.")
+        raise BatchError(
+            f"The tensors of the batch differ in their number of samples: {lengths}. Where images "
+            "or the like follow one another, put 'NAME_rows' beside the tensor NAME: the number of "
+            "its rows that belong to each sample."
+        )
     if 0 in lengths.values():
         raise BatchError("The batch has no samples; drop empty batches.")
     return checked

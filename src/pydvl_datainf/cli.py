@@ -1,10 +1,12 @@
 """The command line: arguments to calls; the only module that prints or exits."""
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,10 +21,19 @@ from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
 from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.extra import check_extra
+from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.store import Array, Store
-from pydvl_datainf.tables import End, info_tables, mean_tables, top_tables
+from pydvl_datainf.results.store import Array, Store, differences
+from pydvl_datainf.runner.entry import check_same
+from pydvl_datainf.tables import (
+    RUN_JOB,
+    End,
+    info_tables,
+    is_of_job,
+    mean_tables,
+    top_tables,
+)
 from pydvl_datainf.terminal import visible
 
 Function: TypeAlias = Callable[..., None]
@@ -35,6 +46,10 @@ ENDS: dict[str, tuple[End, ...]] = {
 MOST_SHOWN = 10
 UNLIMITED = 10**6
 """Columns of a line that is not shown on a terminal: tables are then as wide as they need."""
+
+_RUN = {"C": "R", "c": "r"}
+AGAIN = re.compile(r"\b([Cc])all run_influences again( with the same arguments)?")
+"""What Python users are told, and whoever has a job does by a command."""
 
 BOUNDS = Bounds()
 
@@ -57,6 +72,9 @@ class _Commands(click.Group):
         except click.ClickException as error:
             vars(error).update(message=visible(error.message))
             raise
+        except KeyboardInterrupt:
+            _say("Stopped.", err=True)
+            sys.exit(130)
 
 
 def _say(line: str, *, err: bool = False) -> None:
@@ -79,7 +97,7 @@ def info(store: str, blocks: bool, check: bool) -> None:
     STORE is a folder or a URL. With --check the exit code is 1 if the run is not complete, or a
     chunk is missing or damaged.
     """
-    with _errors_as_messages():
+    with _errors_as_messages(of_job=partial(_is_of_job, store)):
         run = _opened(store)
         _show(info_tables(run, blocks))
         if check:
@@ -108,7 +126,7 @@ def top(store: str, test: str | None, k: int | None, most: str) -> None:
     STORE is a folder or a URL. Positive influence = helpful: more weight on the training sample
     lowers the loss of the test sample. Where the output is no terminal, no line is broken.
     """
-    with _errors_as_messages():
+    with _errors_as_messages(of_job=partial(_is_of_job, store)):
         run = _opened(store)
         if test is None:
             _show(mean_tables(run, k or MOST_SHOWN, ENDS[most][::-1]))
@@ -118,6 +136,8 @@ def top(store: str, test: str | None, k: int | None, most: str) -> None:
 
 def _opened(store: str, follow_rows: bool = False) -> InfluenceRun:
     try:
+        if "://" not in store and not Path(store).exists():
+            raise StoreError(absence(Path(store).absolute(), "store at"))
         return InfluenceRun(store, allow_other_places=follow_rows)
     except (ImportError, ValueError) as error:  # of fsspec, and of metadata that are damaged
         raise click.ClickException(f"{store} cannot be opened: {error}") from error
@@ -204,7 +224,7 @@ def report(
     how far to trust the numbers, and what was computed how; tables can be sorted, searched and
     saved as CSV. It says what was left out. An earlier report under the same name is replaced.
     """
-    with _errors_as_messages():
+    with _errors_as_messages(of_job=partial(_is_of_job, store)):
         bounds = Bounds(k=k, tests=max_test, suspects=suspects)
         run = _opened(store, follow_rows)
         path = write_report(run, out, bounds=bounds, images=images, overwrite=overwrite)
@@ -293,8 +313,12 @@ def _run_job(
         what = read_job(job, anchored(options))
         place = Store(path_in(folder, what.out))
         is_new = place.is_vacant()  # or holds a run; anything else is refused
-        prepared = prepare(what, folder, progress)
     with _errors_as_messages():
+        if not (is_new or overwrite or dry_run):
+            _check_same_job(place, what.as_told())
+    with _errors_as_messages(_Invalid):
+        prepared = prepare(what, folder, progress)
+    with _errors_as_messages(of_job=lambda: True):
         try:
             if dry_run:
                 _show(estimate_tables(prepared, place))
@@ -317,6 +341,15 @@ def _run_job(
         (f"report {name} -o report.html", "all of it in a browser"),
     ):
         _say(f"  pydvl-datainf {command}  # {tells}")
+
+
+def _check_same_job(place: Store, job: dict[str, object]) -> None:
+    """Finds another job's run early: data and model, which may differ too, are compared later."""
+    there = InfluenceRun(place).metadata("run").get("job")
+    if not isinstance(there, dict):
+        check_same(place, ["it was made by other means than a job"])
+    else:
+        check_same(place, [f"job: {line}" for line in differences(there, job)])
 
 
 def _stopped(place: Store) -> str:
@@ -406,16 +439,28 @@ class _Invalid(click.ClickException):
 
 
 @contextmanager
-def _errors_as_messages(kind: type[click.ClickException] = click.ClickException) -> Iterator[None]:
+def _errors_as_messages(
+    kind: type[click.ClickException] = click.ClickException,
+    of_job: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         told = str(error).splitlines()[0]
         raise click.ClickException(f"The device has too little memory. {SMALLER} {told}") from error
     except (DataInfError, OSError, ImportError) as error:
         message = str(error).replace("overwrite=True", "--overwrite")
         message = message.replace("open the run with allow_other_places=True", "use --follow-rows")
+        if AGAIN.search(message) and of_job():
+            message = AGAIN.sub(lambda found: _RUN[found[1]] + RUN_JOB[1:], message)
         raise kind(message) from error
+
+
+def _is_of_job(store: str) -> bool:
+    try:
+        return is_of_job(InfluenceRun(store))
+    except (DataInfError, OSError, ImportError, ValueError):
+        return False
 
 
 def _run(settings: DemoSettings, out: Path, overwrite: bool, progress: bool) -> None:

@@ -22,6 +22,8 @@ from pydvl_datainf.terminal import visible
 
 End = Literal["helpful", "harmful"]
 
+RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
+
 
 def info_tables(run: InfluenceRun, blocks: bool = False) -> Iterator[Table]:
     """What a run holds, how far it is and what it cost.
@@ -69,7 +71,7 @@ def top_tables(run: InfluenceRun, position: int, k: int, ends: Sequence[End]) ->
     for end, (ids, influences) in found.items():
         positions = [where[sample] for sample in ids.tolist()]
         title = f"The {len(ids)} training samples most {end} to it"
-        yield _ranking_table(run, title, positions, influences)
+        yield _ranking_table(run, title, positions, influences, end)
 
 
 def mean_tables(run: InfluenceRun, k: int, ends: Sequence[End]) -> Iterator[Table]:
@@ -87,7 +89,7 @@ def mean_tables(run: InfluenceRun, k: int, ends: Sequence[End]) -> Iterator[Tabl
     for end in ends:
         positions = largest(-means if end == "harmful" else means, k)
         title = f"The {len(positions)} training samples most {end} on average"
-        yield _ranking_table(run, title, positions, means[positions])
+        yield _ranking_table(run, title, positions, means[positions], end)
 
 
 def facts_table(title: str, facts: Mapping[str, str]) -> Table:
@@ -164,6 +166,7 @@ def _trust(run: InfluenceRun) -> dict[str, str]:
         "Cosine to it, of the blocks": cosines,
         "Rank correlation of influences": ranks,
         "Relative error, a common factor included": f"{found.score_error:.2g}",
+        "What to make of these": 'docs/trust.md, "How far to trust a score"',
     }
 
 
@@ -205,9 +208,13 @@ def _state(run: InfluenceRun) -> dict[str, str]:
     }
     if run.is_complete:
         return state
-    return state | {
-        "To go on": "call run_influences with the same arguments, or the same command, again"
-    }
+    again = "call run_influences with the same arguments, or the same command, again"
+    return state | {"To go on": RUN_JOB if is_of_job(run) else again}
+
+
+def is_of_job(run: InfluenceRun) -> bool:
+    """Whether a run was made by the command line from a job."""
+    return isinstance(run.metadata("run").get("job"), dict)
 
 
 def _cost(run: InfluenceRun, store: Store) -> dict[str, str]:
@@ -245,10 +252,10 @@ def _columns(run: InfluenceRun, side: Literal["test", "train"]) -> dict[str, Arr
 
 
 def _ranking_table(
-    run: InfluenceRun, title: str, positions: Sequence[int] | Indices, influences: Array
+    run: InfluenceRun, title: str, positions: Sequence[int] | Indices, influences: Array, end: End
 ) -> Table:
     columns = {name: values[positions] for name, values in _columns(run, "train").items()}
-    table = titled_table(title)
+    table = titled_table(title, caption=_against(influences, end))
     table.pad_edge, table.padding = False, (0, 1, 0, 0)  # room for texts
     table.add_column("influence", justify="right", overflow="fold")
     for name, values in columns.items():
@@ -257,6 +264,16 @@ def _ranking_table(
     for influence, *row in zip(influences, *columns.values(), strict=True):
         table.add_row(f"{influence:+.2e}", *(_text(_shown(value)) for value in row))
     return table
+
+
+def _against(influences: Array, end: End) -> str | None:
+    """Of the samples at one end, those that are not what it is called: there were no others."""
+    not_so = int((influences <= 0 if end == "helpful" else influences >= 0).sum())
+    if not not_so:
+        return None
+    how_many = "all" if not_so == len(influences) else f"{not_so:,}"
+    sign = "positive" if end == "helpful" else "negative"
+    return f"Not {end}, since the influence is not {sign}: {how_many} of these."
 
 
 def _shown(value: Any) -> str:

@@ -48,12 +48,13 @@ from pydvl_datainf.gradients.trust import (
     check_finite_rows,
     check_independent,
 )
-from pydvl_datainf.objectives import Objective, check_losses
+from pydvl_datainf.objectives import ImageLayout, Objective, check_losses, outside_language
 from pydvl_datainf.terminal import visible
 from pydvl_datainf.vectors import BlockVectors
 
 _OUTSIDE = "they are used outside their layers"
 _NOT_LEADING = "their layers' inputs and outputs are not tensors that lead with the samples"
+_OF_IMAGES = "their layers may see images, or patches of them, in place of samples"
 _UNEVEN = "the number of their rows does not follow from that of the samples"
 
 SAMPLES_PER_CHECK = 128
@@ -100,6 +101,7 @@ class CaptureEngine:
         self.objective = objective
         self.blocks = blocks
         self.strict = strict
+        self._images = ImageLayout.of(model)
         self._kinds: dict[Any, _Checked] = {}  # of batches
         self._unexplained: set[str] = set()  # parameters that get one backward pass per sample
         self._copied: set[nn.Module] = set()  # layers whose outputs are changed in place
@@ -155,7 +157,7 @@ class CaptureEngine:
         """Tries again without repeating inputs, since that may be what the model cannot take."""
         try:
             return compute()
-        except (ModelError, torch.OutOfMemoryError):
+        except (ModelError, torch.cuda.OutOfMemoryError):
             raise
         except Exception:
             if not self._expand:
@@ -177,6 +179,8 @@ class CaptureEngine:
         checked: _Checked,
     ) -> tuple[Tensor, Rows]:
         """Losses, and rows of all parameters that capture explains."""
+        if self._images.has_images(batch):
+            self._give_up(outside_language(self.model, parameters), _OF_IMAGES)
         if not checked.steps:
             return self._compared(batch, parameters, tolerance, checked)
         losses, recording = self._forward(batch, parameters)
@@ -226,12 +230,14 @@ class CaptureEngine:
         return losses, recording
 
     def _losses(self, batch: Batch) -> Tensor:
-        losses = check_losses(self.objective.losses(self.model, copy_batch(batch)), batch)
+        given = self._images.as_given(copy_batch(batch))
+        losses = check_losses(self.objective.losses(self.model, given), batch)
         if not losses.requires_grad:
             raise ObjectiveError(
                 "The losses do not depend on the selected parameters through autograd. The "
                 "objective must not detach, use .item() or run under no_grad, and the parameters "
-                "must take part: adapters that are disabled or merged do not."
+                "must take part: adapters that are disabled or merged do not, nor does what sees "
+                "images in a sample without any; leave such samples out."
             )
         check_finite_losses(losses, batch)
         return losses

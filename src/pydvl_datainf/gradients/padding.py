@@ -65,7 +65,7 @@ class PaddingCheckEngine:
         """Warns if a sample's gradients are others without padding."""
         try:
             rows = self.engine.rows(alone)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except Exception:  # whatever a model may raise on a shorter text
             return

@@ -83,7 +83,7 @@ class Call:
             if self.each > 1:
                 x, g = self._by_sample(x), self._by_sample(g)
             return {name: rules[local](module, x, g) for local, name in owned.items()}
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except Exception:  # whatever a layer of the caller's may raise under vmap
             return {}

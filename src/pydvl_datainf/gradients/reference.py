@@ -27,7 +27,7 @@ from pydvl_datainf.gradients.trust import (
     check_finite_rows,
     check_independent,
 )
-from pydvl_datainf.objectives import Objective, check_losses
+from pydvl_datainf.objectives import ImageLayout, Objective, check_losses
 from pydvl_datainf.vectors import BlockVectors
 
 
@@ -82,7 +82,7 @@ class FunctionalEngine:
                     together = module(copy_batch(batch)).detach()
                     check_independent(together, losses, Tolerance.of(self.model, device), "alone")
                     self._checked.add(signature(batch))
-        except (DataInfError, torch.OutOfMemoryError):
+        except (DataInfError, torch.cuda.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:
             raise ModelError(
@@ -101,7 +101,9 @@ class _Losses(nn.Module):
         super().__init__()
         self.model = model
         self.objective: Any = objective
+        self.images = ImageLayout.of(model)
         self.training = model.training  # not train(), which would change the mode of the layers
 
     def forward(self, batch: Batch) -> Tensor:
-        return check_losses(self.objective.losses(self.model, batch), batch)
+        given = self.images.as_given(batch)
+        return check_losses(self.objective.losses(self.model, given), batch)

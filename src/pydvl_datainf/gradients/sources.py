@@ -23,13 +23,13 @@ from pydvl_datainf.batches import (
     batch_length,
     batch_named,
     batch_to,
-    check_batch,
     split_batch,
 )
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine
 from pydvl_datainf.inverse.damping import SquaredNorms, squared_norms
+from pydvl_datainf.objectives import ImageLayout
 from pydvl_datainf.vectors import BlockVectors, length, n_bytes
 
 RowsKept: TypeAlias = Literal["memory", "recompute", "auto"]
@@ -66,6 +66,7 @@ class Reader:
         batch_size: the largest number of samples in one gradient computation; None = as given.
         progress: whether to show a progress bar for each pass over the data.
         seen: to which the batches of every pass are added, where it is there.
+        images: how the images of a batch follow from its tokens.
     """
 
     data: Iterable[Any]
@@ -74,6 +75,7 @@ class Reader:
     batch_size: int | None = None
     progress: bool = False
     seen: DataChecksum | None = None
+    images: ImageLayout = field(default_factory=ImageLayout)
 
     def batches(self, what: str = "data") -> Iterator[Batch]:
         """Yields checked batches of at most `batch_size` samples, on the device."""
@@ -82,7 +84,7 @@ class Reader:
             iter(self.data), what, _length_of(self.data), leave=False, disable=not self.progress
         )
         for given in bar:
-            batch = check_batch(given)
+            batch = self.images.by_sample(given)
             if self.seen is not None:
                 self.seen.add(batch_named(batch))
             yield from split_batch(batch_to(batch, self.device), self.batch_size)
@@ -94,7 +96,8 @@ class Reader:
 
     def without_workers(self) -> "Reader":
         """The same reader, without worker processes: daemonic processes cannot start them."""
-        return Reader(_without_workers(self.data), self.engine, self.device, self.batch_size)
+        data = _without_workers(self.data)
+        return replace(self, data=data, progress=False, seen=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +155,7 @@ class RecomputedRows:
 
     def to(self, device: torch.device) -> "RecomputedRows":
         """A source that computes on another device."""
-        moved = Reader(
-            self.reader.data,
-            self.reader.engine,
-            device,
-            self.reader.batch_size,
-            self.reader.progress,
-        )
-        return RecomputedRows(moved, self.n)
+        return RecomputedRows(replace(self.reader, device=device, seen=None), self.n)
 
     def __reduce__(self) -> tuple[type["RecomputedRows"], tuple[Reader, int]]:
         return RecomputedRows, (self.reader.without_workers(), self.n)

@@ -139,7 +139,7 @@ def differentiating(model: nn.Module, device: torch.device) -> Iterator[None]:
             torch.enable_grad(),
         ):
             yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         error.add_note(SMALLER)
         raise
 

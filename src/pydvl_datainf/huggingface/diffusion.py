@@ -13,6 +13,7 @@ from pydvl_datainf.huggingface.extra import imported
 from pydvl_datainf.huggingface.folders import (
     AGAIN,
     Kind,
+    absence,
     check_folder,
     check_safetensors,
     check_settings,
@@ -50,6 +51,9 @@ class DiffusionFiles:
         Raises:
             ModelError: if a folder or file is missing, damaged, or a pickle that is not trusted.
         """
+        for name, what in ((self.model, "folder"), (self.adapter, "file or folder")):
+            if name is not None and not Path(name).exists():
+                raise ModelError(absence(Path(name), what))
         if self.denoiser is not None:
             self._class_of(self.denoiser, self.parts[self.denoiser])
         denoiser = Path(self.model, self.denoiser or "")

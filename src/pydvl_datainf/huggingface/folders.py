@@ -1,7 +1,10 @@
 """Model folders, looked through before anything in them is loaded: what is damaged, and pickles."""
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -36,6 +39,26 @@ PICKLE = (
     "(load them where they are trusted and call save_pretrained again), or, if you trust whoever "
     "made the file, say trust_pickle: true."
 )
+
+
+def absence(path: Path, what: str = "folder") -> str:
+    """Says that a file or folder is not there, and what there is of a like name.
+
+    Args:
+        path: of what is missing.
+        what: it would be.
+
+    Returns:
+        A sentence, or two.
+    """
+    told, lacking = f"There is no {what} {path}.", path
+    with suppress(OSError):
+        while not lacking.parent.exists():
+            lacking = lacking.parent
+        near = get_close_matches(lacking.name, sorted(os.listdir(lacking.parent)))
+        if near:
+            told += f" Did you mean {' or '.join(str(lacking.with_name(name)) for name in near)}?"
+    return told
 
 
 def check_folder(folder: Path, kind: Kind, trust_pickle: bool) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.huggingface.folders import AGAIN, PICKLE, check_folder
+from pydvl_datainf.huggingface.folders import AGAIN, PICKLE, absence, check_folder
 
 Task: TypeAlias = Literal[
     "causal-lm", "preference", "seq2seq-lm", "sequence-classification", "token-classification"
@@ -269,7 +269,7 @@ def _existing(name: str) -> Path:
     """The path of a model, which must be there unless it may be a name on the hub."""
     path = Path(name)
     if name.startswith((".", "/")) and not path.exists():
-        raise ModelError(f"There is no folder {name}.")
+        raise ModelError(absence(path))
     return path
 
 
@@ -321,7 +321,7 @@ def loading(what: str, source: str, *files: str) -> Iterator[None]:
     """
     try:
         yield
-    except (DataInfError, torch.OutOfMemoryError):
+    except (DataInfError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # loaders of other packages raise anything about damaged files
         named = isinstance(error, OSError | ValueError | RuntimeError | ImportError)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.extra import imported
+from pydvl_datainf.huggingface.folders import absence
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -64,7 +65,7 @@ def read_records(path: Path) -> list[Placed]:
     """
     try:
         if not path.exists():
-            raise SourceError(f"There is no file or folder {path}.")
+            raise SourceError(absence(path, "file or folder"))
         kind = "folder" if path.is_dir() else path.suffix.lower()
         if kind != "folder":
             check_is_file(path)

@@ -12,6 +12,7 @@ from pydvl_datainf.huggingface.extra import imported
 from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Method, check_method
 from pydvl_datainf.objectives import (
     CausalLM,
+    ImageLayout,
     Objective,
     Seq2SeqLM,
     SequenceClassification,
@@ -119,6 +120,8 @@ def _objective_of(trainer: Any) -> Objective:
     name = type(inner).__name__
     if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
         fitting: list[Callable[[], Objective]] = [Seq2SeqLM]
+    elif ImageLayout.of(inner).tokens and name.endswith("ForConditionalGeneration"):
+        fitting = [CausalLM]
     else:
         fitting = [made for ending, made in OBJECTIVES.items() if name.endswith(ending)]
     if not fitting:

@@ -19,7 +19,6 @@ from pydvl_datainf.batches import (
     batch_length,
     batch_named,
     batch_to,
-    check_batch,
     split_batch,
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
@@ -33,7 +32,7 @@ from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_d
 from pydvl_datainf.influence.fitted import Fitted, check_order
 from pydvl_datainf.inverse.damping import check_finite, given_damping
 from pydvl_datainf.inverse.method import Method
-from pydvl_datainf.objectives import Objective, OutputLoss, as_objective
+from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.vectors import (
     BlockVectors,
@@ -77,6 +76,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         check_model(model)
         self.blocks = Blocks.from_model(model, block_structure)
         self.objective = as_objective(loss)
+        self.images = ImageLayout.of(model)
         super().__init__(model, cast(Any, loss))
         self._select_parameters()
         self._given_damping = given_damping(regularization, self.blocks.names)
@@ -130,7 +130,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             return False
         seen = DataChecksum()
         for batch in data:
-            seen.add(batch_named(check_batch(batch)))
+            seen.add(batch_named(self.images.by_sample(batch)))
         return seen.sums == self._fit.data and not self._fit.changes(self.model)
 
     def with_regularization(self, regularization: Damping) -> Self:
@@ -573,7 +573,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self._n_parameters = self.blocks.n_parameters
 
     def _reader(self, data: Any) -> Reader:
-        return Reader(data, self._engine, self.model_device, self.batch_size, self.progress)
+        settings = (self.model_device, self.batch_size, self.progress)
+        return Reader(data, self._engine, *settings, images=self.images)
 
     def _batch(self, x: Inputs, y: Tensor | None) -> Batch:
         """What a caller gave, checked, on the device."""
@@ -586,7 +587,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             raise BatchError(
                 "Inputs x came without labels y. Pass both (a mapping carries its own)."
             )
-        return batch_to(check_batch(x if y is None else (x, y)), self.model_device)
+        return batch_to(self.images.by_sample(x if y is None else (x, y)), self.model_device)
 
     def _rows(self, batch: Batch) -> BlockVectors:
         pieces = list(split_batch(batch, self.batch_size))

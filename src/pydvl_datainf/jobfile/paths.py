@@ -1,10 +1,12 @@
 """Where the files are that a job names: paths in a job file are meant from its folder on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydvl_datainf.errors import JobError
+from pydvl_datainf.errors import JobError, ModelError
+from pydvl_datainf.huggingface.folders import absence
 
 
 def path_in(folder: Path, name: str) -> str:
@@ -59,6 +61,31 @@ def model_in(folder: Path, name: str) -> str:
     path = path_in(folder, name)
     is_path = Path(path).exists() or name.startswith((".", "/", "~"))
     return path if is_path else name
+
+
+@contextmanager
+def absent_folders_named(folder: Path, *names: str | None) -> Iterator[None]:
+    """Says of what could not be loaded from the hub that it is no folder here.
+
+    Args:
+        folder: from which relative paths are meant.
+        names: of models and adapters, as the job has them.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ModelError: if one was raised inside.
+    """
+    try:
+        yield
+    except ModelError as error:
+        for name in names:
+            on_hub = name is not None and model_in(folder, name) == name
+            if on_hub and f" {name}:" in str(error):
+                told = absence(Path(path_in(folder, str(name))))
+                raise ModelError(f"{told} From the hub: {error}") from error
+        raise
 
 
 PLACES = {

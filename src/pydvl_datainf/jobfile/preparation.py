@@ -8,9 +8,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from pydvl_datainf.errors import JobError
 from pydvl_datainf.huggingface import InfluenceBuilder
 from pydvl_datainf.jobfile.data import Material, Side
 from pydvl_datainf.jobfile.images import image_material
+from pydvl_datainf.jobfile.paths import model_in
 from pydvl_datainf.jobfile.reference import with_reference
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.jobfile.texts import text_material
@@ -117,6 +119,7 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
     Returns:
         What a run takes.
     """
+    _check_has_adapter(job, folder)
     on_images = job.task == "denoising"
     material = image_material(job, folder) if on_images else text_material(job, folder, progress)
     builder = InfluenceBuilder(
@@ -131,3 +134,19 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
         method=job.method,
     )
     return Prepared(job, material, builder)
+
+
+def _check_has_adapter(job: Job, folder: Path) -> None:
+    """Finds early what would show only once data and model are read; of names on the hub only then.
+
+    Raises:
+        JobError: if parameters of an adapter are to take part, and there is none.
+    """
+    model = Path(model_in(folder, job.model))
+    is_there = any((model / name).exists() for name in ("config.json", "model_index.json"))
+    holds_none = is_there and not (model / "adapter_config.json").exists()
+    if job.adapter is None and job.parameters in ("adapters", "adapters+heads") and holds_none:
+        raise JobError(
+            f"'parameters' is {job.parameters}, and {model} holds no adapter. Name the 'adapter', "
+            'or say parameters: all, or patterns such as ["classifier.*"].'
+        )

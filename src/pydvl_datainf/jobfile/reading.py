@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from pydvl_datainf.errors import JobError
+from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.huggingface.records import MOST_DIGITS, brief, check_is_file, is_text
 from pydvl_datainf.jobfile.schema import COLUMNS, FIELDS, Columns, Job
 
@@ -58,6 +59,8 @@ def _joined(lines: Any) -> str:
 
 def _tree(path: Path) -> yaml.Node:
     try:
+        if not path.exists():
+            raise JobError(absence(path, "file"))
         check_is_file(path)
         if path.stat().st_size > MOST_BYTES:
             raise JobError(f"{path} is no job file: it has more than {MOST_BYTES:,} bytes.")

@@ -44,8 +44,8 @@ def with_reference(
         known = {}
         for name, side in sides.items():
             batches = side.samples.to_loader(batch_size)
-            bar = tqdm(batches, f"reference, {name} data", leave=False, disable=not progress)
-            found = reference_log_probabilities(model, bar)
+            with tqdm(batches, f"reference, {name} data", leave=False, disable=not progress) as bar:
+                found = reference_log_probabilities(model, bar)
             known[name] = {key: values.numpy() for key, values in found.items()}
     test, train = (_referenced(sides[name], known[name]) for name in ("test", "train"))
     return replace(material, test=test, train=train)

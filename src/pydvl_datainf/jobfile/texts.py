@@ -21,7 +21,7 @@ from pydvl_datainf.huggingface import (
 )
 from pydvl_datainf.huggingface.records import Placed
 from pydvl_datainf.jobfile.data import Material, Side, columns_of
-from pydvl_datainf.jobfile.paths import file_in, model_in
+from pydvl_datainf.jobfile.paths import absent_folders_named, file_in, model_in
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import (
     CausalLM,
@@ -54,15 +54,17 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
         trust_remote_code=job.trust_remote_code,
         trust_pickle=job.trust_pickle,
     )
-    files.check()
-    heads = files.adapter_heads()
-    config = files.config()
-    encoder, padding = encoder_of(job, files.tokenizer(), config), files.padding()
+    with absent_folders_named(folder, job.model, job.adapter):
+        files.check()
+        heads = files.adapter_heads()
+        config = files.config()
+        encoder, padding = encoder_of(job, files.tokenizer(), config), files.padding()
 
     def side(name: str, what: str) -> Side:
         records = read_records(file_in(folder, name))
         bar = tqdm(records, f"tokenising {what} data", leave=False, disable=not progress)
-        samples = TokenSamples([encoder.encode(placed) for placed in bar], padding)
+        with bar:  # an error does not stand on its line
+            samples = TokenSamples([encoder.encode(placed) for placed in bar], padding)
         _check_lengths(samples, records, config)
         columns, ids = columns_of(job, records, encoder.shown)
         return Side(samples, columns | {"tokens": samples.lengths}, ids)

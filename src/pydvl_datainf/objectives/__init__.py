@@ -2,6 +2,7 @@
 
 from pydvl_datainf.objectives.classification import SequenceClassification, TokenClassification
 from pydvl_datainf.objectives.diffusion import Denoising
+from pydvl_datainf.objectives.images import ImageLayout, outside_language, without_images
 from pydvl_datainf.objectives.language import CausalLM, Seq2SeqLM
 from pydvl_datainf.objectives.output_loss import OutputLoss, as_objective
 from pydvl_datainf.objectives.preference import Preference, reference_log_probabilities
@@ -10,6 +11,7 @@ from pydvl_datainf.objectives.protocol import Objective, check_losses
 __all__ = [
     "CausalLM",
     "Denoising",
+    "ImageLayout",
     "Objective",
     "OutputLoss",
     "Preference",
@@ -18,5 +20,7 @@ __all__ = [
     "TokenClassification",
     "as_objective",
     "check_losses",
+    "outside_language",
     "reference_log_probabilities",
+    "without_images",
 ]

@@ -61,7 +61,7 @@ class OutputLoss:
     def _mapped(self, outputs: Any, targets: Tensor) -> Tensor:
         try:
             return torch.vmap(self._one)(outputs, targets)
-        except (ObjectiveError, torch.OutOfMemoryError):
+        except (ObjectiveError, torch.cuda.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError):
             self._vmappable = False

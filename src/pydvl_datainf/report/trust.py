@@ -97,6 +97,7 @@ def _measured(method: str, error: ApproximationError) -> Iterator[str]:
         f"Measured over {error.n:,} training and {error.m:,} test samples of this run, with the "
         "same λ." + _dependence(method)
     )
+    yield 'What to make of these numbers: docs/trust.md, "How far to trust a score".'
 
 
 def _dependence(method: str) -> str:

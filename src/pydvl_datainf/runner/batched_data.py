@@ -1,7 +1,7 @@
 """Batches that can be read in any order: what a run needs of test and training data."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from pydvl_datainf.batches import Batch, batch_length, batch_named, batch_to, check_batch
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.gradients.sources import has_fixed_order
+from pydvl_datainf.objectives import without_images
 
 BATCH_SIZE = 32
-"""BatchedData in a batch of a dataset for which the caller named no number."""
+"""Samples in a batch of a dataset for which the caller named no number."""
 
 
 class BatchedData(Protocol):
@@ -66,14 +67,14 @@ class LoadedBatches:
             return self.collate(self.dataset[chosen])
         at_once = getattr(self.dataset, "__getitems__", None)
         made = self.collate(at_once(chosen) if at_once else [self.dataset[j] for j in chosen])
-        batch = check_batch(made)
-        if batch_length(batch) != len(chosen):
+        length = batch_length(check_batch(without_images(made)))
+        if length != len(chosen):
             raise SourceError(
-                f"Batch {i} has {batch_length(batch)} samples where {len(chosen)} were drawn, so "
+                f"Batch {i} has {length} samples where {len(chosen)} were drawn, so "
                 "results could not be told apart. Use a collate_fn that neither joins nor drops "
                 "samples (in trl packing=False, padding_free=False)."
             )
-        return batch
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,28 +219,34 @@ class BatchIndex:
         return hashlib.blake2b("".join(self.digests).encode(), digest_size=8).hexdigest()
 
 
-def index_batches(samples: BatchedData, start: int, stop: int) -> list[tuple[int, str]]:
+def index_batches(
+    samples: BatchedData, start: int, stop: int, checked: Callable[[Any], Batch] = check_batch
+) -> list[tuple[int, str]]:
     """Reads batches `start` to `stop` for the first time.
 
     Args:
         samples: all batches.
         start: the first batch.
         stop: the batch after the last.
+        checked: makes every tensor of a batch lead with the samples.
 
     Returns:
         For each of them its length and its checksum.
     """
-    batches = (check_batch(samples.read(i)) for i in range(start, stop))
+    batches = (checked(samples.read(i)) for i in range(start, stop))
     return [(batch_length(batch), _digest(batch)) for batch in batches]
 
 
-def read_again(samples: BatchedData, survey: BatchIndex, i: int) -> Batch:
+def read_again(
+    samples: BatchedData, survey: BatchIndex, i: int, checked: Callable[[Any], Batch] = check_batch
+) -> Batch:
     """Reads a batch and compares it with what the first look saw.
 
     Args:
         samples: all batches.
         survey: what the first look found.
         i: which batch.
+        checked: makes every tensor of a batch lead with the samples.
 
     Returns:
         The batch.
@@ -247,7 +254,7 @@ def read_again(samples: BatchedData, survey: BatchIndex, i: int) -> Batch:
     Raises:
         SourceError: if it differs.
     """
-    batch = check_batch(samples.read(i))
+    batch = checked(samples.read(i))
     if _digest(batch) != survey.digests[i]:
         raise SourceError(
             f"Batch {i} differs between two reads, so no result could belong to it. The dataset "

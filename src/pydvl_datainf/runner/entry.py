@@ -1,6 +1,6 @@
 """Before the work: what is asked is compared with what is in the store, and arrays are laid out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from math import ceil
@@ -130,15 +130,26 @@ def enter(
     if stored is None:
         store.create(_about(spec.method) | mine | _UNDONE | {"writer": spec.writer})
         return
-    other = [
-        line for part in ("fingerprint", "plan") for line in differences(stored[part], mine[part])
-    ]
+    parts = ("fingerprint", "plan")
+    check_same(store, [line for part in parts for line in differences(stored[part], mine[part])])
+    store.sweep()
+
+
+def check_same(store: Store, other: Sequence[str]) -> None:
+    """Refuses to go on with the run of somebody else.
+
+    Args:
+        store: of the run that is there.
+        other: what differs from the one that is asked for, a line each.
+
+    Raises:
+        StoreExistsError: if anything does.
+    """
     if other:
         raise StoreExistsError(
             f"{store} holds another run. What differs:{listed(other)}\nChoose another store, or "
             "replace this one with overwrite=True."
         )
-    store.sweep()
 
 
 _UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}

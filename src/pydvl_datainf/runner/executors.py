@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol, TypeVar
@@ -95,8 +96,9 @@ class InProcess:
         what: str,
     ) -> Iterator[Result]:
         """Does the work in the order of the items."""
-        for item in _bar(items, what, len(items), self.progress):
-            yield work(item, *shared)
+        with _bar(items, what, len(items), self.progress) as bar:
+            for item in bar:
+                yield work(item, *shared)
 
     def close(self) -> None:
         """Nothing to forget."""
@@ -152,8 +154,8 @@ class Joblib:
             ClusterError: if a process died.
         """
         parallel = joblib.Parallel(n_jobs=self.n_jobs, return_as=self.lazily)
-        call, parent = joblib.delayed(_from_files), os.getpid()
-        calls = (call(self.threads, parent, work, item, shared) for item in items)
+        call, known = joblib.delayed(_from_files), (self.threads, os.getpid(), self.folder)
+        calls = (call(*known, work, item, shared) for item in items)
         try:
             yield from _bar(parallel(calls), what, len(items), self.progress)
         except TerminatedWorkerError as error:
@@ -169,11 +171,33 @@ class Joblib:
 
 
 def _from_files(
-    threads: int, parent: int, work: Callable[..., Result], item: Any, shared: Sequence[Path]
+    threads: int,
+    parent: int,
+    folder: Path,
+    work: Callable[..., Result],
+    item: Any,
+    shared: Sequence[Path],
 ) -> Result:
     _end_with(parent)
     torch.set_num_threads(threads)
+    _choose_card(folder)
     return work(item, *(_unpickled(path) for path in shared))
+
+
+@lru_cache(maxsize=1)  # once for each run: the processes may outlive it
+def _choose_card(folder: Path) -> None:
+    """Makes the cards of this machine the current ones of the processes of a run, in turn."""
+    number = next(number for number in count() if _is_mine(folder / f"{number}{FILES}"))
+    lazily: Any = torch.cuda._lazy_call  # a process that computes on a CPU shall not start a card
+    lazily(lambda: torch.cuda.set_device(number % torch.cuda.device_count()))
+
+
+def _is_mine(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=2)  # the inputs and the job
@@ -257,10 +281,11 @@ class Dask:
         ]
         try:
             results = finished(self.client, futures)
-            for error, result in _bar(results, what, len(items), self.progress):
-                if error is not None:
-                    raise error
-                yield result
+            with _bar(results, what, len(items), self.progress) as bar:
+                for error, result in bar:
+                    if error is not None:
+                        raise error
+                    yield result
         except (KilledWorker, NoWorkerError) as error:
             raise ClusterError(
                 f"The cluster gave up: {error} What is done is in the store: start workers with "
@@ -380,4 +405,5 @@ def _connected(address: str) -> Any:
 
 
 def _bar(items: Any, what: str, total: int, progress: bool) -> Any:
+    """To be closed before an error is told, which would stand on its line."""
     return tqdm(items, what, total, leave=False, disable=not progress)

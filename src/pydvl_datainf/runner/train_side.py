@@ -75,10 +75,15 @@ class StoredRows:
                 f"{self.store} is in this process's memory, where a query cannot find its rows "
                 "again. Make the run that is to be queried in a folder."
             )
-        if not self.attributes["complete"] or self.plan.rows != "zarr":
+        if not self.attributes["complete"]:
             raise StoreError(
-                f"{self.store} is not complete, or keeps no training rows. A run that is to answer "
-                'further queries is made with rows="zarr".'
+                f"{self.store} is not complete. Call run_influences again with the same arguments, "
+                "and query it then."
+            )
+        if self.plan.rows != "zarr":
+            raise StoreError(
+                f"{self.store} keeps no training rows (rows={self.plan.rows!r}). A run that is to "
+                'answer further queries is made with rows="zarr".'
             )
         self.rows_of  # noqa: B018 - refuses those of another run
 

@@ -155,9 +155,9 @@ def _loaded(saved: bytes) -> Any:
 
 
 def _own_device(storage: Any, location: str) -> Any:
-    """The first device that this process sees, for what was on any CUDA device."""
+    """This process's current CUDA device, for what was on any of them."""
     if location.startswith("cuda") and torch.cuda.is_available():
-        return storage.cuda(0)
+        return storage.cuda(torch.cuda.current_device())
     return storage
 
 

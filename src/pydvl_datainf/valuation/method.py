@@ -167,7 +167,7 @@ class DataInfValuation(Valuation):
                 values = self._values(data)
         except RuntimeError as error:
             if not isinstance(
-                error, DataInfError | torch.OutOfMemoryError
+                error, DataInfError | torch.cuda.OutOfMemoryError
             ):  # the model does not take the inputs
                 x = data.data().x
                 error.add_note(

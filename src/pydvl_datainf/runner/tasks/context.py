@@ -77,7 +77,7 @@ class Context:
         done = 0
         self._check_model(inputs)
         for cut in cut_batches(index.lengths, wanted, self.spec.plan.step):
-            batch = self._read(data, index, cut)
+            batch = self._read(inputs, data, index, cut)
             x, y = (batch, None) if isinstance(batch, Mapping) else batch
             try:
                 rows = inputs.influence.loss_gradients_by_block(x, y)
@@ -102,10 +102,11 @@ class Context:
             )
         self._is_checked = True
 
-    def _read(self, data: BatchedData, index: BatchIndex, cut: Cut) -> Batch:
+    def _read(self, inputs: Inputs, data: BatchedData, index: BatchIndex, cut: Cut) -> Batch:
         batch, start, stop = cut
         if self._batch is None or self._batch[:2] != (id(data), batch):
-            self._batch = id(data), batch, read_again(data, index, batch)
+            checked = inputs.influence.images.by_sample
+            self._batch = id(data), batch, read_again(data, index, batch, checked)
         return slice_batch(self._batch[2], start, stop)
 
     def _named(self, error: NonFiniteError, side: str, first: int) -> ModelError:

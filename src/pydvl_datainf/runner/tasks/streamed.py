@@ -1,6 +1,7 @@
 """The same where rows are computed again: tile by tile for all blocks, in passes over the data."""
 
 from collections import OrderedDict
+
 import torch
 from torch import Tensor
 
