@@ -214,7 +214,7 @@ def test_measures_that_would_take_long_are_not_computed(tmp_path):
     run = made(tmp_path / "run.zarr", rows="zarr")
     page = Page(write_report(run, tmp_path / "report.html"))
     assert list(page.data["measures"]) == ["mean influence"]
-    assert "self_influence" not in InfluenceRun(tmp_path / "run.zarr")._store
+    assert "self_influence" not in InfluenceRun(tmp_path / "run.zarr").store
 
 
 @pytest.mark.usefixtures("without_pictures")

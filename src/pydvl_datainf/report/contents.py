@@ -144,8 +144,12 @@ def _blocks(
     error: ApproximationError | None,
     by_block: Floats | None,
 ) -> dict[str, Any]:
-    names, widths = (run._store.read(name).tolist() for name in ("block", "width"))
-    made = {"names": names, "labels": list(labels), "widths": widths}
+    widths = run.widths
+    made: dict[str, Any] = {
+        "names": list(widths),
+        "labels": list(labels),
+        "widths": list(widths.values()),
+    }
     if damping:
         made["damping"] = [json_value(value) for value in damping.values()]
     if by_block is not None:

@@ -67,7 +67,7 @@ def tops_of(run: InfluenceRun, bounds: Bounds) -> Tops:
         slice(t.start, min(t.stop, shown))
         for t in takewhile(lambda tile: tile.start < shown, run.plan.test)
     ]
-    found = {end: [run._top_of(tile, k, ENDS.index(end)) for tile in tiles] for end in ENDS}
+    found = {end: [run.top_positions(tile, k, end) for tile in tiles] for end in ENDS}
     positions, influences = (
         {end: np.concatenate([parts[i] for parts in found[end]]) for end in ENDS} for i in (0, 1)
     )
@@ -148,7 +148,7 @@ def scores_by_block(run: InfluenceRun) -> Floats | None:
     count = count_by_block(run)
     if not count or count > MOST_SCORES:
         return None
-    values = run._store.read("scores")
+    values = run.store.read("scores")
     return values if values.sum(1).any() else None
 
 

@@ -2,11 +2,8 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.text import Text
 
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.report.bounds import Bounds
@@ -15,8 +12,9 @@ from pydvl_datainf.report.labels import MOST as MOST_LABELS
 from pydvl_datainf.report.samples import Samples, Side
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust
+from pydvl_datainf.results.facts import run_facts
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.tables import info_tables
+from pydvl_datainf.terminal import visible
 
 LONGEST = 5000
 """Characters of a fact."""
@@ -113,7 +111,7 @@ class Extent:
 
 def store_name(run: InfluenceRun) -> str:
     """What the store is called: a folder without its path, which is nobody's business elsewhere."""
-    store = run._store
+    store = run.store
     if store.path is not None:
         return store.path.resolve().name
     place = store.location
@@ -155,15 +153,8 @@ def facts_of(run: InfluenceRun) -> Iterator[Facts]:
     Yields:
         Facts under their titles.
     """
-    rows_in, shown = run.attrs["rows_in"], copy(run)
-    shown.attrs = run.attrs | {"rows_in": rows_in and place_name(rows_in)}
-    for table in info_tables(shown):
-        names, values = (
-            [cell.plain if isinstance(cell, Text) else str(cell) for cell in column.cells]
-            for column in table.columns
-        )
-        title = table.title.plain if isinstance(table.title, Text) else str(table.title)
-        yield Facts(title, [(name, _cut(value)) for name, value in zip(names, values, strict=True)])
+    for title, facts in run_facts(run, place=place_name).items():
+        yield Facts(title, [(visible(name), _cut(visible(fact))) for name, fact in facts.items()])
 
 
 def tiles_of(run: InfluenceRun, method: Method, trust: Trust) -> Iterator[tuple[str, str, str]]:

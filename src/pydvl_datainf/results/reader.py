@@ -126,7 +126,7 @@ class InfluenceRun:
                 names it.
         """
         self.check_complete()
-        names = self._names()
+        names = self.array_names()
         self._store.check(names)
         other = self._store.not_as_consolidated(names)
         if other:
@@ -177,10 +177,41 @@ class InfluenceRun:
             if test is not None
             else self.plan.test
         )
-        found = [self._top_of(tile, k, ENDS.index(most)) for tile in tiles]
+        found = [self.top_positions(tile, k, most) for tile in tiles]
         positions, scores = (np.concatenate(part) for part in zip(*found, strict=True))
         ids = self.train_ids[positions]
         return (ids, scores) if test is None else (ids[0], scores[0])
+
+    def top_positions(
+        self, queries: slice, k: int, most: Literal["helpful", "harmful"]
+    ) -> tuple[Array, Array]:
+        """As `top`, for neighbouring queries and in positions along the training data.
+
+        Args:
+            queries: from which to which, within a tile of `plan.test`.
+            k: how many, at most as many as were kept.
+            most: "helpful" or "harmful".
+
+        Returns:
+            Positions and influences, (queries, k).
+
+        Raises:
+            StoreError: if a chunk is missing or damaged.
+        """
+        end = ENDS.index(most)
+        if self.scores is None:
+            where = (queries, end, slice(k))
+            positions = self._store.read("top", where)
+            if positions.min() < 0 or positions.max() >= self.plan.n:
+                raise StoreError(
+                    f"'top' in {self._store} holds positions of samples that there are not."
+                )
+            return positions, self._store.read("top_scores", where)
+        best = Best(end, k)
+        for wanted in self.plan.train:  # all scores of a tile of queries may take gigabytes
+            scores = self._store.read("scores", (queries, ..., wanted))
+            best.add_tile(scores.sum(1) if scores.ndim == 3 else scores, wanted.start)
+        return best.positions, best.scores
 
     def mean_influence(self) -> Array:
         """The mean influence of each training sample over all test samples.
@@ -230,7 +261,7 @@ class InfluenceRun:
             rows = self.run_of_rows()
         except StoreError:  # they are gone, or not to be followed
             return False
-        return SELF_INFLUENCE in rows._names()
+        return SELF_INFLUENCE in rows.array_names()
 
     def relative_influence(self) -> Array:
         """Mean influence / √self-influence of each training sample.
@@ -251,7 +282,7 @@ class InfluenceRun:
         run = InfluenceRun(self._store.location)  # a later call may have compared anew
         self._store.check_same_run()
         store = run._store
-        if APPROXIMATION not in run._names() or not store.present(APPROXIMATION):
+        if APPROXIMATION not in run.array_names() or not store.present(APPROXIMATION):
             return None
         told = comparison_in(store)
         if told is None:
@@ -285,13 +316,20 @@ class InfluenceRun:
             raise ModuleNotFoundError(
                 "to_xarray needs xarray: pip install pydvl-datainf[xarray]"
             ) from None
-        self._names()  # checks them
+        self.array_names()  # checks them
         return xarray.open_zarr(self._store.location, consolidated=False)
 
     # Small print
 
-    def _names(self) -> list[str]:
-        """The arrays that this run must have, or has by now, all of them laid out as it says."""
+    def array_names(self) -> list[str]:
+        """The arrays that this run must have, or has by now.
+
+        Returns:
+            Names, sorted.
+
+        Raises:
+            StoreError: if one is missing, or not laid out as the run says.
+        """
         self._store.check_same_run()
         extras = [n for n in EXTRAS if n in self._store or n in self.attrs["extras"]]
         names = [n for n in self._store.layouts if n not in EXTRAS] + extras
@@ -299,7 +337,7 @@ class InfluenceRun:
             names = [name for name in names if name in self._store]
         for name in names:
             self._store.array(name)
-        return names
+        return sorted(names)
 
     def check_complete(self) -> None:
         """Refuses to read what only a complete run has.
@@ -320,21 +358,6 @@ class InfluenceRun:
         if not len(found):
             raise KeyError(f"No test sample has the id {test!r}; they are {self.test_ids[:5]} ...")
         return int(found[0])
-
-    def _top_of(self, queries: slice, k: int, end: int) -> tuple[Array, Array]:
-        if self.scores is None:
-            where = (queries, end, slice(k))
-            positions = self._store.read("top", where)
-            if positions.min() < 0 or positions.max() >= self.plan.n:
-                raise StoreError(
-                    f"'top' in {self._store} holds positions of samples that there are not."
-                )
-            return positions, self._store.read("top_scores", where)
-        best = Best(end, k)
-        for wanted in self.plan.train:  # all scores of a tile of queries may take gigabytes
-            scores = self._store.read("scores", (queries, ..., wanted))
-            best.add_tile(scores.sum(1) if scores.ndim == 3 else scores, wanted.start)
-        return best.positions, best.scores
 
     def run_of_rows(self) -> "InfluenceRun":
         """The run whose rows this one used: itself, but for a query.

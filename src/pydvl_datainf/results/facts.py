@@ -1,0 +1,149 @@
+"""What a run says of itself, in words: the same on the terminal and in reports."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dask.utils import format_bytes
+
+from pydvl_datainf.block_labels import block_labels
+from pydvl_datainf.inverse.methods import METHODS
+from pydvl_datainf.results.reader import InfluenceRun
+
+RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
+
+
+def run_facts(
+    run: InfluenceRun, *, blocks: bool = False, place: Callable[[str], str] = str
+) -> dict[str, dict[str, str]]:
+    """What a run holds, how far it is and what it cost.
+
+    Args:
+        run: complete or not.
+        blocks: whether to list the λ of the blocks.
+        place: how another store is called, whose path or URL it is given.
+
+    Returns:
+        Under each title names and values, in the order in which to show them.
+    """
+    names, rows_in = run.array_names(), run.attrs["rows_in"]
+    damping = run.damping if run.store.present("damping") else {}
+    told = {name: _told(value) for name, value in run.metadata("run").items()}
+    kept = _kept(run, names, None if rows_in is None else place(rows_in))
+    facts = {"The run": _size(run, damping) | _trust(run) | kept | _origin(run)}
+    facts |= {"What was told of it": told} if told else {}
+    facts |= {"How far it is": _state(run), "What it cost": _cost(run)}
+    if blocks:
+        values = (f"{value:.3e}" for value in damping.values())
+        facts["Damping λ"] = dict(zip(block_labels(list(damping)), values, strict=True))
+    return facts
+
+
+def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
+    told, plan, values = run.attrs["fingerprint"], run.plan, damping.values()
+    groups = "" if told["query groups"] is None else f", in {plan.m:,} groups"
+    return {
+        "Training samples": f"{plan.n:,}",
+        "Test samples": f"{told['test samples']:,}{groups}",
+        "Blocks": f"{len(told['blocks']):,}",
+        "Parameters in them": f"{plan.n_parameters:,}",
+        "Damping λ, smallest to largest": (
+            "none"
+            if not METHODS[told["method"]].is_damped
+            else f"{min(values):.2e} to {max(values):.2e}"
+            if values
+            else "not chosen yet"
+        ),
+        "Method": told["method"],
+        "Objective": told["objective"],
+    }
+
+
+def _trust(run: InfluenceRun) -> dict[str, str]:
+    found = run.approximation_error
+    if found is None:
+        return {}
+    cosines = f"{found.cosines.min():.2f} to {found.cosines.max():.2f}"
+    ranks = "not defined" if found.rank_correlation is None else f"{found.rank_correlation:.2f}"
+    return {
+        "Compared with the exact inverse": f"over {found.n:,} training, {found.m:,} test samples",
+        "Cosine to it, of the blocks": cosines,
+        "Rank correlation of influences": ranks,
+        "Relative error, a common factor included": f"{found.score_error:.2g}",
+        "What to make of these": 'docs/trust.md, "How far to trust a score"',
+    }
+
+
+def _kept(run: InfluenceRun, names: Sequence[str], rows_in: str | None) -> dict[str, str]:
+    told = run.attrs["fingerprint"]
+    scores, rows = "all", "no"
+    if told["top_k"] is not None:
+        scores = f"the {told['top_k']} most helpful and most harmful for each test sample"
+    elif told["by_block"]:
+        scores = "all, of each block"
+    if rows_in is not None:
+        rows = f"those in {rows_in}"
+    elif run.plan.rows == "zarr":
+        rows = "yes, in half precision"
+    return {
+        "Scores kept": scores,
+        "Training rows kept": rows,
+        "Self-influences": "yes" if "self_influence" in names else "no",
+        "Columns of training samples": _columns_in(names, "train_"),
+        "Columns of test samples": _columns_in(names, "test_"),
+    }
+
+
+def _columns_in(names: Sequence[str], prefix: str) -> str:
+    columns = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    return ", ".join(columns) or "none"
+
+
+def _origin(run: InfluenceRun) -> dict[str, str]:
+    versions = (f"{name} {version}" for name, version in run.attrs["versions"].items())
+    return {"Created": run.attrs["created"], "Versions": ", ".join(versions)}
+
+
+def _state(run: InfluenceRun) -> dict[str, str]:
+    there, expected = run.progress()
+    state = {
+        "Complete": "yes" if run.is_complete else "no",
+        "Chunks of results": f"{there:,} of {expected:,}",
+    }
+    if run.is_complete:
+        return state
+    again = "call run_influences with the same arguments, or the same command, again"
+    return state | {"To go on": RUN_JOB if is_of_job(run) else again}
+
+
+def is_of_job(run: InfluenceRun) -> bool:
+    """Whether a run was made by the command line from a job."""
+    return isinstance(run.metadata("run").get("job"), dict)
+
+
+def _cost(run: InfluenceRun) -> dict[str, str]:
+    store, seconds = run.store, run.attrs["seconds"]
+    cost = {
+        "Gradients computed": f"{run.attrs['gradients']:,}",
+        **{f"Seconds for {stage}": f"{s:.1f}" for stage, s in seconds.items()},
+        "Seconds together": f"{sum(seconds.values()):.1f}",
+    }
+    return cost if store.path is None else cost | {"Size on disk": _size_on_disk(store.path)}
+
+
+def _size_on_disk(folder: Path) -> str:
+    size = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):  # a run at work deletes what it needs no longer
+                size += Path(parent, name).stat().st_size
+    return format_bytes(size)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {json.dumps(inner)}" for name, inner in value.items())
+    return json.dumps(value)
