@@ -18,6 +18,7 @@ MOST_CHUNK = 512  # rows that are decoded at once
 CHUNK_BYTES = 2**24  # of one chunk of vectors, at most
 CHUNK_SHARE = 64  # of the memory, what a chunk takes at most; and 2**16 at least
 HELD_SHARE = 2  # of the memory, what the rows of a piece take, at most
+DECODED_SHARE = 4  # of that, what the decoded rows of a block may take beside it
 TRANSIT_SHARE = 16  # of the memory, what is on its way to or from the store takes
 PART = 4  # numbers of a stored row, in half precision, take as much as a part of a score
 MOST_SAMPLED_QUERIES = 32
@@ -281,18 +282,23 @@ def _needs(
     computed = step * (max(3 * asked.row, 2 * asked.vector) + d * p)
     sums = asked.m * asked.vector if asked.m < asked.m_samples else 0  # over groups of test samples
     solver = asked.method.bytes(asked.n, 0, d)
-    scores = 2 * train_tile * (len(asked.widths) if asked.by_block else 1) * p
-    query = asked.method.bytes(asked.n, 1, d) - solver + d * p + scores
-    if rows != "zarr":  # all blocks at once; kept rows as they were computed
-        kept = asked.n * asked.row if rows == "memory" else 0
-        fixed = computed + kept + solver
-        return _Needs(fixed, query + 2 * asked.vector + 2 * step * p, computed + kept + sums)
+    query = asked.method.bytes(asked.n, 1, d) - solver + d * p
+    tile = 2 * train_tile * (len(asked.widths) if asked.by_block else 1) * p  # of scores
+    if rows == "recompute":  # all blocks at once
+        return _Needs(computed + solver, query + tile + 2 * (asked.vector + step * p), sums)
+    score = asked.n * p + 2 * train_tile * p
+    if rows == "memory":  # as they were computed
+        fixed = computed + asked.n * asked.row + solver
+        return _Needs(fixed, query + score + asked.vector + 2 * step * p, fixed + sums)
     widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
-    whole = 2 * asked.n * widest  # once; or tile by tile, of which one is being read
+    whole, block = 2 * asked.n * widest, 8 * asked.n * d
+    # Once; or tile by tile, of which one is being read.
     read = whole if whole <= held else min(whole, 4 * train_tile * widest)
-    fixed = read + 3 * chunk * d * p + solver
+    decoded = block if block <= held // DECODED_SHARE else 0
+    fixed = read + decoded + 3 * chunk * d * p + solver
     encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
-    return _Needs(fixed, query + 2 * (widest + chunk) * p, computed + max(encoded, sums))
+    each = query + score + (widest + 2 * chunk) * p
+    return _Needs(fixed, each, computed + max(encoded, sums))
 
 
 def _self_bytes(asked: RunSize, step: int) -> int:

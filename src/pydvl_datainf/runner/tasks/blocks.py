@@ -14,7 +14,7 @@ from pydvl_datainf.results.arrays import WORK
 from pydvl_datainf.results.store import Array
 from pydvl_datainf.runner.tasks.context import Context, split
 from pydvl_datainf.runner.tasks.matrices import read_vectors
-from pydvl_datainf.runner.tasks.rows import PieceRows
+from pydvl_datainf.runner.tasks.rows import Chunks, PieceRows
 from pydvl_datainf.runner.tasks.scores import parts_name, write_tiles
 from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, product
@@ -38,13 +38,27 @@ class PieceWork(NamedTuple):
 
 def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> None:
     """Scores of a group of queries and self-influences, as far as a piece of blocks makes them."""
-    rows = PieceRows(context, inputs, wanted.piece)
+    spec, rows = context.spec, PieceRows(context, inputs, wanted.piece)
+    own = np.zeros(spec.plan.n)
+    scores = vectors = None
     if wanted.group is not None:
         assert inputs is not None  # whose gradients the queries are
-        _write_scores(wanted.group, rows, context, inputs)
+        flat = read_vectors(context, inputs, rows.p, spec.plan.group(wanted.group))
+        vectors = split(flat, spec.piece(rows.p))
+        scores = flat.new_zeros(len(flat), spec.plan.n)
+    for block in spec.piece(rows.p):
+        chunks = rows.of_block(block)
+        if scores is not None and vectors is not None:
+            _add_scores(scores, block, vectors[block], chunks, context)
+            if spec.by_block:
+                _write(scores, block, wanted, context)
+                scores.zero_()
+        if wanted.self_influence:
+            own += _self_influences(block, chunks, context)
+    if scores is not None and not spec.by_block:
+        _write(scores, None, wanted, context)
     if wanted.self_influence:
-        parts = [_self_influences(block, rows, context) for block in context.spec.piece(rows.p)]
-        context.store.write(SELF_PARTS, rows.p, np.sum(parts, axis=0))
+        context.store.write(SELF_PARTS, rows.p, own)
 
 
 def write_self_sum(_: None, context: Context, inputs: Inputs | None) -> None:
@@ -54,53 +68,43 @@ def write_self_sum(_: None, context: Context, inputs: Inputs | None) -> None:
     context.store.write("self_influence", ..., sum(parts, np.zeros(1)).astype(context.spec.dtype))
 
 
-def _write_scores(q: int, rows: PieceRows, context: Context, inputs: Inputs) -> None:
+def _add_scores(scores: Tensor, block: str, V: Tensor, chunks: Chunks, context: Context) -> None:
+    """Adds what one block gives to the scores of all training samples, (m, n)."""
+    F, done = _solved(context.spec.method.times, block, V, chunks, context), 0
+    check_finite({block: F})
+    for G in chunks():
+        scores[:, done : done + len(G)] += product(F, G)
+        done += len(G)
+
+
+def _write(scores: Tensor, block: str | None, wanted: PieceWork, context: Context) -> None:
+    """Scores of all training samples, of one block or added up over the piece, tile by tile."""
     spec, plan = context.spec, context.spec.plan
-    factors = _factors(q, rows, context, inputs)
-    for j, wanted in enumerate(plan.train):
-        scores = _products(factors, rows, j, context)
-        if spec.adds_parts:
-            context.store.write(parts_name(rows.p), (plan.group(q), wanted), scores.numpy())
+    q, values = wanted.group or 0, scores.cpu()
+    for j, tile in enumerate(plan.train):
+        if block is not None:
+            b = list(spec.widths).index(block)
+            write_tiles(context, plan.tiles_of(q), j, values[:, None, tile], slice(b, b + 1))
+        elif spec.adds_parts:
+            part = values[:, tile].numpy()
+            context.store.write(parts_name(wanted.piece), (plan.group(q), tile), part)
         else:
-            write_tiles(context, plan.tiles_of(q), j, scores, spec.blocks(rows.p))
+            write_tiles(context, plan.tiles_of(q), j, values[:, tile])
 
 
-def _factors(q: int, rows: PieceRows, context: Context, inputs: Inputs) -> BlockVectors:
-    """The inverse times the gradients of queries, block by block, each in its vectors' place."""
-    spec = context.spec
-    flat = read_vectors(context, inputs, rows.p, spec.plan.group(q))
-    factors = split(flat, spec.piece(rows.p))
-    for block, V in factors.items():
-        V[:] = _solved(spec.method.times, block, V, rows, context)
-    check_finite(factors)
-    return factors
-
-
-def _products(factors: BlockVectors, rows: PieceRows, j: int, context: Context) -> Tensor:
-    """Scores of a training tile, added up over the blocks, (m, r), or by block, (m, L, r)."""
-    wanted, first = context.spec.plan.train[j], next(iter(factors.values()))
-    blocks = len(factors) if context.spec.by_block else 1
-    scores = first.new_zeros(len(first), blocks, wanted.stop - wanted.start)
-    for b, (block, F) in enumerate(factors.items()):
-        for place, G in rows.of_tile(j, block):
-            scores[:, b % blocks, place] += product(F, G)
-    return (scores if context.spec.by_block else scores[:, 0]).cpu()
-
-
-def _self_influences(block: str, rows: PieceRows, context: Context) -> Array:
+def _self_influences(block: str, chunks: Chunks, context: Context) -> Array:
     """gᵀ (inverse) g of each training sample in one block; as many at once as there is room for."""
     spec = context.spec
     most = max(1, spec.plan.held // (32 * (spec.widths[block] + 2 * spec.plan.chunk)))
     forms = [
-        _solved(spec.method.forms, block, own, rows, context)
-        for own in regrouped(rows.chunks(block), most)
+        _solved(spec.method.forms, block, own, chunks, context) for own in regrouped(chunks(), most)
     ]
     return torch.cat(forms).double().cpu().numpy()
 
 
-def _solved(make: Make, block: str, V: Tensor, rows: PieceRows, context: Context) -> Tensor:
+def _solved(make: Make, block: str, V: Tensor, chunks: Chunks, context: Context) -> Tensor:
     def passes() -> Iterator[BlockVectors]:
-        return (OrderedDict({block: G}) for G in rows.chunks(block))
+        return (OrderedDict({block: G}) for G in chunks())
 
     vectors = OrderedDict({block: V})
     return solve(make, vectors, passes, context.spec.plan.n, context.damping)[block]

@@ -1,24 +1,30 @@
 """The rows of training samples, from memory or from the store."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from pydvl_datainf.results.half_precision import decoded
 from pydvl_datainf.results.layout import rows_name
+from pydvl_datainf.runner.sizing import DECODED_SHARE
 from pydvl_datainf.runner.tasks.context import Context, device_of
 from pydvl_datainf.runner.tasks.gradients import new_rows
 from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors
+
+Chunks: TypeAlias = Callable[[], Iterable[Tensor]]
+"""Starts a pass over the rows of a block, in pieces."""
 
 Stored = tuple[Tensor, Tensor]
 """Rows in half precision of a tile, (r, d), and their scales, (r, blocks)."""
 
 
 class PieceRows:
-    """The rows of all training samples in a piece of blocks, block by block, as often as wanted.
+    """The rows of all training samples in a piece of blocks, block by block.
 
     Stored ones are read once where they can be held, and otherwise each time.
 
@@ -31,25 +37,34 @@ class PieceRows:
     def __init__(self, context: Context, inputs: Inputs | None, p: int):
         self.context, self.inputs, self.p = context, inputs, p
         plan = context.spec.plan
-        self.tiles = range(len(plan.train))
         self._held: list[Stored] | None = None
         if plan.rows == "zarr" and 2 * plan.n * plan.pieces[p][1] <= plan.held:
-            self._held = [read_stored(context, p, j) for j in self.tiles]
+            self._held = [read_stored(context, p, j) for j in range(len(plan.train))]
 
-    def chunks(self, block: str) -> Iterator[Tensor]:
-        """Yields rows of a block, (b, d_l): all of them, in their order."""
-        for j in self.tiles:
-            for _, G in self.of_tile(j, block):
+    def of_block(self, block: str) -> Chunks:
+        """The rows of a block, in pieces; decoded once where there is room for all of them.
+
+        Args:
+            block: of the piece.
+
+        Returns:
+            Starts a pass over rows, (b, d_l): those of all training samples, in their order.
+        """
+        plan, width = self.context.spec.plan, self.context.spec.widths[block]
+        if plan.rows == "zarr" and 8 * plan.n * width <= plan.held // DECODED_SHARE:
+            decoded = list(self._chunks(block))
+            return lambda: decoded
+        return partial(self._chunks, block)
+
+    def _chunks(self, block: str) -> Iterator[Tensor]:
+        spec = self.context.spec
+        for j in range(len(spec.plan.train)):
+            if spec.plan.rows != "zarr":
+                yield from (rows[block] for _, rows in kept_rows(self.context, self.inputs, j))
+                continue
+            stored = self._held[j] if self._held else read_stored(self.context, self.p, j)
+            for _, G in _decoded(self.context, self.inputs, self.p, stored, block):
                 yield G
-
-    def of_tile(self, j: int, block: str) -> Iterator[tuple[slice, Tensor]]:
-        """Yields rows of a block, and from which sample of a tile to which they are."""
-        if self.context.spec.plan.rows != "zarr":
-            for place, rows in kept_rows(self.context, self.inputs, j):
-                yield place, rows[block]
-            return
-        stored = self._held[j] if self._held else read_stored(self.context, self.p, j)
-        yield from _decoded(self.context, self.inputs, self.p, stored, block)
 
 
 def tile_rows(
