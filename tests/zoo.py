@@ -30,6 +30,18 @@ class Flat(nn.Module):
         return self.layers(x).flatten(1)
 
 
+class Gate(nn.Module):
+    """Parameters without dimensions, one of them not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(0.5))
+        self.unused = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.inner(x) * self.scale.exp()
+
+
 class Tied(nn.Module):
     """An embedding whose weight is also the output layer's, which is called twice."""
 
@@ -357,6 +369,9 @@ CASES = {
         _flat(lambda: nn.Embedding(6, 3, scale_grad_by_freq=True)),
         tokens(4, (12,)),
         per_sample=frozenset({"layers.0.weight"}),
+    ),
+    "scalars": Case(
+        lambda: nn.Sequential(Gate(), nn.Linear(2, 2)), numbers(4, 3, targets=(4, 2))
     ),
     "sparse embedding": Case(_flat(lambda: nn.Embedding(6, 3, sparse=True)), tokens(4, (12,))),
 }
