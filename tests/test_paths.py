@@ -180,6 +180,28 @@ def test_tables_where_positions_lead_in_place_of_samples():
         assert_all_right(watched, batches(length, shape=(positions, 3)))
 
 
+class Kept(nn.Module):
+    """Adds a table to the tokens that are positive, as many as there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.table = nn.Linear(3, 2), Table(3)
+
+    def forward(self, x):
+        kept = x.flatten(0, 1)[(x[..., 0] > 0).flatten()] + self.table.weight
+        owner = (x[..., 0] > 0).nonzero()[:, 0]
+        return self.out(torch.zeros_like(x[:, 0]).index_add(0, owner, kept.tanh()))
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (2, 4), (3, 4)])
+def test_tables_that_join_any_number_of_rows(sizes):
+    """Premise: what is picked are inputs, so that no graph shows it."""
+    for seed in range(12):
+        torch.manual_seed(seed)
+        watched = engine(Kept().double())
+        assert_all_right(watched, batches(*[sizes[0]] * 6, shape=(sizes[1], 3)))
+
+
 LATER = {
     "added to the samples": lambda h, w: h + w,
     "added to the turned": lambda h, w: (h.transpose(0, 1) + w).sin().transpose(0, 1),

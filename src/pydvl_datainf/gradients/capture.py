@@ -2,9 +2,11 @@
 
 Each layer that owns selected parameters is watched in the forward pass. One backward pass from the
 summed losses gives the gradients at the layers' outputs, and a rule turns a layer's input and
-output gradient into one gradient per sample. Whatever this cannot explain (parameters used outside
-their layer, layers with several inputs, samples not along the first dimension) is found by
-comparing with plain autograd on the first batch; from then on it gets one backward pass per sample.
+output gradient into one gradient per sample. Comparison with plain autograd on the first batch
+finds what this does not explain. Such parameters are watched where what follows from them is joined
+to the samples, as positions are, or else at a module around their own, as adapters and experts
+are. What neither explains (LSTMs, samples not along the first dimension) gets one backward pass per
+sample from then on.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -27,7 +29,7 @@ from pydvl_datainf.batches import (
 )
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ModelError, ObjectiveError
-from pydvl_datainf.gradients.joints import Joint, joints_of
+from pydvl_datainf.gradients.joints import Joint, joints_of, uneven
 from pydvl_datainf.gradients.paths import REENTRANT, Path, path_of, used_in
 from pydvl_datainf.gradients.recording import (
     Call,
@@ -397,13 +399,16 @@ class CaptureEngine:
 
     def _losses_in_halves(self, batch: Batch, uses: Collection[_Use] = ()) -> Tensor:
         """The losses of a batch, whose second half was computed first, each half from its end."""
-        # Layers whose numbers of rows do not follow from that of the samples are given up.
+        # Uses whose numbers of rows do not follow from that of the samples are given up.
         calls = [use for use in uses if isinstance(use, Call)]
+        joints = [use for use in uses if isinstance(use, Joint)]
         backwards, middle = reversed_batch(batch), batch_length(batch) // 2
         losses = []
         for half in (slice_batch(backwards, 0, middle), slice_batch(backwards, middle, None)):
             with row_counts(call.layer for call in calls) as counts:
-                losses.append(self._losses(half).detach())
+                alone = self._losses(half)
+            self._give_up(uneven(joints, alone), _UNEVEN)
+            losses.append(alone.detach())
             for call in calls:
                 length, found = len(losses[-1]), counts[call.layer.module]
                 # A single row for all samples was repeated for each of them.

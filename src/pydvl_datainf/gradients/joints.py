@@ -6,7 +6,7 @@ for each sample, which plain autograd sums before it goes on to the parameter. H
 itself.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,22 @@ def joints_of(
         if joints is not None:
             found[name] = joints
     return found
+
+
+def uneven(joints: Collection[Joint], losses: Tensor) -> set[str]:
+    """Whose joints have another number of rows for each sample in another batch.
+
+    Args:
+        joints: of one batch.
+        losses: of another, with a graph.
+
+    Returns:
+        The names of those parameters.
+    """
+    parameters = {joint.name: joint.parameter for joint in joints}
+    again = joints_of(losses, parameters, len(losses)) if joints else {}
+    numbers = {n: {joint.each for joint in joints if joint.name == n} for n in parameters}
+    return {n for n, each in numbers.items() if {j.each for j in again.get(n, ())} != each}
 
 
 def _joints(
