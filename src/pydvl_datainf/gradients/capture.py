@@ -114,6 +114,7 @@ class CaptureEngine:
         self._kinds: dict[Any, _Checked] = {}  # of batches
         self._at_joints: dict[str, bool] = {}  # parameters for which that was tried: still so?
         self._around: dict[str, str] = {}  # parameters that are watched at a module around theirs
+        self._reasons: dict[str, str] = {}  # why their own layers do not explain them
         self._unexplained: set[str] = set()  # parameters that get one backward pass per sample
         self._copied: set[nn.Module] = set()  # layers whose outputs are changed in place
         self._expand = True  # repeat inputs of leading size 1 for all samples
@@ -298,6 +299,7 @@ class CaptureEngine:
         new = sorted(set(names) - self._unexplained)
         if not new:
             return
+        self._reasons = dict.fromkeys(new, reason) | self._reasons
         untried = dict.fromkeys(set(new) - self._at_joints.keys(), True)
         self._at_joints |= dict.fromkeys(new, False) | untried
         around = {n: next_around(self.model, n, self._around.get(n)) for n in new}
@@ -305,7 +307,9 @@ class CaptureEngine:
         self._around |= found
         if untried or found:
             raise _ElsewhereError
-        told = f"{len(new)} parameters ({', '.join(new)}), because {reason}"
+        first = {self._reasons[n] for n in new}
+        groups = [(r, [n for n in new if self._reasons[n] == r]) for r in sorted(first)]
+        told = "; ".join(f"{len(g)} parameters ({', '.join(g)}), because {r}" for r, g in groups)
         if self.strict:
             raise ModelError(
                 f'Capture cannot explain {told}. Use gradients="auto" or "functional".'
