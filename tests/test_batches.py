@@ -62,8 +62,53 @@ def test_the_signature_knows_names_dtypes_and_dimensions_but_not_sizes():
     assert signature({"x": X}) != signature({"z": X})
 
 
-@pytest.mark.parametrize("told", [{"max_length_q": 7}, {"cu_seq_lens_k": torch.tensor([0, 3, 7])}])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"max_length_q": 7},
+        {"cu_seq_lens_k": torch.tensor([0, 3, 7])},
+        {"seq_idx": torch.tensor([[0, 0, 0, 1, 1, 1, 1]])},
+        {"seq_lengths": [[3, 4]]},
+        {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3]])},
+        {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 0, 0]]), "attention_mask": torch.ones(1, 7)},
+    ],
+)
 def test_samples_that_share_a_row_are_refused_by_what_joins_them(told):
     batch = {"input_ids": torch.ones(1, 7).long(), "labels": torch.ones(1, 7).long(), **told}
-    with pytest.raises(BatchError, match=r"joins samples in one row.*packing=False"):
+    what = next(iter(told))
+    with pytest.raises(BatchError, match=rf"joins samples in one row.*{what}.*packing=False"):
         check_batch(batch)
+
+
+@pytest.mark.parametrize("count", ["seq_idx", "position_ids"])
+def test_joined_rows_are_found_among_others(count):
+    joined = {"seq_idx": [0, 0, 0, 1, 1], "position_ids": [0, 1, 2, 0, 1]}[count]
+    whole = {"seq_idx": [0] * 5, "position_ids": [0, 1, 2, 3, 4]}[count]
+    batch = {"input_ids": torch.ones(3, 5).long(), count: torch.tensor([whole, joined, whole])}
+    with pytest.raises(BatchError, match="joins samples in one row"):
+        check_batch(batch)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        [0, 1, 2, 3, 4, 5],
+        [0, 0, 0, 1, 2, 3],  # padding on the left
+        [1, 1, 0, 1, 2, 3],  # as transformers counts it
+        [0, 1, 2, 3, 0, 0],  # padding on the right
+        [2, 3, 4, 5, 6, 7],
+        [0, 1, 2, 3, 1, 1],
+        [5, 4, 3, 2, 1, 0],
+    ],
+)
+def test_positions_of_one_sample_in_a_row(positions):
+    row = torch.tensor([positions])
+    for ids in (row, row.to(torch.int32), row.expand(4, -1)):
+        batch = {"input_ids": torch.ones_like(ids), "position_ids": ids}
+        assert set(check_batch(batch)) == {"input_ids", "position_ids"}
+
+
+def test_positions_under_padding_do_not_count():
+    ids = torch.tensor([[0, 1, 2, 0, 1]])
+    batch = {"position_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 0, 0]])}
+    assert len(check_batch(batch)) == 2

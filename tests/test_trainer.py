@@ -1,5 +1,7 @@
 """Influences of a model that a transformers Trainer tuned, against plain gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset
@@ -157,9 +159,51 @@ def test_loaders_that_the_trainer_keeps_are_not_mistaken(causal, tmp_path):
 def test_collators_that_join_samples_are_refused(causal, tmp_path):
     trainer = trained(causal, answers(4), DataCollatorForSeq2Seq(TOKENIZER), tmp_path)
     trainer.data_collator = DataCollatorWithFlattening()
+    with pytest.raises(SourceError, match=r"joins samples in one row.*DataCollatorForSeq2Seq"):
+        influence_from_trainer(trainer, test=answers(2))
+
+    def joining(samples):
+        return {k: v.flatten()[None] for k, v in DataCollatorForSeq2Seq(TOKENIZER)(samples).items()}
+
+    trainer.data_collator = joining
     influence, test, train = influence_from_trainer(trainer, test=answers(2))
     with pytest.raises(SourceError, match="1 samples where 2 were drawn"):
         run_influences(influence, test, train, tmp_path / "run.zarr", progress=False)
+
+
+class Untouched:
+    """Has arguments as trl's, and nothing else: whatever reads more of it fails."""
+
+    def __init__(self, collator=None, **settings):
+        self.args = SimpleNamespace(**settings)
+        self.model = tiny.gpt2().eval()
+        self.data_collator = collator
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"packing": True, "packing_strategy": "bfd"}, r"packing=True \(packing_strategy='bfd'\)"),
+        ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy='wrapped'"),
+        ({"packing": True, "eval_packing": False}, "packing=True"),
+        ({"packing": False, "eval_packing": True}, "eval_packing=True"),
+        ({"packing": False, "padding_free": True}, "padding_free=True"),
+    ],
+)
+def test_settings_that_join_samples_are_refused_before_any_work(settings, told):
+    with pytest.raises(SourceError, match=f"{told}.*Build the trainer again with packing=False"):
+        influence_from_trainer(Untouched(**settings))
+
+
+def test_collators_without_padding_are_refused_before_any_work():
+    """As trl sets where it packs by itself."""
+    with pytest.raises(SourceError, match=r"SimpleNamespace joins.*padding_free=False"):
+        influence_from_trainer(Untouched(SimpleNamespace(padding_free=True), packing=False))
+
+
+def test_packed_evaluation_data_may_be_replaced(trainer):
+    trainer.args.packing, trainer.args.eval_packing = False, True
+    assert len(influence_from_trainer(trainer, test=answers(2)).test.dataset) == 2
 
 
 def test_mixed_precision_that_stays_is_told(causal, tmp_path):

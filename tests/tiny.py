@@ -12,6 +12,8 @@ from transformers import (
     BertForTokenClassification,
     BlenderbotConfig,
     BlenderbotForConditionalGeneration,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -33,6 +35,8 @@ from transformers import (
     ResNetForImageClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    SwinConfig,
+    SwinForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -161,6 +165,20 @@ def bart(**kwargs):
 def vit(**kwargs):
     sizes = {"image_size": 8, "patch_size": 4, "intermediate_size": 24, "num_labels": 3}
     return ViTForImageClassification(ViTConfig(**SIZES, **sizes, **kwargs))
+
+
+def swin(**kwargs):
+    """Whose attention sees windows, which are shifted in every second layer."""
+    sizes = {"image_size": 8, "patch_size": 1, "embed_dim": 8, "depths": [2], "num_heads": [2]}
+    config = SwinConfig(**sizes, window_size=4, num_labels=3, **kwargs)
+    return SwinForImageClassification(config)
+
+
+def deberta(**kwargs):
+    """Whose attention projects relative positions, beside texts, by the same layers."""
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4}
+    config = DebertaV2Config(**ENCODER, **relative, share_att_key=True, **kwargs)
+    return DebertaV2ForSequenceClassification(config)
 
 
 def resnet(**kwargs):

@@ -30,6 +30,18 @@ class Flat(nn.Module):
         return self.layers(x).flatten(1)
 
 
+class Gate(nn.Module):
+    """Parameters without dimensions, one of them not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(0.5))
+        self.unused = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.inner(x) * self.scale.exp()
+
+
 class Tied(nn.Module):
     """An embedding whose weight is also the output layer's, which is called twice."""
 
@@ -140,6 +152,27 @@ class BoundLayer(nn.Linear):
 
     def forward(self, x):
         return 3 * super().forward(x) ** 2
+
+
+class Joined(nn.Module):
+    """Parameters without a dimension for samples, each of a layer that is not called with samples.
+
+    They are added (positions, a bias that a mask chooses), multiplied, or repeated (a prompt).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.position, self.prompt = nn.Embedding(5, 4), nn.Embedding(2, 4)
+        self.own = nn.ParameterDict({"scale": torch.rand(1, 4), "bias": torch.rand(5, 1)})
+
+    def forward(self, x):
+        h = self.inner(x) + self.position(torch.arange(x.shape[1])).tanh()
+        bias = torch.where(x[..., :1] > 0, self.own["bias"].exp(), 0.5 * h)
+        prompts = self.prompt.weight.repeat(len(x), 1, 1)
+        first = self.prompt(torch.tensor([0])).expand(len(x), 1, 4)
+        h = torch.cat([first, prompts, (h + bias) * self.own["scale"]], 1)
+        return self.out(torch.tanh(h)).mean(1)
 
 
 class Transposed(nn.Module):
@@ -333,31 +366,18 @@ CASES = {
             {"lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0", "lstm.bias_hh_l0"}
         ),
     ),
-    "attention": Case(
-        Attention,
-        numbers(5, 4, targets=(2,)),
-        per_sample=frozenset(
-            {
-                "attention.in_proj_weight",
-                "attention.in_proj_bias",
-                "attention.out_proj.weight",
-                "attention.out_proj.bias",
-            }
-        ),
-    ),
+    "attention": Case(Attention, numbers(5, 4, targets=(2,))),
+    "joined": Case(Joined, numbers(5, 3, targets=(2,))),
     "functional": Case(
         Functional, numbers(5, 3, targets=(2,)), per_sample=frozenset({"both.weight"})
     ),
-    "vmap refuses": Case(
-        _flat(lambda: nn.Linear(3, 3), Unbatchable),
-        numbers(3, targets=(3,)),
-        per_sample=frozenset({"layers.1.scale"}),
-    ),
+    "vmap refuses": Case(_flat(lambda: nn.Linear(3, 3), Unbatchable), numbers(3, targets=(3,))),
     "scaled by frequency": Case(
         _flat(lambda: nn.Embedding(6, 3, scale_grad_by_freq=True)),
         tokens(4, (12,)),
         per_sample=frozenset({"layers.0.weight"}),
     ),
+    "scalars": Case(lambda: nn.Sequential(Gate(), nn.Linear(2, 2)), numbers(4, 3, targets=(4, 2))),
     "sparse embedding": Case(_flat(lambda: nn.Embedding(6, 3, sparse=True)), tokens(4, (12,))),
 }
 

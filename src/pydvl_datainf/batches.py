@@ -16,7 +16,9 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 Batch: TypeAlias = Pair | Mapping[str, Tensor]
 
 
-PACKED = frozenset(f"{name}_{side}" for name in ("cu_seq_lens", "max_length") for side in "qk")
+PACKED = frozenset(
+    {"seq_lengths", *(f"{name}_{side}" for name in ("cu_seq_lens", "max_length") for side in "qk")}
+)
 """What collators name that put samples into one row."""
 
 
@@ -47,12 +49,12 @@ def check_batch(batch: Any) -> Batch:
         raise BatchError(
             "The batch is an empty mapping; it needs the model's inputs and the labels."
         )
-    joined = sorted(named.keys() & PACKED)
+    joined = sorted((named.keys() & PACKED) | _telling_of_several(named))
     if joined:
         raise BatchError(
             f"The batch joins samples in one row ({', '.join(joined)} tell where each begins), so "
             "that they have no losses of their own. Switch packing off: in trl packing=False and "
-            "padding_free=False."
+            "padding_free=False; in transformers another collator than DataCollatorWithFlattening."
         )
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
@@ -75,6 +77,23 @@ def check_batch(batch: Any) -> Batch:
     if 0 in lengths.values():
         raise BatchError("The batch has no samples; drop empty batches.")
     return checked
+
+
+def _telling_of_several(named: Mapping[str, Any]) -> set[str]:
+    """Names of tensors (B, T) by which a row has several samples: numbers of them, or positions."""
+    told = set()
+    index, positions = named.get("seq_idx"), named.get("position_ids")
+    if isinstance(index, Tensor) and index.ndim == 2 and bool((index[:, 1:] > index[:, :1]).any()):
+        told.add("seq_idx")
+    if isinstance(positions, Tensor) and positions.ndim == 2:
+        # A single 0 may be padding, which has any position.
+        begins = (positions[:, :-1] == 0) & (positions[:, 1:] == 1)
+        mask = named.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.shape == positions.shape:
+            begins = begins & mask[:, :-1].bool()
+        if bool((begins.sum(1) > 1).any()):
+            told.add("position_ids")
+    return told
 
 
 def batch_length(batch: Batch) -> int:

@@ -103,7 +103,7 @@ class Blocks:
     def gather(self, rows: Mapping[str, Tensor]) -> BlockVectors:
         """Per-parameter vectors (B, *shape), joined to per-block vectors (B, d_l)."""
         return OrderedDict(
-            (block, _joined([rows[name].flatten(1) for name in names]))
+            (block, _joined([rows[name].unsqueeze(-1).flatten(1) for name in names]))
             for block, names in self.members.items()
         )
 

@@ -2,14 +2,17 @@
 
 Each layer that owns selected parameters is watched in the forward pass. One backward pass from the
 summed losses gives the gradients at the layers' outputs, and a rule turns a layer's input and
-output gradient into one gradient per sample. Whatever this cannot explain (parameters used outside
-their layer, layers with several inputs, samples not along the first dimension) is found by
-comparing with plain autograd on the first batch; from then on it gets one backward pass per sample.
+output gradient into one gradient per sample. Comparison with plain autograd on the first batch
+finds what this does not explain. Such parameters are watched where what follows from them is joined
+to the samples, as positions are, or else at a module around their own, as adapters and experts
+are. What neither explains (LSTMs, samples not along the first dimension) gets one backward pass per
+sample from then on.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 from warnings import warn
 
 import torch
@@ -26,12 +29,14 @@ from pydvl_datainf.batches import (
 )
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ModelError, ObjectiveError
-from pydvl_datainf.gradients.paths import REENTRANT, Path, path_of
+from pydvl_datainf.gradients.joints import Joint, joints_of, uneven
+from pydvl_datainf.gradients.paths import REENTRANT, Path, path_of, used_in
 from pydvl_datainf.gradients.recording import (
     Call,
     Recording,
     Rows,
     layers_of,
+    next_around,
     recorded,
     row_counts,
 )
@@ -57,6 +62,8 @@ _NOT_LEADING = "their layers' inputs and outputs are not tensors that lead with 
 _OF_IMAGES = "their layers may see images, or patches of them, in place of samples"
 _UNEVEN = "the number of their rows does not follow from that of the samples"
 
+_Use: TypeAlias = Call | Joint
+
 SAMPLES_PER_CHECK = 128
 """One sample in so many is computed alone too, to find what the graph does not show."""
 
@@ -70,6 +77,10 @@ class _Checked:
     batches: int = 1
     unchecked: int = 0  # samples since the last one that was computed alone
     checks: int = 0
+
+
+class _ElsewhereError(Exception):
+    """Parameters are to be watched at other modules, in a pass that begins again."""
 
 
 class CaptureEngine:
@@ -103,6 +114,9 @@ class CaptureEngine:
         self.strict = strict
         self._images = ImageLayout.of(model)
         self._kinds: dict[Any, _Checked] = {}  # of batches
+        self._at_joints: dict[str, bool] = {}  # parameters for which that was tried: still so?
+        self._around: dict[str, str] = {}  # parameters that are watched at a module around theirs
+        self._reasons: dict[str, str] = {}  # why their own layers do not explain them
         self._unexplained: set[str] = set()  # parameters that get one backward pass per sample
         self._copied: set[nn.Module] = set()  # layers whose outputs are changed in place
         self._expand = True  # repeat inputs of leading size 1 for all samples
@@ -180,16 +194,30 @@ class CaptureEngine:
     ) -> tuple[Tensor, Rows]:
         """Losses, and rows of all parameters that capture explains."""
         if self._images.has_images(batch):
-            self._give_up(outside_language(self.model, parameters), _OF_IMAGES)
+            self._leave(outside_language(self.model, parameters), _OF_IMAGES)
+        while True:
+            try:
+                return self._captured_here(batch, parameters, tolerance, checked)
+            except _ElsewhereError:
+                continue
+
+    def _captured_here(
+        self,
+        batch: Batch,
+        parameters: Mapping[str, nn.Parameter],
+        tolerance: Tolerance,
+        checked: _Checked,
+    ) -> tuple[Tensor, Rows]:
+        """The same, with each parameter watched where it is now."""
         if not checked.steps:
             return self._compared(batch, parameters, tolerance, checked)
-        losses, recording = self._forward(batch, parameters)
-        if not self._path(batch, losses, recording.calls, parameters) <= checked.steps:
-            del losses, recording  # and their graph
+        losses, recording, calls = self._forward(batch, parameters)
+        if not self._path(batch, losses, calls, parameters) <= checked.steps:
+            del losses, recording, calls  # and their graph
             return self._compared(batch, parameters, tolerance, checked)
-        self._give_up_misplaced(losses, recording.calls, tolerance)
-        grads = _backward(losses.sum(), [call.edge for call in recording.calls])
-        rows = self._combined(recording.calls, grads, parameters, len(losses))
+        self._give_up_misplaced(losses, calls, tolerance)
+        grads = _backward(losses.sum(), [call.edge for call in calls])
+        rows = self._combined(calls, grads, parameters, len(losses))
         checked.batches += 1
         checked.unchecked += len(losses)
         is_due = checked.unchecked >= SAMPLES_PER_CHECK or checked.batches.bit_count() == 1
@@ -201,33 +229,38 @@ class CaptureEngine:
         self,
         batch: Batch,
         losses: Tensor,
-        calls: Iterable[Call],
+        calls: Iterable[_Use],
         parameters: Mapping[str, nn.Parameter],
     ) -> Path:
         """What of a pass has to be compared: all but what is computed sample by sample."""
         explained = {n: p for n, p in parameters.items() if n not in self._unexplained}
         # The number of tokens is no other path; a number that data decides, as experts have it, is.
         tokens = {t.shape[1] for t in batch_named(batch).values() if t.ndim > 1}
+        where = self._around.get  # calls of another module are another path
         called = [
-            (name, ("tokens" if call.each in tokens else call.each, call.pattern))
+            (name, ("tokens" if call.each in tokens else call.each, call.pattern, where(name)))
             for call in calls
-            for name in call.layer.owned.values()
-            if name in explained
+            for name in call.names
         ]
         return path_of(losses, explained, called)
 
     def _forward(
         self, batch: Batch, parameters: Mapping[str, nn.Parameter], *, watch: bool = False
-    ) -> tuple[Tensor, Recording]:
-        """Losses and the calls of all layers with parameters that capture explains."""
+    ) -> tuple[Tensor, Recording, list[_Use]]:
+        """Losses, what was recorded, and where parameters that capture explains are used."""
         explained = {n: p for n, p in parameters.items() if n not in self._unexplained}
-        layers, recording = layers_of(self.model, explained), Recording(watch)
+        joined = {n: explained.pop(n) for n, still in self._at_joints.items() if still}
+        layers, recording = layers_of(self.model, explained, self._around), Recording(watch)
         with recorded(
             recording, layers, batch_length(batch), copied=self._copied, expand=self._expand
         ):
             losses = self._losses(batch)
-        self._give_up(recording.unexplained, _NOT_LEADING)
-        return losses, recording
+        if recording.unexplained:  # what takes no part, such as a scale of other losses, is zero
+            used = used_in(losses, explained)
+            self._give_up(recording.unexplained & used, _NOT_LEADING)
+        joints = joints_of(losses, joined, batch_length(batch)) if joined else {}
+        self._give_up(joined.keys() - joints.keys(), _OUTSIDE)
+        return losses, recording, [*recording.calls, *chain.from_iterable(joints.values())]
 
     def _losses(self, batch: Batch) -> Tensor:
         given = self._images.as_given(copy_batch(batch))
@@ -244,7 +277,7 @@ class CaptureEngine:
 
     def _combined(
         self,
-        calls: Iterable[Call],
+        calls: Iterable[_Use],
         grads: Iterable[Tensor | None],
         parameters: Mapping[str, nn.Parameter],
         length: int,
@@ -256,10 +289,10 @@ class CaptureEngine:
         for call, grad in zip(calls, grads, strict=True):
             new = {} if grad is None else call.rows(grad, dtype)
             if grad is not None and not new:
-                unmapped |= set(call.layer.owned.values())
+                unmapped |= set(call.names)
             for name, value in new.items():
                 rows[name] = rows[name] + value if name in rows else value
-        self._give_up(unmapped, "their layers cannot be mapped by vmap")
+        self._give_up(unmapped, "their layers cannot be called for one sample")
         for name, p in parameters.items():
             if name not in rows:
                 rows[name] = p.new_zeros(length, *p.shape, dtype=dtype)
@@ -268,11 +301,29 @@ class CaptureEngine:
     # What capture cannot explain
 
     def _give_up(self, names: Iterable[str], reason: str) -> None:
-        """Leaves parameters to one backward pass per sample, and says so."""
+        """Watches parameters elsewhere, or leaves them, where every other place was tried."""
         new = sorted(set(names) - self._unexplained)
         if not new:
             return
-        told = f"{len(new)} parameters ({', '.join(new)}), because {reason}"
+        self._reasons = dict.fromkeys(new, reason) | self._reasons
+        untried = dict.fromkeys(set(new) - self._at_joints.keys(), True)
+        self._at_joints |= dict.fromkeys(new, False) | untried
+        around = {n: next_around(self.model, n, self._around.get(n)) for n in new}
+        found = {n: path for n, path in around.items() if path is not None and n not in untried}
+        self._around |= found
+        if untried or found:
+            raise _ElsewhereError
+        self._leave(new, reason)
+
+    def _leave(self, names: Iterable[str], reason: str) -> None:
+        """Leaves parameters to one backward pass per sample."""
+        new = sorted(set(names) - self._unexplained)
+        if not new:
+            return
+        self._reasons = dict.fromkeys(new, reason) | self._reasons
+        first = {self._reasons[n] for n in new}
+        groups = [(r, [n for n in new if self._reasons[n] == r]) for r in sorted(first)]
+        told = "; ".join(f"{len(g)} parameters ({', '.join(g)}), because {r}" for r, g in groups)
         if self.strict:
             raise ModelError(
                 f'Capture cannot explain {told}. Use gradients="auto" or "functional".'
@@ -322,13 +373,15 @@ class CaptureEngine:
         weights = random.to(losses.device, rows_dtype(parameters.values()))
         self._give_up_misplaced(losses, calls, tolerance)
         grads = _backward(losses.sum(), [call.edge for call in calls], retain_graph=True)
-        totals = _backward((weights * losses).sum(), list(parameters.values()))
+        joined = any(isinstance(call, Joint) for call in calls)  # which go on in the graph
+        total = (weights * losses).sum()
+        totals = _backward(total, list(parameters.values()), retain_graph=joined)
         truth = {
             name: _dense(g).to(weights.dtype)
             for name, g in zip(parameters, totals, strict=True)
             if g is not None
         }
-        called = {name for call in calls for name in call.layer.owned.values()}
+        called = {name for call in calls for name in call.names}
         self._give_up(truth.keys() - called - self._unexplained, _OUTSIDE)
         rows = self._combined(calls, grads, parameters, len(losses))
         sums = {name: torch.einsum("b,b...->...", weights, r) for name, r in rows.items()}
@@ -346,7 +399,7 @@ class CaptureEngine:
 
     def _steady_forward(
         self, batch: Batch, parameters: Mapping[str, nn.Parameter], tolerance: Tolerance
-    ) -> tuple[Tensor, Collection[Call]]:
+    ) -> tuple[Tensor, Collection[_Use]]:
         """A recorded forward pass whose losses do not depend on chance or on other samples."""
         losses, calls = self._lossless_forward(batch, parameters)
         halves = self._losses_in_halves(batch, calls)
@@ -362,33 +415,37 @@ class CaptureEngine:
         check_independent(losses, halves, tolerance, "in a smaller batch")
         return losses, calls
 
-    def _losses_in_halves(self, batch: Batch, calls: Collection[Call] = ()) -> Tensor:
+    def _losses_in_halves(self, batch: Batch, uses: Collection[_Use] = ()) -> Tensor:
         """The losses of a batch, whose second half was computed first, each half from its end."""
-        # Layers whose numbers of rows do not follow from that of the samples are given up.
+        # Uses whose numbers of rows do not follow from that of the samples are given up.
+        calls = [use for use in uses if isinstance(use, Call)]
+        joints = [use for use in uses if isinstance(use, Joint)]
         backwards, middle = reversed_batch(batch), batch_length(batch) // 2
         losses = []
         for half in (slice_batch(backwards, 0, middle), slice_batch(backwards, middle, None)):
             with row_counts(call.layer for call in calls) as counts:
-                losses.append(self._losses(half).detach())
+                alone = self._losses(half)
+            self._give_up(uneven(joints, alone), _UNEVEN)
+            losses.append(alone.detach())
             for call in calls:
                 length, found = len(losses[-1]), counts[call.layer.module]
                 # A single row for all samples was repeated for each of them.
                 if found.isdisjoint({call.each * length, 1 if call.each == 1 else 0}):
-                    self._give_up(call.layer.owned.values(), _UNEVEN)
+                    self._give_up(call.names, _UNEVEN)
         return torch.cat(losses).flip(0)
 
     def _lossless_forward(
         self, batch: Batch, parameters: Mapping[str, nn.Parameter]
-    ) -> tuple[Tensor, Collection[Call]]:
+    ) -> tuple[Tensor, Collection[_Use]]:
         """A forward pass in which outputs that are changed in place were copied first."""
-        losses, recording = self._forward(batch, parameters, watch=True)
+        losses, recording, calls = self._forward(batch, parameters, watch=True)
         if recording.lost:
             self._copied |= recording.lost
-            losses, recording = self._forward(batch, parameters)
-        return losses, recording.calls
+            losses, recording, calls = self._forward(batch, parameters)
+        return losses, calls
 
     def _give_up_misplaced(
-        self, losses: Tensor, calls: Iterable[Call], tolerance: Tolerance
+        self, losses: Tensor, calls: Iterable[_Use], tolerance: Tolerance
     ) -> None:
         """Gives up layers whose inputs were picked, unless their rows are the samples' in turn.
 
@@ -406,7 +463,7 @@ class CaptureEngine:
                 continue
             by_row = weights.to(g).repeat_interleave(call.each).view(-1, *(1,) * (g.ndim - 1))
             if tolerance.unequal({"": g_weighted}, {"": by_row * g}):
-                self._give_up(call.layer.owned.values(), "their rows go where data decides")
+                self._give_up(call.names, "their rows go where data decides")
 
     def _check_steady(self, losses: Tensor, again: Tensor, tolerance: Tolerance) -> None:
         if not tolerance.same(losses, again):

@@ -1,7 +1,7 @@
 """The path that a forward pass took, as far as the graph behind its losses shows it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -37,33 +37,16 @@ def path_of(
     Returns:
         The steps, in no order.
 
-    Raises:
-        ModelError: if a part is checkpointed in the re-entrant form: parameters in it would have no
-            gradient, which is zeros without an error.
     """
     names = {id(p): name for name, p in parameters.items()}
     steps: set[tuple[Any, ...]] = set()
     uses: Counter[str] = Counter()
-    nodes: list[Any] = [losses.grad_fn]
-    seen = {losses.grad_fn}
-    while nodes:
-        node = nodes.pop()
-        if node is None:
-            continue
-        kind = node.name()
-        if "CheckpointFunction" in kind:
-            raise ModelError(REENTRANT)
-        for parent, _ in node.next_functions:
-            if parent is None:
-                continue
-            step = parent.name()
-            if step == _LEAF:
-                step = names.get(id(parent.variable), step)
-                uses[step] += 1
-            steps.add((kind, step))
-            if parent not in seen:
-                seen.add(parent)
-                nodes.append(parent)
+    for node, parent in edges_of(losses):
+        kind, step = node.name(), parent.name()
+        if step == _LEAF:
+            step = names.get(id(parent.variable), step)
+            uses[step] += 1
+        steps.add((kind, step))
     listed = list(calls)
     called = Counter(name for name, _ in listed)
     # How often a layer is called is no other path, but that it is used without being called is.
@@ -72,3 +55,37 @@ def path_of(
         for name in names.values()
     }
     return frozenset(steps | set(listed))
+
+
+def used_in(losses: Tensor, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+    """The names of those parameters that losses depend on."""
+    leaves = {id(node.variable) for _, node in edges_of(losses) if node.name() == _LEAF}
+    return {name for name, p in parameters.items() if id(p) in leaves}
+
+
+def edges_of(losses: Tensor) -> Iterator[tuple[Any, Any]]:
+    """Walks the graph behind losses.
+
+    Args:
+        losses: one per sample, (B,), with a graph.
+
+    Yields:
+        Each node with each that it passes gradients to.
+
+    Raises:
+        ModelError: if a part is checkpointed in the re-entrant form: parameters in it would have no
+            gradient, which is zeros without an error.
+    """
+    nodes: list[Any] = [losses.grad_fn]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if "CheckpointFunction" in node.name():
+            raise ModelError(REENTRANT)
+        for parent, _ in node.next_functions:
+            if parent is None:
+                continue
+            yield node, parent
+            if parent not in seen:
+                seen.add(parent)
+                nodes.append(parent)

@@ -151,20 +151,31 @@ def rules_of(module: nn.Module) -> Mapping[str, Rule] | None:
 
 
 def module_rows(
-    module: nn.Module, args: Any, kwargs: Any, g: Tensor, names: Iterable[str]
+    module: nn.Module,
+    args: Any,
+    kwargs: Any,
+    g: Tensor,
+    names: Iterable[str],
+    place: int | None = None,
 ) -> Mapping[str, Tensor]:
-    """Gradients of any layer with one tensor out: its pullback, mapped over samples.
+    """Gradients of any layer: its pullback, mapped over samples.
+
+    What vmap refuses, such as experts that pick their tokens, is called sample by sample.
 
     Args:
-        module: a layer without a rule of its own.
+        module: a layer without rules for the parameters.
         args: its positional arguments; tensors (B, k, ...) are those of the samples in turn, and
             all others are common to the samples.
         kwargs: its arguments by name, likewise.
         g: the gradient at the output, (B, k, ...).
         names: the parameters wanted, by their names in the module.
+        place: of the output in what the module returns; None = it returns the output.
 
     Returns:
         For each name the gradients, shape (B, *shape).
+
+    Raises:
+        OutOfMemoryError: if the device has too little memory.
     """
     bare = _Unhooked(module)
     parameters = {f"module.{name}": module.get_parameter(name).detach() for name in names}
@@ -175,16 +186,31 @@ def module_rows(
         if isinstance(leaf, Tensor) and leaf.shape[:2] == g.shape[:2]
     ]
 
-    def gradient(g: Tensor, *own: Tensor) -> dict[str, Tensor]:
+    def output(own: Iterable[Tensor], p: dict[str, Tensor]) -> Any:
         here = list(leaves)
-        for place, leaf in zip(places, own, strict=True):
-            here[place] = leaf
+        for i, leaf in zip(places, own, strict=True):
+            here[i] = leaf
         args, kwargs = pytree.tree_unflatten(here, spec)
-        outputs = vjp(lambda p: functional_call(bare, p, args, kwargs), parameters)
-        (rows,) = outputs[1](g)
+        outputs = functional_call(bare, p, args, kwargs)
+        return outputs if place is None else outputs[place]
+
+    def gradient(g: Tensor, *own: Tensor) -> dict[str, Tensor]:
+        (rows,) = vjp(lambda p: output(own, p), parameters)[1](g)
         return cast(dict[str, Tensor], rows)
 
-    rows = vmap(gradient)(g, *(leaves[place] for place in places))
+    mapped = [leaves[i] for i in places]
+    try:
+        rows = vmap(gradient)(g, *mapped)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a layer of the caller's may raise under vmap
+        own = [p.requires_grad_() for p in parameters.values()]
+        each = []
+        with torch.enable_grad():
+            for g_own, *inputs in zip(g, *mapped, strict=True):
+                y = output(inputs, parameters)
+                each.append(torch.autograd.grad(y, own, g_own, materialize_grads=True))
+        rows = dict(zip(parameters, map(torch.stack, zip(*each, strict=True)), strict=True))
     return {name.removeprefix("module."): values for name, values in rows.items()}
 
 

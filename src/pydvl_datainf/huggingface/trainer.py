@@ -76,7 +76,8 @@ def influence_from_trainer(
     Raises:
         ModelError: if the model is in training mode, or there is no such method.
         ObjectiveError: if the loss is not known from the model's class alone.
-        SourceError: if there is no training or test data, or its collator is random.
+        SourceError: if there is no training or test data, its collator is random, or several
+            samples share a row.
     """
     model: nn.Module = trainer.model
     if model.training:
@@ -89,6 +90,7 @@ def influence_from_trainer(
             stacklevel=2,
         )
     check_method(method)
+    _check_not_packed(trainer, with_evaluation=test is None)
     objective = objective or _objective_of(trainer)
     held_out = trainer.eval_dataset if test is None else test
     if isinstance(held_out, dict):
@@ -101,6 +103,28 @@ def influence_from_trainer(
         _loader(trainer, held_out, batch_size, "evaluation data; pass test"),
         _loader(trainer, trainer.train_dataset, batch_size, "training data"),
     )
+
+
+def _check_not_packed(trainer: Any, *, with_evaluation: bool) -> None:
+    """Refuses what trl and transformers join in one row; trl does so when a trainer is built."""
+    args, collator = trainer.args, getattr(trainer, "data_collator", None)
+    names = ["packing", "padding_free", *(["eval_packing"] if with_evaluation else [])]
+    told = ", ".join(f"{name}=True" for name in names if getattr(args, name, None))
+    if told:
+        strategy = getattr(args, "packing_strategy", None)
+        told += f" (packing_strategy={strategy!r})" if "packing" in told and strategy else ""
+        raise SourceError(
+            f"The trainer joins samples in one row: {told}. There they have no losses of their "
+            "own. Build the trainer again with packing=False, eval_packing=False and "
+            "padding_free=False, around the model that was trained."
+        )
+    kind = type(collator).__name__
+    if getattr(collator, "padding_free", False) or kind == "DataCollatorWithFlattening":
+        raise SourceError(
+            f"{kind} joins samples in one row, where they have no losses of their own. Set "
+            "trainer.data_collator to one that pads, such as DataCollatorForSeq2Seq, or in trl "
+            "padding_free=False."
+        )
 
 
 def _objective_of(trainer: Any) -> Objective:
