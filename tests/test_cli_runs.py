@@ -17,6 +17,7 @@ from pydvl_datainf import DataInfInfluence, run_influences
 from pydvl_datainf.cli import main
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner import tasks
+from pydvl_datainf.runner.tasks import blocks
 from pydvl_datainf.tables import info_tables, mean_tables
 
 N, M = 12, 5
@@ -100,9 +101,10 @@ def stop(*arguments):
 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
-    """A run that was stopped between factors and scores."""
+    """A run that was stopped after the scores of one training tile."""
+    calls = iter([blocks.write_tiles])
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "write_scores", stop)
+        patch.setattr(blocks, "write_tiles", lambda *arguments: next(calls, stop)(*arguments))
         with pytest.raises(KeyboardInterrupt):
             made(tmp_path / "stopped.zarr")
     return tmp_path / "stopped.zarr"
@@ -198,8 +200,8 @@ def test_check_reads_every_chunk(plain, damaged):
 
 
 def test_check_finds_a_missing_chunk(damaged):
-    (damaged / "factors/c/0/0").unlink()
-    message = "2 missing or damaged chunks: factors/c/0/0, scores/c/1/2."
+    (damaged / "mean_influence/c/0").unlink()
+    message = "2 missing or damaged chunks: mean_influence/c/0, scores/c/1/2."
     assert message in refused("info", damaged, "--check")
 
 

@@ -167,9 +167,9 @@ def stop(*arguments):
 
 
 def interrupted(demo, monkeypatch, **wishes):
-    """Begins a run that is stopped between factors and scores."""
+    """Begins a run that is stopped before its scores."""
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "write_scores", stop)
+        patch.setattr(tasks, "write_piece", stop)
         with pytest.raises(KeyboardInterrupt):
             demo(**wishes)
 

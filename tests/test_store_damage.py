@@ -36,7 +36,7 @@ KINDS = {
     },
     "top": {"top_k": 3, "query_groups": ["x", "y", "z"] * 3 + ["x", "y"]},
 }
-OWN = ["approximation", "block", "damping", "factors", "mean_influence", "row_scales", "rows"]
+OWN = ["approximation", "block", "damping", "mean_influence", "row_scales", "rows/0"]
 OWN += ["scores", "self_influence", "squared_norms", "test", "test_flag", "train", "train_label"]
 OWN += ["train_loss", "width"]
 ARRAYS = [("zarr", name) for name in OWN] + [("top", name) for name in ("top", "top_scores", "end")]
