@@ -495,7 +495,9 @@ def test_rows_that_are_computed_again_piece_by_piece_do_not_serve(tmp_path):
 
 
 def test_a_block_that_does_not_fit_is_refused_with_the_memory_that_it_takes(store):
-    with pytest.raises(PlanError, match="the exact inverse takes .* in the widest block") as caught:
+    with pytest.raises(
+        PlanError, match=r"the exact inverse takes .* in the widest block"
+    ) as caught:
         run(store, exact(), memory=10_000, rows="zarr", tile=(8, 6))
     needed = int(re.search("memory=([0-9,]+), for", str(caught.value))[1].replace(",", ""))
     assert needed > 10_000
