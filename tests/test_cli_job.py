@@ -167,7 +167,7 @@ def test_a_stopped_run_goes_on(folder, monkeypatch):
             raise KeyboardInterrupt
         return scores(*arguments)
 
-    monkeypatch.setattr(tasks, "write_piece", stopping)
+    monkeypatch.setattr(tasks, "write_scores", stopping)
     result = invoke("run", folder / "job.yaml", "--no-progress")
     assert result.exit_code == 130
     assert "the same command goes on; the pass over" in result.output
@@ -215,8 +215,8 @@ def test_a_dry_run_foretells_that_many_gradients_go_to_the_disk(folder, monkeypa
     monkeypatch.setattr(choices, "MOST_IN_MEMORY", 19)
     shown = done("run", folder / "job.yaml", "--dry-run", "--no-progress")
     assert "Rows kept on disk, in half precision" in shown
-    # 2·20·256 of rows and 4·20·4 of scores; 8·4·256 of vectors.
-    assert "Disk 10.31 kiB, and as much as 8.00 kiB for a time" in shown
+    # 2·20·256 of rows and 4·20·4 of scores; 8·4·256 of vectors and 8·4·4·20 of parts of scores.
+    assert "Disk 10.31 kiB, and as much as 10.50 kiB for a time" in shown
     done("run", folder / "job.yaml", "--no-progress")
     assert InfluenceRun(folder / "out.zarr").plan.rows == "zarr"
 
@@ -626,7 +626,7 @@ def test_a_run_that_fails_keeps_what_it_has(folder, monkeypatch):
     def fails(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tasks, "write_scores", fails)
+    monkeypatch.setattr(tasks, "write_piece", fails)
     assert "No space left" in failed(1, "run", folder / "job.yaml", "--no-progress")
     monkeypatch.undo()
     assert InfluenceRun(folder / "out.zarr").attrs["gradients"] == 24
