@@ -114,7 +114,7 @@ def _fitted(
         pieces = _cut(asked, held) if rows == "zarr" else [(len(asked.widths), sum(asked.widths))]
     step = min(step, train_tile)
     while True:
-        needs = _needs(asked, rows, pieces, train_tile, step, held)
+        needs = _needs(asked, rows, pieces, test_tile or 0, train_tile, step, held)
         room = memory - needs.fixed
         most = room // needs.query if room > 0 and memory >= needs.tile else 0
         if most >= (test_tile or 1) or step == 1:
@@ -274,6 +274,7 @@ def _needs(
     asked: RunSize,
     rows: str,
     pieces: Sequence[Sequence[int]],
+    test_tile: int,
     train_tile: int,
     step: int,
     held: int,
@@ -281,19 +282,20 @@ def _needs(
     p, D, d = asked.precision, sum(asked.widths), max(asked.widths)
     # Rows of a gradient computation, as computed, and one block of them as it is multiplied.
     computed = step * (max(3 * asked.row, 2 * asked.vector) + d * p)
-    sums = asked.m * asked.vector if asked.m < asked.m_samples else 0  # over groups of test samples
+    # Gradients of a tile of queries in all blocks, or sums over groups of test samples.
+    queries = asked.m * asked.vector if asked.m < asked.m_samples else test_tile * asked.row
     solver = asked.method.bytes(asked.n, 0, d)
     scores = 2 * train_tile * (len(asked.widths) if asked.by_block else 1) * p
     query = asked.method.bytes(asked.n, 1, d) - solver + d * p + scores
     if rows != "zarr":  # all blocks at once; kept rows as they were computed
         kept = asked.n * asked.row if rows == "memory" else 0
         fixed = computed + kept + solver
-        return _Needs(fixed, query + 2 * asked.vector + 2 * step * p, computed + kept + sums)
+        return _Needs(fixed, query + 2 * asked.vector + 2 * step * p, computed + kept + queries)
     widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
     read = min(2 * asked.n * widest, max(held, 4 * train_tile * widest))
     fixed = read + 3 * chunk * d * p + solver
     encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
-    return _Needs(fixed, query + 2 * (widest + chunk) * p, computed + max(encoded, sums))
+    return _Needs(fixed, query + 2 * (widest + chunk) * p, computed + max(encoded, queries))
 
 
 def _self_bytes(asked: RunSize, step: int) -> int:
