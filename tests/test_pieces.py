@@ -283,7 +283,7 @@ def stopping(monkeypatch, name, call):
 
 def pieces_worked_on(monkeypatch):
     seen = []
-    recorded(monkeypatch, tasks, "write_piece", lambda work, *_: seen.append(work[:2]))
+    recorded(monkeypatch, tasks, "write_piece", lambda work, *_: seen.append(work))
     return seen
 
 
@@ -317,7 +317,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_piece_that_is_missing(
     done = run(store, **settings)
     assert results(store) == results(undisturbed / kind)
     order = [(p, q) for q in range(len(done.plan.groups)) for p in range(len(PIECES))]
-    assert worked == order[call - 1 :]
+    assert [(work.piece, work.group) for work in worked] == order[call - 1 :]
     assert done.attrs["gradients"] == InfluenceRun(undisturbed / kind).attrs["gradients"]
     assert before <= done.attrs["gradients"]
 
@@ -335,7 +335,7 @@ def test_a_run_that_was_stopped_later_works_on_no_piece_again(
     worked = pieces_worked_on(monkeypatch)
     run(store, **FULL)
     assert results(store) == results(undisturbed / "all")
-    assert not [q for _, q in worked if q in (0, None)]  # the first group was there
+    assert not [work for work in worked if work.group in (0, None)]  # the first group was there
 
 
 @pytest.fixture
@@ -402,7 +402,7 @@ def test_the_scores_of_a_block_are_those_of_its_piece_alone(tmp_path, undisturbe
     worked = pieces_worked_on(monkeypatch)
     done = run(store, **FULL | KINDS["by block"])
     (group,) = (q for q in range(len(done.plan.groups)) if 1 in done.plan.tiles_of(q))
-    assert worked == [(1, group)]
+    assert worked == [tasks.PieceWork(1, group, False)]  # self-influences are there
     assert results(store) == results(undisturbed / "by block")
     queries = done.plan.group(group)
     more = queries.stop - queries.start
