@@ -384,9 +384,11 @@ def test_a_run_without_rights_that_everybody_may_delete_is_replaced(public_run):
     InfluenceRun(public_run).check()
 
 
-def test_a_run_without_the_right_to_write_can_be_read(public, sound):
+def test_a_run_without_the_right_to_write_can_be_read(public, sound, tmp_path):
+    store = shutil.copytree(sound / "zarr", tmp_path / "run.zarr")
+    self_influence(InfluenceRun(store))
     public.chmod(0o755)
-    shutil.copytree(sound / "zarr", public / "run.zarr")
+    shutil.copytree(store, public / "run.zarr")
     public.chmod(0o555)
     assert stopped_run.outcome(stopped_run.read_without_rights, public / "run.zarr") is None
 
