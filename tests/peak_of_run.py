@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 warnings.simplefilter("ignore")
@@ -18,9 +19,16 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import TensorDataset  # noqa: E402
 
-from pydvl_datainf import DataInfInfluence, run_influences  # noqa: E402
+from pydvl_datainf import DataInfInfluence, ExactInfluence, run_influences  # noqa: E402
 
-WIDTH, CLASSES = 127, 16  # 2,048 parameters
+WIDTH, CLASSES = 127, 16
+LINEAR = (WIDTH, CLASSES)  # 2,048 parameters
+DEEP = (WIDTH, 16, 120, 16, CLASSES)  # 2,048 and 2,040 and 1,936 and 272
+
+
+def network(sizes):
+    layers = (part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh()))
+    return nn.Sequential(*layers)
 
 
 def resident(field):
@@ -42,17 +50,25 @@ def samples(length):
 
 
 def peaks(cases, folder):
-    """For each case the peak of its run, and that of asking it for the best of all queries."""
+    """What each run took, and asking it for the best of all queries; its groups; which is held."""
     torch.manual_seed(0)
-    influence = DataInfInfluence(nn.Linear(WIDTH, CLASSES), F.cross_entropy, batch_size=32)
-    run_to = partial(run_influences, influence, progress=False)
+    models = {
+        "linear": DataInfInfluence(network(LINEAR), F.cross_entropy, batch_size=32),
+        "deep": DataInfInfluence(network(DEEP), F.cross_entropy, batch_size=32),
+        "exact": ExactInfluence(network(DEEP), F.cross_entropy, batch_size=32),
+    }
+    run_to = partial(run_influences, progress=False)
     few = samples(64)  # so that what libraries load at first use does not count
-    run_to(few, few, f"{folder}/few.zarr", top_k=2).top(1)
+    for name, influence in models.items():
+        run_to(influence, few, few, f"{folder}/few {name}.zarr", top_k=2, rows="zarr").top(1)
     found = {}
-    for name, (m, n, settings) in cases.items():
-        test, train = samples(m), samples(n)
-        taken, run = peak(partial(run_to, test, train, f"{folder}/{name}.zarr", **settings))
-        found[name] = taken, peak(partial(run.top, 10))[0]
+    for name, (model, m, n, settings) in cases.items():
+        data = samples(m), samples(n)
+        call = partial(run_to, models[model], *data, f"{folder}/{name}.zarr", **settings)
+        taken, run = peak(call)
+        plan = run.plan
+        held = [2 * n * width <= plan.held for _, width in plan.pieces]
+        found[name] = taken, peak(partial(run.top, 10))[0], len(plan.groups), held
     return found
 
 

@@ -5,6 +5,8 @@ autograd, vmap and all kernels work; to Python its device is `cuda:0` or `cuda:1
 tensors of several devices do not go together, NumPy takes none, and pickles remember the card.
 """
 
+import threading
+
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -151,3 +153,14 @@ def start():
         setattr(torch.cuda, name, lambda *_, value=value: value)
     torch.backends.cudnn.is_acceptable = lambda tensor: False
     Cards().__enter__()
+    threading.Thread.run = _with_cards(threading.Thread.run)
+
+
+def _with_cards(run):
+    """Modes are those of a thread; cards are those of all."""
+
+    def run_with_cards(thread):
+        with Cards():
+            run(thread)
+
+    return run_with_cards

@@ -36,7 +36,7 @@ from pydvl_datainf.results.reader import InfluenceRun
 
 N, M = 23, 11
 TILE = 3, 6  # (test, train): 4 and 4 tiles, the last ones shorter
-TIGHT = {"memory": 18_000, "zarr": 14_000, "recompute": 12_000}  # memory for two groups of queries
+TIGHT = {"memory": 20_000, "zarr": 20_000, "recompute": 15_000}  # memory for two groups of queries
 TIMEOUT = 60
 PROCESSES = multiprocessing.get_context("forkserver")
 
@@ -199,7 +199,7 @@ def run_slowly(folder, rows):
     run(SlowStore(folder), Pause(0.002), rows=rows, memory=TIGHT[rows])
 
 
-def run_killed_in_write(folder, key, count):
+def run_killed_in_write(folder, key, count, settings):
     """Dies when a file is written for the count-th time, and has not got its name yet."""
     replace, seen = Path.replace, []
 
@@ -210,7 +210,7 @@ def run_killed_in_write(folder, key, count):
         return replace(self, target)
 
     Path.replace = replace_or_die
-    run(folder)
+    run(folder, **settings)
 
 
 def run_blocked(folder, sign):

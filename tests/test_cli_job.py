@@ -285,7 +285,7 @@ def test_a_stop_tells_what_is_computed_again(folder, monkeypatch, rows, told, ag
         raise KeyboardInterrupt
 
     changed(folder, rows=rows)
-    monkeypatch.setattr(tasks, "write_factors", stopping)
+    monkeypatch.setattr(tasks, "write_piece", stopping)
     result = invoke("run", folder / "job.yaml", "--no-progress")
     assert result.exit_code == 130
     assert told in result.output
@@ -308,7 +308,8 @@ def test_a_dry_run_foretells_that_many_gradients_go_to_the_disk(folder, monkeypa
     monkeypatch.setattr(choices, "MOST_IN_MEMORY", 19)
     shown = done("run", folder / "job.yaml", "--dry-run", "--no-progress")
     assert "Rows kept on disk, in half precision" in shown
-    assert "Disk 18.31 kiB" in shown  # 2·20·256 of rows, 4·20·4 of scores, 8·4·256 of factors
+    # 2·20·256 of rows and 4·20·4 of scores; 8·4·256 of vectors and 8·4·4·20 of parts of scores.
+    assert "Disk 10.31 kiB, and as much as 10.50 kiB for a time" in shown
     done("run", folder / "job.yaml", "--no-progress")
     assert InfluenceRun(folder / "out.zarr").plan.rows == "zarr"
 
@@ -718,7 +719,7 @@ def test_a_run_that_fails_keeps_what_it_has(folder, monkeypatch):
     def fails(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tasks, "write_scores", fails)
+    monkeypatch.setattr(tasks, "write_piece", fails)
     assert "No space left" in failed(1, "run", folder / "job.yaml", "--no-progress")
     monkeypatch.undo()
     assert InfluenceRun(folder / "out.zarr").attrs["gradients"] == 24

@@ -17,6 +17,7 @@ from pydvl_datainf import DataInfInfluence, run_influences
 from pydvl_datainf.cli import main
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner import tasks
+from pydvl_datainf.runner.tasks import blocks
 from pydvl_datainf.tables import info_tables, mean_tables
 
 N, M = 12, 5
@@ -100,9 +101,10 @@ def stop(*arguments):
 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
-    """A run that was stopped between factors and scores."""
+    """A run that was stopped after the scores of one training tile."""
+    calls = iter([blocks.write_tiles])
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "write_scores", stop)
+        patch.setattr(blocks, "write_tiles", lambda *arguments: next(calls, stop)(*arguments))
         with pytest.raises(KeyboardInterrupt):
             made(tmp_path / "stopped.zarr")
     return tmp_path / "stopped.zarr"
@@ -148,7 +150,7 @@ def test_info_tells_what_to_make_of_the_distance_from_the_exact_inverse(tmp_path
 
 def test_info_tells_how_far_a_run_is_and_what_it_cost(plain, run):
     text = shown("info", plain)
-    assert "Complete yes Chunks of results 12 of 12" in text
+    assert "Complete yes Chunks of results 9 of 9" in text
     assert f"Gradients computed {N + M}" in text
     for stage, seconds in run.attrs["seconds"].items():
         assert f"Seconds for {stage} {seconds:.1f}" in text
@@ -186,7 +188,7 @@ def test_info_lists_the_damping_of_each_block_on_request(plain, run):
 
 def test_info_on_a_stopped_run_names_the_remedy(stopped):
     text = shown("info", stopped)
-    assert "Complete no Chunks of results 3 of 12 To go on call run_influences" in text
+    assert "Complete no Chunks of results 3 of 9 To go on call run_influences" in text
     assert "smallest to largest" in text
     assert "is not complete" in refused("info", stopped, "--check")
 
@@ -200,13 +202,13 @@ def test_info_on_a_run_without_damping_yet(tmp_path, monkeypatch):
 
 def test_check_reads_every_chunk(plain, damaged):
     assert shown("info", plain, "--check").endswith("Every chunk was read and is sound.")
-    assert "12 of 12" in shown("info", damaged)  # without --check nobody looks
+    assert "9 of 9" in shown("info", damaged)  # without --check nobody looks
     assert "1 missing or damaged chunks: scores/c/1/2." in refused("info", damaged, "--check")
 
 
 def test_check_finds_a_missing_chunk(damaged):
-    (damaged / "factors/c/0/0").unlink()
-    message = "2 missing or damaged chunks: factors/c/0/0, scores/c/1/2."
+    (damaged / "mean_influence/c/0").unlink()
+    message = "2 missing or damaged chunks: mean_influence/c/0, scores/c/1/2."
     assert message in refused("info", damaged, "--check")
 
 
@@ -378,7 +380,7 @@ def test_more_than_the_run_kept_is_refused(named):
 def test_top_of_a_stopped_run_names_the_remedy(stopped):
     for arguments in ((), ("--test", "0")):
         message = refused("top", stopped, *arguments)
-        assert "is not complete (3 of 12 chunks of results)" in message
+        assert "is not complete (3 of 9 chunks of results)" in message
         assert "same arguments" in message
 
 

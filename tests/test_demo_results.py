@@ -25,6 +25,7 @@ from pydvl_datainf.demo.tables import tables
 from pydvl_datainf.report import file, is_report, write_report
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner import tasks
+from pydvl_datainf.runner.tasks import blocks
 
 SCORES = Scores(
     influences=np.array([[1.0, -6.0, 0.0], [3.0, 2.0, 1.0]], dtype=np.float32),
@@ -167,9 +168,10 @@ def stop(*arguments):
 
 
 def interrupted(demo, monkeypatch, **wishes):
-    """Begins a run that is stopped between factors and scores."""
+    """Begins a run that is stopped after its first scores."""
+    calls = iter([blocks.write_tiles])
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "write_scores", stop)
+        patch.setattr(blocks, "write_tiles", lambda *arguments: next(calls, stop)(*arguments))
         with pytest.raises(KeyboardInterrupt):
             demo(**wishes)
 

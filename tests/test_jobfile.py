@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pydvl_datainf import JobError
 from pydvl_datainf.influence import METHODS
-from pydvl_datainf.inverse.methods import DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE
+from pydvl_datainf.inverse import method
 from pydvl_datainf.jobfile.estimate import gradients, operations
 from pydvl_datainf.jobfile.paths import anchored, file_in, model_in, path_in
 from pydvl_datainf.jobfile.reading import read_job
@@ -330,6 +330,9 @@ def test_places(tmp_path, monkeypatch):
 
 # What a run takes: 100 training samples, 10 test samples, blocks of 8 and 200 parameters
 
+DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE = (
+    method.METHODS[name] for name in ("DataInf", "exact", "Hessian-free", "scaled Hessian-free")
+)
 N, M, NARROW, WIDE = 100, 10, 8, 200
 SCORES = 2 * N * M * (NARROW + WIDE)
 
@@ -337,7 +340,8 @@ SCORES = 2 * N * M * (NARROW + WIDE)
 def planned(rows="zarr", groups=1):
     sizes = {"n": N, "m": M, "n_parameters": NARROW + WIDE, "train_tile": 7, "step": 7, "part": M}
     cut = {"test_tile": M // groups, "group_tiles": 1, "span_tiles": 4, "columns": 9}
-    plan = Plan(**sizes, **cut, self_tiles=1, rows=rows)
+    held = {"pieces": ((1, NARROW), (1, WIDE)), "chunk": 7, "held": 2**20}
+    plan = Plan(**sizes, **cut, **held, self_tiles=1, rows=rows)
     assert len(plan.groups) == groups
     return plan
 
@@ -352,7 +356,7 @@ def described(inverse, damping=()):
         batch_size=None,
         objective="a loss",
         model={},
-        inverse=inverse,
+        method=inverse,
     )
 
 

@@ -1,6 +1,7 @@
 """Plans: every sample is in one tile and one piece, and what is planned fits in memory."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -84,7 +85,7 @@ def test_a_plan_covers_all_scores_and_spans(task, memory, rows):
     ]
 
 
-@given(task=tasks, memory=st.integers(10**6, 10**8))
+@given(task=tasks, memory=st.integers(10**7, 10**8))
 def test_vectors_and_corrections_of_a_group_fit(task, memory):
     task = replace(task, method=METHODS["DataInf"])
     plan = make_plan(task, memory=memory, rows="recompute")
@@ -175,6 +176,26 @@ def test_sampled_queries_are_in_order_and_few(m):
 @given(m=st.integers(1, 32))
 def test_up_to_32_queries_are_all_taken(m):
     assert flat(sampled_queries(m)) == list(range(m))
+
+
+def test_the_gradients_of_a_given_tile_of_queries_count_in_all_blocks():
+    """A piece of blocks takes little of them, but they are computed all at once."""
+    asked = RunSize(
+        n=256,
+        m=64,
+        m_samples=64,
+        widths=(4_000,) * 32,
+        itemsize=4,
+        longest=32,
+        method=METHODS["DataInf"],
+    )
+    with pytest.raises(PlanError, match="the smallest that works") as refused:
+        make_plan(asked, memory=64 * asked.row, rows="zarr", tile=(64, None))
+    smallest = int(re.search("memory=([0-9,]+), for", str(refused.value))[1].replace(",", ""))
+    plan = make_plan(asked, memory=smallest, rows="zarr", tile=(64, None))
+    assert len(plan.pieces) > 8  # the premise
+    assert smallest < 1.5 * 64 * asked.row  # nor do they count more than once
+    make_plan(asked, memory=64 * asked.row, rows="zarr")  # the control: smaller tiles
 
 
 def test_what_the_exact_inverse_takes_counts():

@@ -855,7 +855,7 @@ def stop(*arguments):
 
 def test_a_run_that_is_not_complete_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "write_scores", stop)
+        patch.setattr(tasks, "write_piece", stop)
         with pytest.raises(KeyboardInterrupt):
             made(tmp_path / "run.zarr")
     with pytest.raises(StoreError, match=r"is not complete .* the same arguments to go on"):

@@ -10,7 +10,7 @@ import zarr
 from click.testing import CliRunner
 from zarr.storage import FsspecStore, LocalStore
 
-from pydvl_datainf import StoreError, StoreExistsError
+from pydvl_datainf import StoreError, StoreExistsError, run_influences
 from pydvl_datainf.cli import main
 from pydvl_datainf.report import write_report
 from pydvl_datainf.results.reader import InfluenceRun
@@ -238,7 +238,7 @@ def without_norms(folder):
 
 
 def without_some_rows(folder):
-    (folder / "run.zarr/rows/c/2/0").unlink()
+    (folder / "run.zarr/rows/0/c/2/0").unlink()
 
 
 def without_scales(folder):
@@ -248,7 +248,7 @@ def without_scales(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_some_rows, "missing or damaged chunks: rows/c/2/0"),
+        (without_some_rows, "missing or damaged chunks: rows/0/c/2/0"),
         (without_scales, "has no array 'row_scales'"),
         (without_rows, "keeps no training rows"),
         (without_damping, "missing or damaged chunks: damping/c/0"),
@@ -280,7 +280,7 @@ def test_the_same_query_again_writes_nothing_into_a_complete_store(made, tmp_pat
     parent = shutil.copytree(made / "here/run.zarr", tmp_path / "run.zarr")
     store = tmp_path / "query.zarr"
     query(InfluenceRun(parent), store)
-    shutil.rmtree(parent / "rows/c")  # they are no longer needed
+    shutil.rmtree(parent / "rows/0/c")  # they are no longer needed
     before = changed(store)
     assert query(InfluenceRun(parent), store).is_complete
     assert changed(store) == before

@@ -145,8 +145,10 @@ def operations(plan: Plan, model: Description) -> float:
         Their number, two for each multiplication and addition.
     """
     scores = 2 * plan.n * plan.m * plan.n_parameters
-    inverse = sum(model.method.flops(plan.n, plan.m, d) for d in model.widths.values())
-    return scores + inverse
+    groups = (plan.group(q) for q in range(len(plan.groups)))  # each is solved for by itself
+    queries = [group.stop - group.start for group in groups]
+    flops = model.method.flops
+    return scores + sum(flops(plan.n, m, d) for m in queries for d in model.widths.values())
 
 
 def _survey(prepared: Prepared, side: str) -> BatchIndex:

@@ -95,7 +95,7 @@ class Measures:
             The measures.
         """
         mean = run.mean_influence()
-        if not run.has_self_influence:  # computed first, they take long
+        if not run.has_self_influence:
             return cls({MEAN: mean})
         own = run.self_influence()
         relative = relative_influence(mean, np.maximum(own, 0))  # negative by rounding only

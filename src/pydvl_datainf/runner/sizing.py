@@ -106,23 +106,25 @@ def _fitted(
     pieces: Sequence[Sequence[int]] | None,
 ) -> Plan | None:
     """The plan, or None where memory is too small for one."""
-    memory -= memory // TRANSIT_SHARE
+    given, memory = memory, memory - memory // TRANSIT_SHARE
     test_tile, train_tile = tile
     step = min(asked.longest, size or asked.longest, max(1, memory // (16 * asked.row)))
     train_tile = min(train_tile or _train_tile(asked, memory, step), asked.n)
-    held = memory // HELD_SHARE
+    held, is_cut = memory // HELD_SHARE, pieces is None and rows == "zarr"
     if pieces is None:
         pieces = _cut(asked, held) if rows == "zarr" else [(len(asked.widths), sum(asked.widths))]
     step = min(step, train_tile)
     while True:
-        needs = _needs(asked, rows, pieces, train_tile, step, held)
+        needs = _needs(asked, rows, pieces, test_tile or 0, train_tile, step, held)
         room = memory - needs.fixed
         most = room // needs.query if room > 0 and memory >= needs.tile else 0
         if most >= (test_tile or 1) or step == 1:
             break
         step //= 2
     if most < (test_tile or 1):
-        return None
+        finer = is_cut and len(pieces) < len(asked.widths)
+        single = [(1, width) for width in asked.widths]
+        return _fitted(asked, given, rows, size, tile, single) if finer else None
     if len(pieces) > 1 and not asked.by_block:
         most = min(most, max(test_tile or 1, sum(asked.widths) // (PART * len(pieces))))
     if test_tile is None:
@@ -273,6 +275,7 @@ def _needs(
     asked: RunSize,
     rows: str,
     pieces: Sequence[Sequence[int]],
+    test_tile: int,
     train_tile: int,
     step: int,
     held: int,
@@ -280,16 +283,17 @@ def _needs(
     p, D, d = asked.precision, sum(asked.widths), max(asked.widths)
     # Rows of a gradient computation, as computed, and one block of them as it is multiplied.
     computed = step * (max(3 * asked.row, 2 * asked.vector) + d * p)
-    sums = asked.m * asked.vector if asked.m < asked.m_samples else 0  # over groups of test samples
+    # Gradients of a tile of queries in all blocks, or sums over groups of test samples.
+    queries = asked.m * asked.vector if asked.m < asked.m_samples else test_tile * asked.row
     solver = asked.method.bytes(asked.n, 0, d)
     query = asked.method.bytes(asked.n, 1, d) - solver + d * p
     tile = 2 * train_tile * (len(asked.widths) if asked.by_block else 1) * p  # of scores
     if rows == "recompute":  # all blocks at once
-        return _Needs(computed + solver, query + tile + 2 * (asked.vector + step * p), sums)
+        return _Needs(computed + solver, query + tile + 2 * (asked.vector + step * p), queries)
     score = asked.n * p + 2 * train_tile * p
     if rows == "memory":  # as they were computed
         fixed = computed + asked.n * asked.row + solver
-        return _Needs(fixed, query + score + asked.vector + 2 * step * p, fixed + sums)
+        return _Needs(fixed, query + score + asked.vector + 2 * step * p, fixed + queries)
     widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
     whole, block = 2 * asked.n * widest, 8 * asked.n * d
     # Once; or tile by tile, of which one is being read.
@@ -298,7 +302,7 @@ def _needs(
     fixed = read + decoded + 3 * chunk * d * p + solver
     encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
     each = query + score + (widest + 2 * chunk) * p
-    return _Needs(fixed, each, computed + max(encoded, sums))
+    return _Needs(fixed, each, computed + max(encoded, queries))
 
 
 def _self_bytes(asked: RunSize, step: int) -> int:
