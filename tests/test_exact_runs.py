@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from dataclasses import replace
 from functools import cache
 from io import StringIO
 from types import SimpleNamespace
@@ -32,8 +31,8 @@ from pydvl_datainf import (
     compute_self_influence,
     run_influences,
 )
-from pydvl_datainf.inverse.method import METHODS
-from pydvl_datainf.inverse.methods import DATAINF
+from pydvl_datainf.inverse.methods import METHODS
+from pydvl_datainf.inverse.sherman_morrison import DataInf
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import APPROXIMATION
 from pydvl_datainf.results.store import Store
@@ -735,8 +734,12 @@ def test_a_cluster_compares_too(tmp_path, client):
 # Inverses of the caller's own
 
 
+class DoubledInverse(DataInf):
+    name = "doubled"
+
+
 class Doubled(DataInfInfluence):
-    inverse = replace(DATAINF, name="doubled")
+    inverse = DoubledInverse()
 
 
 def test_a_run_refuses_an_inverse_that_it_does_not_know(tmp_path):

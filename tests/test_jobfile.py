@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pydvl_datainf import JobError
 from pydvl_datainf.influence import METHODS
-from pydvl_datainf.inverse import method
+from pydvl_datainf.inverse import methods
 from pydvl_datainf.jobfile.estimate import gradients, operations
 from pydvl_datainf.jobfile.paths import anchored, file_in, model_in, path_in
 from pydvl_datainf.jobfile.reading import read_job
@@ -331,7 +331,7 @@ def test_places(tmp_path, monkeypatch):
 # What a run takes: 100 training samples, 10 test samples, blocks of 8 and 200 parameters
 
 DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE = (
-    method.METHODS[name] for name in ("DataInf", "exact", "Hessian-free", "scaled Hessian-free")
+    methods.METHODS[name] for name in ("DataInf", "exact", "Hessian-free", "scaled Hessian-free")
 )
 N, M, NARROW, WIDE = 100, 10, 8, 200
 SCORES = 2 * N * M * (NARROW + WIDE)

@@ -35,7 +35,7 @@ class HessianFree(Method):
         """Nothing but the result."""
         return 0
 
-    def flops(self, n: int, m: int, d: int) -> float:
+    def flops(self, n: int, m: int, d: int) -> int:
         """As good as none."""
         return 0
 

@@ -48,7 +48,7 @@ class DataInf(Method):
         """V in float64 and its corrections; the sums for forms are not larger."""
         return float64_bytes((m, d), (m, d))
 
-    def flops(self, n: int, m: int, d: int) -> float:
+    def flops(self, n: int, m: int, d: int) -> int:
         """G v and its correction."""
         return 4 * n * m * d
 
