@@ -15,12 +15,16 @@ COVERAGE := 95
 # Tests run in so many processes; torch takes one thread in each.
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# The algebra, engines and sources of rows, the store, plans, and what all of them stand on.
+FAST := tests/inverse tests/gradients/test_engines.py tests/gradients/test_sources.py \
+	$(addprefix tests/results/test_,store.py half.py columns.py) $(addprefix tests/runner/test_,plan.py samples.py) \
+	$(addprefix tests/test_,batches.py blocks.py evaluation.py fingerprint.py labels.py)
 CHROMIUM := /usr/bin/chromium
 APT := apt-get install --yes --quiet --no-install-recommends chromium
 # torch's threads busy-wait for each other, which starves them where another program uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-demo install-notebooks demo test check lint imports types docs notebooks chromium bench clean
+.PHONY: help install install-demo install-notebooks demo fast test check lint imports types docs notebooks chromium bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,7 +61,10 @@ install-notebooks: $(VENV)/.installed-notebooks  ## Install what the notebooks n
 demo: install-demo  ## Find wrong labels in film reviews with a LoRA-tuned MiniLM.
 	$(BIN)/pydvl-datainf demo --out demo-results --overwrite
 
-test: install-demo  ## Run the tests.
+fast: install  ## Run the tests of the inner loop, in less than a minute.
+	$(PYTEST) -m "not slow" $(FAST)
+
+test: install-demo  ## Run all tests.
 	$(PYTEST)
 
 lint: install

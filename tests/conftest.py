@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Contracts are no test files, but their assertions are to tell as much.
+pytest.register_assert_rewrite("method_contract", "store_contract")
+
 # One thread: with several, small matrices cost more in waiting than in arithmetic.
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,5 +1,7 @@
 """A small classifier with its data, and what the formulas say of it under any inverse."""
 
+from functools import cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,12 +9,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dense
 
+N, M, B = 11, 4, 6  # fitted, test and other training samples: all different, as is every width
+
 STRUCTURES = {
     "module": {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]},
     "full": {"": ["0.weight", "0.bias", "2.weight", "2.bias"]},
     "parameter_wise": {name: [name] for name in ("0.weight", "0.bias", "2.weight", "2.bias")},
     "some": {"a": ["0.bias", "2.weight"], "b": ["0.weight"]},
 }
+SPLITS = {"one batch": [11], "unequal last": [4, 4, 3], "batch of one": [5, 5, 1], "ones": [1] * 11}
 
 
 class Problem:
@@ -21,7 +26,7 @@ class Problem:
     `inverse` is a function of rows and λ to a matrix.
     """
 
-    def __init__(self, inverse, structure="module", n=11, dtype=torch.float64):
+    def __init__(self, inverse, structure="module", n=N, dtype=torch.float64):
         generator = torch.Generator().manual_seed(n)
         self.inverse, self.members, self.loss = inverse, STRUCTURES[structure], F.cross_entropy
         torch.manual_seed(3)
@@ -33,11 +38,16 @@ class Problem:
                 torch.randn(length, 3, generator=generator, dtype=dtype),
                 torch.randint(0, 4, (length,), generator=generator),
             )
-            for length in (n, 4, 6)
+            for length in (n, M, B)
         )
 
     def batches(self, size=4):
         return DataLoader(TensorDataset(*self.fitted), size)
+
+    def cut(self, sizes):
+        """The fitted samples as a list of batches of these sizes."""
+        x, y = self.fitted
+        return list(zip(x.split(sizes), y.split(sizes), strict=True))
 
     def rows(self, data):
         """For each block the per-sample gradients in float64; computed once for the same data."""
@@ -83,6 +93,11 @@ class Problem:
         """Σ_l ‖v_l‖‖g_l‖/λ_l of test and fitted samples, which bounds what rounding can do."""
         v, g, damping = self.rows(self.test), self.rows(self.fitted), self.damping(regularization)
         return sum(v[b].norm(dim=1)[:, None] * g[b].norm(dim=1) / damping[b] for b in v)
+
+
+@cache
+def datainf_problem(structure="module", dtype=torch.float64):
+    return Problem(dense.datainf_matrix, structure, dtype=dtype)
 
 
 def close(actual, expected, relative=1e-9):

@@ -112,3 +112,8 @@ def sums(count):
         {"id": f"sum {i}", "prompt": f"What is {i} plus {i * i}?", "answer": f" It is {i + i * i}."}
         for i in range(count)
     ]
+
+
+def changed(path, **values):
+    """Changes some values of a file of JSON."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

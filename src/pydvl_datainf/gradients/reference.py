@@ -89,7 +89,8 @@ class FunctionalEngine:
                 f'torch.func cannot map this model over samples: {error} Use gradients="auto".'
             ) from error
         dtype = rows_dtype(parameters.values())
-        vectors = self.blocks.gather({name: value.to(dtype) for name, value in rows.items()})
+        # Detached from trainable parameters outside the blocks.
+        vectors = self.blocks.gather({name: v.detach().to(dtype) for name, v in rows.items()})
         check_finite_rows(vectors)
         return vectors
 

@@ -182,7 +182,7 @@ class Store:
         Raises:
             StoreError: if the store is read-only, or the file system refuses.
         """
-        if isinstance(self.location, ZarrStore) and self.location.read_only:
+        if self.read_only or (isinstance(self.location, ZarrStore) and self.location.read_only):
             raise StoreError(f"{self} is read-only.")  # before anything is deleted
         self._arrays.clear()
         self.writer, self.checksum = attributes.get("writer"), attributes.get("checksum")

@@ -17,6 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+import dense
 from pydvl_datainf import BatchError, SourceError
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import gradient_engine, sources
@@ -28,8 +29,11 @@ from pydvl_datainf.gradients.sources import (
     read_rows,
 )
 from pydvl_datainf.objectives import OutputLoss
+from pydvl_datainf.vectors import length
 
 DATA = TensorDataset(torch.randn(7, 3), torch.randn(7, 2))
+
+SPLITS = {"one batch": [7], "unequal last": [3, 3, 1], "ones": [1] * 7, "unequal": [1, 4, 2]}
 
 
 def reader(data, **kwargs):
@@ -43,39 +47,91 @@ def all_rows(source):
     return torch.cat([rows[""] for rows in source.chunks()])
 
 
-class SourceContract:
-    """What every source owes: subclass and define `source(reader)`."""
+class RowSourceContract:
+    """Subclasses define `source(reader)`."""
 
-    def test_yields_the_rows_of_all_samples_in_order_pass_after_pass(self):
-        data = DataLoader(DATA, batch_size=3)
-        source = self.source(reader(data))
-        expected = reader([DATA[:]])
-        expected.engine.model.load_state_dict(self.model.state_dict())
-        exact = all_rows(self.source(expected))
+    def read(self, sizes, **kwargs):
+        """A source of batches of some sizes, and the rows of one backward pass per sample."""
+        torch.manual_seed(1)
+        x, y = (tensor.double() for tensor in DATA.tensors)
+        given = reader(list(zip(x.split(sizes), y.split(sizes), strict=True)), **kwargs)
+        model = given.engine.model.double()
+        names = [name for name, _ in model.named_parameters()]
+        return self.source(given), dense.gradients(model, nn.functional.mse_loss, (x, y), names)
+
+    @pytest.mark.parametrize("sizes", SPLITS.values(), ids=SPLITS)
+    def test_yields_the_rows_of_all_samples_in_order_pass_after_pass(self, sizes):
+        source, exact = self.read(sizes)
         assert source.n == 7
-        for _ in range(2):
-            torch.testing.assert_close(all_rows(source), exact)
+        for _ in range(3):
+            assert [length(rows) for rows in source.chunks()] == sizes
+            torch.testing.assert_close(all_rows(source), exact, rtol=1e-9, atol=1e-12)
 
-    def test_moves(self):
-        moved = self.source(reader([DATA[:]])).to(torch.device("cpu"))
-        assert all_rows(moved).shape == (7, 8)
+    @pytest.mark.parametrize(("size", "chunks"), [(1, [1] * 7), (3, [3, 1, 3]), (9, [4, 3])])
+    def test_chunks_are_no_larger_than_the_batch_size(self, size, chunks):
+        source, exact = self.read([4, 3], batch_size=size)
+        assert [length(rows) for rows in source.chunks()] == chunks
+        torch.testing.assert_close(all_rows(source), exact, rtol=1e-9, atol=1e-12)
+
+    def test_a_pass_that_was_broken_off_does_not_change_the_next(self):
+        source, exact = self.read([3, 4])
+        next(source.chunks())
+        torch.testing.assert_close(all_rows(source), exact, rtol=1e-9, atol=1e-12)
+
+    def test_rows_have_no_graph_and_the_random_state_stays(self):
+        source, _ = self.read([3, 4])
+        before = torch.get_rng_state()
+        assert not all_rows(source).requires_grad
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_moves_to_a_device_as_a_source_of_its_own(self):
+        source, exact = self.read([3, 4])
+        moved = source.to(torch.device("cpu"))
+        assert type(moved) is type(source)
+        assert (moved.n, source.n) == (7, 7)
+        for either in (moved, source):
+            torch.testing.assert_close(all_rows(either), exact, rtol=1e-9, atol=1e-12)
 
     def test_pickles(self):
         source = self.source(reader(DataLoader(DATA, batch_size=3, num_workers=2)))
         copy = pickle.loads(pickle.dumps(source))
-        torch.testing.assert_close(all_rows(copy), all_rows(source))
+        assert copy.n == source.n
+        assert torch.equal(all_rows(copy), all_rows(source))
+
+    def test_norms_are_sums_over_samples(self):
+        source, exact = self.read([3, 4])
+        norms = sources.sum_norms(source)
+        assert norms.n == 7
+        assert norms.sums[""] == pytest.approx(float(exact.square().sum()), rel=1e-12)
 
 
-class TestMemory(SourceContract):
+class TestMemory(RowSourceContract):
     def source(self, reader):
-        self.model = reader.engine.model
-        return read_rows(reader, "memory", need_norms=False)[0]
+        source, _ = read_rows(reader, "memory", need_norms=False)
+        assert type(source) is MemoryRows
+        return source
+
+    def test_computes_no_row_again(self):
+        """Whatever becomes of the model."""
+        given = reader([DATA[:]])
+        source = self.source(given)
+        before = all_rows(source)
+        given.engine.model.weight.data.zero_()
+        assert torch.equal(all_rows(source), before)
 
 
-class TestRecompute(SourceContract):
+class TestRecompute(RowSourceContract):
     def source(self, reader):
-        self.model = reader.engine.model
-        return read_rows(reader, "recompute", need_norms=True)[0]
+        source, _ = read_rows(reader, "recompute", need_norms=True)
+        assert type(source) is RecomputedRows
+        return source
+
+
+class TestRecomputeWithoutNorms(RowSourceContract):
+    def source(self, reader):
+        source, norms = read_rows(reader, "recompute", need_norms=False)
+        assert norms is None
+        return source
 
 
 @pytest.mark.parametrize(("keep", "most"), [("memory", 7), ("recompute", 1)])
@@ -132,17 +188,9 @@ def test_free_memory_is_asked_of_the_system():
     assert sources._free_memory(torch.device("cpu")) > 2**20
 
 
-def test_norms_are_sums_over_samples():
+def test_norms_of_the_first_pass_are_those_of_one_more():
     source, norms = read_rows(reader([DATA[:4], DATA[4:]]), "memory", need_norms=True)
-    assert norms.sums[""] == pytest.approx(float(all_rows(source).square().sum()), rel=1e-6)
     assert sources.sum_norms(source) == norms
-
-
-def test_batches_are_cut_to_the_batch_size():
-    lengths = [
-        len(rows[""]) for rows in reader(DataLoader(DATA, batch_size=5), batch_size=2).rows()
-    ]
-    assert lengths == [2, 2, 1, 2]
 
 
 def test_progress_bars_name_what_is_read(capsys):

@@ -922,5 +922,5 @@ def test_the_command_refuses_with_a_message(tmp_path, folder, plain):
 
 
 def test_templates_are_part_of_the_package():
-    declared = (Path(__file__).parents[1] / "setup.cfg").read_text()
+    declared = (Path(__file__).parents[2] / "setup.cfg").read_text()
     assert "pydvl_datainf.report = templates/*" in declared

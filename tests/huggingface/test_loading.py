@@ -4,24 +4,17 @@ import json
 import os
 import pickle
 import shutil
-import warnings
 from dataclasses import replace
 
 import huggingface_hub
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.config import LoraGAConfig
-from peft.tuners.lora.loraga import preprocess_loraga
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from pydvl_datainf import ModelError
 from pydvl_datainf.cli import main
-from pydvl_datainf.huggingface import DiffusionFiles, ModelFiles
-from tuned import sums, write_lines
+from tuned import changed, sums, write_lines
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
@@ -38,13 +31,6 @@ class Code:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def files(tuned, tmp_path):
-    shutil.copytree(tuned.causal, tmp_path / "model")
-    shutil.copytree(tuned.causal_adapter, tmp_path / "adapter")
-    return ModelFiles("causal-lm", str(tmp_path / "model"), str(tmp_path / "adapter"))
 
 
 WEIGHTS = {
@@ -115,10 +101,6 @@ def test_a_pickle_on_the_hub_is_loaded_only_where_it_is_trusted(files, tmp_path,
 
 
 # Damage
-
-
-def changed(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def sharded(folder, change=dict, missing=False):
@@ -293,164 +275,3 @@ def test_a_job_on_damaged_files_is_not_valid_and_begins_nothing(files, tmp_path,
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert not (tmp_path / "out.zarr").exists()
-
-
-# Diffusion models
-
-BLOCKS = {"layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
-UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
-INDEX = "pipeline/model_index.json"
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    unet = UNet2DModel(sample_size=4, in_channels=1, out_channels=1, **kinds, **BLOCKS)
-    folder = tmp_path_factory.mktemp("diffusion")
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "pipeline")
-    vae = AutoencoderKL(norm_num_groups=4, block_out_channels=(8,), latent_channels=1)
-    vae.save_pretrained(folder / "pipeline" / "vae")
-    changed(folder / INDEX, vae=["diffusers", "AutoencoderKL"])
-    return folder
-
-
-@pytest.fixture
-def diffusion(pipeline, tmp_path):
-    shutil.copytree(pipeline / "pipeline", tmp_path / "pipeline")
-    return DiffusionFiles(str(tmp_path / "pipeline"))
-
-
-def test_pickles_of_a_pipeline_are_loaded_only_where_they_are_trusted(diffusion, tmp_path):
-    expected = diffusion.load().state_dict()
-    assert diffusion.part("vae") is not None
-    for part, call in (("unet", diffusion.load), ("vae", lambda: diffusion.part("vae"))):
-        safe = tmp_path / "pipeline" / part / "diffusion_pytorch_model.safetensors"
-        torch.save(load_file(safe), safe.with_suffix(".bin"))
-        safe.unlink()
-        with pytest.raises(ModelError, match=rf"{part}/diffusion_pytorch_model.bin is a pickle"):
-            call()
-    trusting = replace(diffusion, trust_pickle=True)
-    found = trusting.load().state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert trusting.part("vae") is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (UNET, b"", "no whole safetensors file"),
-        (INDEX, b"[]", "holds a list"),
-        (INDEX, b"\xff", "cannot be read as JSON"),
-        ("pipeline/unet/config.json", b"[]", "holds a list"),
-        ("pipeline/unet/config.json", b"{}", "does not say in_channels"),
-        ("pipeline/scheduler/scheduler_config.json", b'"x"', "holds a str"),
-        ("pipeline/vae/config.json", b"", "cannot be read as JSON"),
-    ],
-)
-def test_damaged_files_of_a_pipeline_are_named(diffusion, tmp_path, name, content, message):
-    def load_all():
-        diffusion.check()
-        return diffusion.config(), diffusion.scheduler(), diffusion.part("vae")
-
-    load_all()
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=rf"{name} .*{message}"):
-        load_all()
-
-
-@pytest.mark.parametrize("told", [["antigravity", "geohash"], ["diffusers", "no"], "x", [[], 3]])
-@pytest.mark.parametrize("part", ["unet", "vae"])
-def test_a_pipeline_does_not_choose_what_is_imported(diffusion, tmp_path, told, part):
-    changed(tmp_path / INDEX, **{part: told})
-    with pytest.raises(ModelError, match=rf"{INDEX} says that {part} is .*must be a class of"):
-        (diffusion.check(), diffusion.part(part))
-
-
-# Adapters that peft reloads as another model
-
-
-def tuned_adapter(model, path, initial=None, **settings):
-    """Saves an adapter after some tuning, and gives the logits of what was tuned."""
-    torch.manual_seed(1)
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], **settings)
-    adapted = get_peft_model(model, config).eval()
-    conversion = {}
-    if initial is not None:
-        adapted.peft_config["default"].init_lora_weights = True
-        adapted.save_pretrained(initial)
-        adapted.peft_config["default"].init_lora_weights = settings["init_lora_weights"]
-        conversion = {"path_initial_model_for_weight_conversion": str(initial)}
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    logits = logits_of(adapted)
-    adapted.save_pretrained(path, **conversion)
-    return logits
-
-
-@torch.no_grad()
-def logits_of(model):
-    return model(torch.arange(2, 9).unsqueeze(0)).logits
-
-
-def reloaded(base, adapter):
-    torch.manual_seed(2)
-    return logits_of(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter))
-
-
-def test_fast_pissa_is_another_model_when_it_is_loaded_which_a_warning_tells(files, tmp_path):
-    path = tmp_path / "pissa"
-    base = AutoModelForCausalLM.from_pretrained(files.model)
-    logits = tuned_adapter(base, path, init_lora_weights="pissa_niter_4")
-    assert (reloaded(files.model, path) - logits).abs().max() > 1e-4  # the premise, in peft itself
-    with pytest.warns(UserWarning, match=r"init_lora_weights=pissa_niter_4.*save it as plain LoRA"):
-        replace(files, adapter=str(path)).load()
-
-
-def test_a_fast_pissa_that_was_converted_is_the_model_that_was_tuned(files, tmp_path):
-    path = tmp_path / "converted"
-    base = AutoModelForCausalLM.from_pretrained(files.model)
-    logits = tuned_adapter(base, path, tmp_path / "initial", init_lora_weights="pissa_niter_4")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*init_lora_weights")
-        found = logits_of(replace(files, adapter=str(path)).load())
-    torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("made", ["pissa", "olora", "orthogonal", "gaussian", "eva", "mica"])
-@pytest.mark.filterwarnings("ignore:.*EVA:UserWarning")
-def test_other_initialisations_are_the_model_that_was_tuned(files, tmp_path, made):
-    path = tmp_path / "other"
-    base = AutoModelForCausalLM.from_pretrained(files.model)
-    logits = tuned_adapter(base, path, init_lora_weights=made)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*init_lora_weights=")
-        found = logits_of(replace(files, adapter=str(path)).load())
-    torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
-def test_lora_ga_is_another_model_when_it_is_loaded_which_a_warning_tells(files, tmp_path):
-    path = tmp_path / "lora_ga"
-    base = AutoModelForCausalLM.from_pretrained(files.model)
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=2, target_modules=["v_proj"], init_lora_weights="lora_ga"
-    )
-    config.lora_ga_config = LoraGAConfig()
-    ids = torch.arange(2, 9).unsqueeze(0)
-    preprocess_loraga(base, config, lambda: base(input_ids=ids, labels=ids).loss.backward())
-    adapted = get_peft_model(base, config).eval()
-    logits = logits_of(adapted)
-    adapted.save_pretrained(path)
-    assert (reloaded(files.model, path) - logits).abs().max() > 1e-4  # the premise, in peft itself
-    with pytest.warns(UserWarning, match=r"init_lora_weights=lora_ga.*save it as plain LoRA"):
-        replace(files, adapter=str(path)).load()
-
-
-@pytest.mark.filterwarnings("ignore:.*corda_config")
-def test_corda_is_not_loaded_without_its_data(files, tmp_path):
-    changed(tmp_path / "adapter/adapter_config.json", init_lora_weights="corda")
-    with pytest.raises(ValueError, match="preprocess_corda"):  # the premise, in peft itself
-        reloaded(files.model, tmp_path / "adapter")
-    with pytest.raises(ModelError, match=r"init_lora_weights=corda.*save it as plain LoRA"):
-        files.load()

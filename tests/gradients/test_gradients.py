@@ -1,6 +1,5 @@
 """Rows equal one backward pass per sample, for every layer type and every engine."""
 
-import contextlib
 import warnings
 
 import pytest
@@ -39,8 +38,8 @@ def case(request):
 REFUSED_BY_VMAP = ("lstm", "vmap refuses", "scaled by frequency", "sparse embedding")
 
 
-class EngineContract:
-    """What every engine owes: subclass and define `engine(model, objective, blocks)`."""
+class LayersContract:
+    """What engines that know layers owe to each type of them, beside the contract of engines."""
 
     def rows_and_truth(self, case, length, dtype=torch.float64):
         model = case.model().to(dtype)
@@ -75,12 +74,12 @@ class EngineContract:
 
 
 @pytest.mark.filterwarnings("ignore:One backward pass per sample")
-class TestCapture(EngineContract):
+class TestCapture(LayersContract):
     def engine(self, model, objective, blocks):
         return CaptureEngine(model, objective, blocks)
 
 
-class TestFunctional(EngineContract):
+class TestFunctional(LayersContract):
     @pytest.fixture(params=[name for name in CASES if name not in REFUSED_BY_VMAP])
     def case(self, request):
         torch.manual_seed(7)
@@ -149,58 +148,6 @@ def test_half_precision_models_give_float32_rows(name, dtype):
     assert rows.dtype == torch.float32
     error = (rows.double() - exact).norm(dim=1) / exact.norm(dim=1)
     assert error.max() < 2e-2, f"relative errors of the rows {error}"
-
-
-class Stateful(nn.Module):
-    """A model with a mode, buffers, hooks, gradients, and a way to break down."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner, self.norm, self.out = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
-        self.drop, self.fail = nn.Dropout(0.5), False
-
-    def forward(self, x):
-        h = self.drop(self.norm(self.inner(x)))
-        if self.fail:
-            raise RuntimeError("the model broke down")
-        return self.out(h)
-
-
-def state_of(model):
-    """Everything that a call must leave as it was."""
-    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    kinds += ("forward_hooks_with_kwargs", "forward_pre_hooks_with_kwargs")
-    hooks = [list(getattr(m, f"_{kind}")) for m in model.modules() for kind in kinds]
-    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    modes = [m.training for m in model.modules()]
-    needs = [p.requires_grad for p in model.parameters()]
-    tensors = [t.clone() for t in model.state_dict().values()]
-    return hooks, grads, modes, needs, tensors, torch.get_rng_state()
-
-
-def assert_same_state(before, after):
-    torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)
-    torch.testing.assert_close(before[4:], after[4:], rtol=0, atol=0)
-    assert (before[0], before[2], before[3]) == (after[0], after[2], after[3])
-
-
-@pytest.mark.parametrize("kind", [CaptureEngine, FunctionalEngine])
-@pytest.mark.parametrize("fail", [False, True])
-def test_the_model_and_the_random_state_are_left_as_they_were(kind, fail):
-    torch.manual_seed(2)
-    model = Stateful().eval()
-    model.train().eval()
-    model.inner.train()  # a mixed mode
-    model.inner.register_forward_hook(lambda module, args, output: output)
-    model.out.bias.requires_grad_(False)
-    batch = numbers(3, targets=(2,))(4)
-    OutputLoss(nn.functional.mse_loss).losses(model, batch).sum().backward()
-    engine = kind(model, OutputLoss(nn.functional.mse_loss), Blocks.from_model(model, "module"))
-    model.fail = fail
-    before = state_of(model)
-    with pytest.raises((RuntimeError, ModelError)) if fail else contextlib.nullcontext():
-        engine.rows(batch)
-    assert_same_state(before, state_of(model))
 
 
 def test_the_callers_hooks_still_act():
@@ -300,16 +247,6 @@ def test_checkpointing_without_reentry_is_seen_through():
     rows = flat_rows(engine_for(model, strict=True), batch)
     exact = truth(model, nn.functional.mse_loss, batch)
     torch.testing.assert_close(rows, exact, rtol=1e-9, atol=1e-12)
-
-
-def test_the_caller_may_have_switched_gradients_off():
-    model = nn.Linear(3, 2).double()
-    batch = in_double(numbers(3, targets=(2,))(4))
-    exact = truth(model, nn.functional.mse_loss, batch)
-    with torch.no_grad():
-        rows = flat_rows(engine_for(model), batch)
-    torch.testing.assert_close(rows, exact, rtol=1e-9, atol=1e-12)
-    assert not rows.requires_grad
 
 
 def test_a_parameter_that_was_frozen_later_is_named():

@@ -46,7 +46,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def peaks():
-    script = Path(__file__).with_name("peak_of_run.py")
+    script = Path(__file__).parents[1] / "peak_of_run.py"
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(CASES)],
         capture_output=True,
