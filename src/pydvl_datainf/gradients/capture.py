@@ -29,6 +29,12 @@ from pydvl_datainf.batches import (
 )
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ModelError, ObjectiveError
+from pydvl_datainf.gradients.checks import (
+    Tolerance,
+    check_finite_losses,
+    check_finite_rows,
+    check_independent,
+)
 from pydvl_datainf.gradients.joints import Joint, joints_of, uneven
 from pydvl_datainf.gradients.paths import REENTRANT, Path, path_of, used_in
 from pydvl_datainf.gradients.recording import (
@@ -46,12 +52,6 @@ from pydvl_datainf.gradients.supported import (
     differentiating,
     rows_dtype,
     selected_parameters,
-)
-from pydvl_datainf.gradients.trust import (
-    Tolerance,
-    check_finite_losses,
-    check_finite_rows,
-    check_independent,
 )
 from pydvl_datainf.objectives import ImageLayout, Objective, check_losses, outside_language
 from pydvl_datainf.terminal import visible

@@ -1,4 +1,4 @@
-"""Comparing two computations of one gradient or loss: by how much rounding lets them differ."""
+"""Checks of losses and rows, and by how much rounding lets two computations of one differ."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
