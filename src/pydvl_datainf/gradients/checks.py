@@ -73,6 +73,25 @@ def _rounds_to_tf32() -> bool:
     return "tf32" in (matmul.fp32_precision, cudnn.conv.fp32_precision)
 
 
+def check_steady(losses: Tensor, again: Tensor, tolerance: Tolerance) -> None:
+    """Checks that nothing in a forward pass is random.
+
+    Args:
+        losses: of a batch.
+        again: the losses of the same batch, computed again.
+        tolerance: of the model.
+
+    Raises:
+        ModelError: if any differs.
+    """
+    if not tolerance.same(losses, again):
+        raise ModelError(
+            "Two forward passes over one batch gave different losses: something in the model "
+            "or the objective is random. Call model.eval(), switch functional dropout off, and "
+            "draw noise from a generator that is seeded for each sample."
+        )
+
+
 def check_independent(
     together: Tensor, apart: Tensor, tolerance: Tolerance, where: str, *, first: int = 0
 ) -> None:
