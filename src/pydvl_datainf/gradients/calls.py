@@ -21,6 +21,7 @@ class Call:
 
     Args:
         layer: that was called.
+        names: of its parameters in the model.
         args: positional arguments, tensors detached.
         kwargs: arguments by name, tensors detached.
         length: B, the number of samples.
@@ -34,6 +35,7 @@ class Call:
     """
 
     layer: Layer
+    names: Collection[str]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     length: int
@@ -42,11 +44,6 @@ class Call:
     is_picked: bool
     edge: GradientEdge
     place: int | None = None
-
-    @property
-    def names(self) -> Collection[str]:
-        """The names of the parameters in the model."""
-        return self.layer.owned.values()
 
     def rows(self, g: Tensor, dtype: torch.dtype) -> Rows:
         """What this call adds to the rows of the layer's parameters.
@@ -66,8 +63,7 @@ class Call:
         try:
             if rules is None:
                 return self._mapped_rows(g, dtype)
-            x = only_tensor(self.args, self.kwargs)
-            assert x is not None  # other calls are not recorded
+            (x,) = (*self.args, *self.kwargs.values())  # other calls are not recorded
             x = x.to(dtype) if x.is_floating_point() else x
             g = g.to(dtype)
             if self.each > 1:

@@ -21,7 +21,7 @@ from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
 from pydvl_datainf.gradients.checks import Tolerance, check_finite_rows, check_steady
 from pydvl_datainf.gradients.comparison import check_any_sample, compared, give_up_misplaced
-from pydvl_datainf.gradients.passes import Checked, Inputs, Pass, Passes, backward
+from pydvl_datainf.gradients.passes import Checked, Inputs, Pass, Passes
 from pydvl_datainf.gradients.paths import path_of
 from pydvl_datainf.gradients.places import BeginAgainError, Places
 from pydvl_datainf.gradients.supported import (
@@ -150,8 +150,9 @@ class CaptureEngine:
 
     def _known(self, done: Pass) -> Rows:
         """The rows of a pass whose steps were all compared before."""
-        give_up_misplaced(self._passes, done)
-        rows = self._passes.rows(done, backward(done.losses.sum(), done.edges))
+        if any(use.is_picked for use in done.uses):
+            give_up_misplaced(self._passes, done)
+        rows = self._passes.rows(done)
         length, checked = done.inputs.length, done.inputs.checked
         checked.batches += 1
         checked.unchecked += length

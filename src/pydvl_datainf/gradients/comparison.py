@@ -35,11 +35,10 @@ def compared(passes: Passes, inputs: Inputs) -> tuple[Tensor, Rows]:
     # Random weights, from a generator of our own: a plain sum is blind to swapped samples.
     random = torch.randn(inputs.length, generator=torch.Generator().manual_seed(checked.checks))
     weights = random.to(done.losses.device, inputs.dtype)
-    grads = backward(done.losses.sum(), done.edges, retain_graph=True)
     truth = _weighted(done, weights)
     called = {name for use in done.uses for name in use.names}
     give_up(truth.keys() - called - passes.places.unexplained, OUTSIDE)
-    rows = passes.rows(done, grads)
+    rows = passes.rows(done)
     sums = {name: torch.einsum("b,b...->...", weights, r) for name, r in rows.items()}
     give_up(inputs.tolerance.unequal(sums, truth), _NOT_THE_SUM)
     for i in (0, inputs.length - 1):
@@ -52,9 +51,8 @@ def compared(passes: Passes, inputs: Inputs) -> tuple[Tensor, Rows]:
 def _weighted(done: Pass, weights: Tensor) -> Rows:
     """The gradient of a combination of the losses, for parameters on which they depend."""
     parameters = done.inputs.parameters
-    joined = any(isinstance(use, Joint) for use in done.uses)  # which go on in the graph
     total = (weights * done.losses).sum()
-    grads = backward(total, list(parameters.values()), retain_graph=joined)
+    grads = backward(total, list(parameters.values()), retain_graph=True)
     pairs = zip(parameters, grads, strict=True)
     return {name: done.inputs.dense(g) for name, g in pairs if g is not None}
 

@@ -22,12 +22,6 @@ class Layer:
     owned: Mapping[str, str]
     rules: Mapping[str, Rule] | None
 
-    @classmethod
-    def of(cls, module: nn.Module, owned: Mapping[str, str]) -> "Layer":
-        """The module with the rules for its type, where they know all of the parameters."""
-        known = rules_of(module)
-        return cls(module, owned, known if known and owned.keys() <= known.keys() else None)
-
 
 def layers_of(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], around: Mapping[str, str]
@@ -53,12 +47,15 @@ def layers_of(
         inner = {names.get(id(p)) for child in module.children() for p in child.parameters()}
         owned = {local: name for local, name in own.items() if name not in inner}
         if owned:
-            layers.append(Layer.of(module, owned))
+            layers.append(Layer(module, owned, rules_of(module, owned)))
     inside: dict[str, dict[str, str]] = {}
     for name, path in around.items():
         if name in parameters:
             inside.setdefault(path, {})[name.removeprefix(f"{path}.")] = name
-    return layers + [Layer.of(model.get_submodule(path), owned) for path, owned in inside.items()]
+    for path, owned in inside.items():
+        module = model.get_submodule(path)
+        layers.append(Layer(module, owned, rules_of(module, owned)))
+    return layers
 
 
 _LEVELS = 2

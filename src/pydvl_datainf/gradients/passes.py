@@ -1,6 +1,6 @@
 """One pass over a batch: the losses, where parameters are used in it, and the rows that follow."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeAlias
@@ -104,11 +104,6 @@ class Pass:
     losses: Tensor
     uses: Sequence[Use]
 
-    @property
-    def edges(self) -> list[Any]:
-        """Of what is returned where parameters are used."""
-        return [use.edge for use in self.uses]
-
 
 class Passes:
     """Passes through a model whose parameters are watched.
@@ -172,7 +167,7 @@ class Passes:
         if joined:
             joints = joints_of(losses, joined, inputs.length)
             self.places.give_up(joined.keys() - joints.keys(), OUTSIDE)
-        if recording.lost:
+        if watch and recording.lost:
             self.copied |= recording.lost
             return self.forward(inputs)
         return Pass(inputs, losses, [*recording.calls, *chain.from_iterable(joints.values())])
@@ -189,17 +184,17 @@ class Passes:
         ]
         return path_of(done.losses, self.places.explained(done.inputs.parameters), called)
 
-    def rows(self, done: Pass, grads: Iterable[Tensor | None]) -> Rows:
+    def rows(self, done: Pass) -> Rows:
         """The sum of the rows of all uses; zeros for explained parameters that had no use.
 
         Args:
-            done: the pass.
-            grads: of the summed losses at its edges; None = they do not depend on that use.
+            done: the pass, whose graph is used up.
 
         Returns:
             For each explained parameter rows (B, *shape).
         """
         parameters, dtype = done.inputs.parameters, done.inputs.dtype
+        grads = backward(done.losses.sum(), [use.edge for use in done.uses])
         rows: Rows = {}
         unmapped: set[str] = set()
         for use, grad in zip(done.uses, grads, strict=True):

@@ -90,8 +90,12 @@ class Recording:
             return None
         pattern = tuple(leads(v, self.length * each) or leads(v, self.length, each) for v in leaves)
         picked = any(is_picked(v.grad_fn) for v in leaves if isinstance(v, Tensor) and v.grad_fn)
-        args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
-        call = partial(Call, layer, args, kwargs, self.length, each, pattern, picked)
+        if x is None:
+            args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
+        else:  # the same, far faster
+            args, kwargs = (x.detach(),) if args else (), dict.fromkeys(kwargs, x.detach())
+        names = layer.owned.values()
+        call = partial(Call, layer, names, args, kwargs, self.length, each, pattern, picked)
         # One output of several may follow from another, whose gradient would count it again.
         is_copied = module in self.copied or len(seen) > 1
         for place, y in seen.items():
