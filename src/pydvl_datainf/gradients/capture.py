@@ -113,8 +113,6 @@ class CaptureEngine:
 
     def _together(self, inputs: Inputs) -> Rows:
         """The rows of a batch of several, by capture as far as it explains them."""
-        if self._passes.images.has_images(inputs.batch):
-            self.places.leave(outside_language(self.model, inputs.parameters), _OF_IMAGES)
         losses, rows = self._captured(inputs)
         left = inputs.parameters.keys() - rows.keys()
         return self._completed(inputs, losses, rows, left) if left else rows
@@ -138,6 +136,8 @@ class CaptureEngine:
 
     def _captured_once(self, inputs: Inputs) -> tuple[Tensor, Rows]:
         """The same, with parameters watched and inputs repeated as they are now."""
+        if self._passes.images.has_images(inputs.batch):
+            self.places.leave(outside_language(self.model, inputs.parameters), _OF_IMAGES)
         if inputs.checked.steps:
             done = self._passes.forward(inputs)
             if self._passes.path(done) <= inputs.checked.steps:
