@@ -407,7 +407,7 @@ def largest_error(family: Family, how: str) -> tuple[float, set[str]]:
             grads = torch.autograd.grad(loss.sum(), parameters, materialize_grads=True)
             exact = torch.cat([g.flatten() for g in grads])
             worst = max(worst, float((row - exact).abs().max() / exact.norm()))
-    return worst, engine._unexplained
+    return worst, engine.places.unexplained
 
 
 def passed(model: nn.Module, family: Family, batch: Batch) -> None:

@@ -28,9 +28,9 @@ from pydvl_datainf.evaluation import (
     mislabel_auc,
     relative_influence,
 )
+from pydvl_datainf.gradients.checks import Tolerance
 from pydvl_datainf.gradients.sources import _free_memory
 from pydvl_datainf.gradients.supported import _recurrence_without_cudnn
-from pydvl_datainf.gradients.trust import Tolerance
 from pydvl_datainf.huggingface.models import _seeded, loading
 from pydvl_datainf.objectives import OutputLoss
 from pydvl_datainf.plots import influential_images, perturbation_image

@@ -98,7 +98,7 @@ def _telling_of_several(named: Mapping[str, Any]) -> set[str]:
 
 def batch_length(batch: Batch) -> int:
     """The number of samples."""
-    return next(iter(batch_named(batch).values())).shape[0]
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
 def slice_batch(batch: Batch, start: int, stop: int | None) -> Batch:
@@ -121,7 +121,7 @@ def split_batch(batch: Batch, size: int | None) -> Iterator[Batch]:
     Yields:
         Batches whose lengths add up to B.
     """
-    length = batch_length(batch)
+    length = 0 if size is None else batch_length(batch)
     if size is None or size >= length:
         yield batch
         return

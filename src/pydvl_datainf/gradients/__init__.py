@@ -8,8 +8,8 @@ from pydvl_datainf.batches import Batch
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.capture import CaptureEngine
+from pydvl_datainf.gradients.functional import FunctionalEngine
 from pydvl_datainf.gradients.padding import PaddingCheckEngine
-from pydvl_datainf.gradients.reference import FunctionalEngine
 from pydvl_datainf.objectives import Objective
 from pydvl_datainf.vectors import BlockVectors
 

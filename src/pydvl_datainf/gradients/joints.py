@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from pydvl_datainf.gradients.paths import edges_of
-from pydvl_datainf.gradients.recording import is_picked
+from pydvl_datainf.gradients.paths import edges_of, is_picked
 
 _NEAR = 32  # operations between a parameter and its joints
 

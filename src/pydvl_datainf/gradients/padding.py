@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, signature
 from pydvl_datainf.gradients.by_length import MASK, Tokens, lengths_of, trimmed
-from pydvl_datainf.gradients.trust import Tolerance
+from pydvl_datainf.gradients.checks import Tolerance
 from pydvl_datainf.vectors import BlockVectors
 
 if TYPE_CHECKING:

@@ -89,3 +89,28 @@ def edges_of(losses: Tensor) -> Iterator[tuple[Any, Any]]:
             if parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
+
+
+_NEAR = 16  # operations
+_PICKING = ("IndexBackward", "IndexSelectBackward", "GatherBackward", "MaskedSelectBackward")
+
+
+def is_picked(node: Any) -> bool:
+    """Whether what an operation returns comes, within a few others, from one that picks rows."""
+    nodes = [node]
+    for node in filter(None, nodes):
+        if node.name().startswith(_PICKING) and _picks_rows(node):
+            return True
+        if len(nodes) < _NEAR:
+            nodes += [parent for parent, _ in node.next_functions]
+    return False
+
+
+def _picks_rows(node: Any) -> bool:
+    """Whether an operation takes entries along the first dimension, by numbers or by a mask."""
+    kind, ((origin, _), *_) = node.name(), node.next_functions or ((None, 0),)
+    if origin is not None and hasattr(origin, "variable"):
+        return False  # a table of parameters, by positions
+    if kind.startswith("IndexBackward"):
+        return node._saved_indices[0] is not None
+    return kind.startswith("MaskedSelect") or bool(node._saved_dim == 0)

@@ -141,12 +141,20 @@ ANY_POSITIONS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
 """Layers whose rules take any number of dimensions between the samples and the features."""
 
 
-def rules_of(module: nn.Module) -> Mapping[str, Rule] | None:
-    """The rules for a module's type, or for a base class whose forward it inherits unchanged."""
+def rules_of(module: nn.Module, names: Iterable[str]) -> Mapping[str, Rule] | None:
+    """The rules for a module's type, or for a base class whose forward it inherits unchanged.
+
+    Args:
+        module: that owns parameters, or has modules inside that do.
+        names: of the parameters in the module.
+
+    Returns:
+        A rule for each of them, and perhaps others; None where not all have one.
+    """
     for kind in type(module).__mro__:
         if kind in RULES and type(module).forward is kind.forward:  # type: ignore[attr-defined]
             frequency = getattr(module, "scale_grad_by_freq", False)  # counts over the whole batch
-            return None if frequency else RULES[kind]
+            return RULES[kind] if RULES[kind].keys() >= set(names) and not frequency else None
     return None
 
 

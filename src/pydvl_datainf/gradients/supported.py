@@ -1,7 +1,7 @@
 """Which models have per-sample gradients that can be seen from outside."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ def differentiating(model: nn.Module, device: torch.device) -> Iterator[None]:
     """
     try:
         with (
-            _recurrence_without_cudnn(model, device),
+            _recurrence_without_cudnn(model, device) if device.type == "cuda" else nullcontext(),
             preserved_rng(device),
             torch.inference_mode(False),
             torch.enable_grad(),

@@ -53,9 +53,7 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 class _Watched(TorchFunctionMode):
     """While it is entered, a mean that divides by weights raises an `ObjectiveError`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.means_of_l1 = 0
+    means_of_l1 = 0
 
     def __torch_function__(
         self,

@@ -14,18 +14,18 @@ from torch.utils import _pytree as pytree
 from pydvl_datainf.batches import Batch, copy_batch, signature
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import DataInfError, ModelError
+from pydvl_datainf.gradients.checks import (
+    Tolerance,
+    check_finite_losses,
+    check_finite_rows,
+    check_independent,
+)
 from pydvl_datainf.gradients.supported import (
     check_mode,
     check_model,
     differentiating,
     rows_dtype,
     selected_parameters,
-)
-from pydvl_datainf.gradients.trust import (
-    Tolerance,
-    check_finite_losses,
-    check_finite_rows,
-    check_independent,
 )
 from pydvl_datainf.objectives import ImageLayout, Objective, check_losses
 from pydvl_datainf.vectors import BlockVectors

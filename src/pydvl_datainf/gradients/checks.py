@@ -1,4 +1,4 @@
-"""Comparing two computations of one gradient or loss: by how much rounding lets them differ."""
+"""Checks of losses and rows, and by how much rounding lets two computations of one differ."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +71,25 @@ def _rounds_to_tf32() -> bool:
         return bool(matmul.allow_tf32 or cudnn.allow_tf32)
     # Not allow_tf32, which raises where a caller set these.
     return "tf32" in (matmul.fp32_precision, cudnn.conv.fp32_precision)
+
+
+def check_steady(losses: Tensor, again: Tensor, tolerance: Tolerance) -> None:
+    """Checks that nothing in a forward pass is random.
+
+    Args:
+        losses: of a batch.
+        again: the losses of the same batch, computed again.
+        tolerance: of the model.
+
+    Raises:
+        ModelError: if any differs.
+    """
+    if not tolerance.same(losses, again):
+        raise ModelError(
+            "Two forward passes over one batch gave different losses: something in the model "
+            "or the objective is random. Call model.eval(), switch functional dropout off, and "
+            "draw noise from a generator that is seeded for each sample."
+        )
 
 
 def check_independent(
