@@ -1,4 +1,4 @@
-"""The methods there are, by name."""
+"""The registry of methods, by the names that results have."""
 
 from collections.abc import Mapping
 

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: read here, written by the runner."""
+"""What a run leaves on disk: its store, and how to read it without model, data or runner."""

@@ -1,4 +1,4 @@
-"""What an array of a run looks like, and whether one in a store looks like that."""
+"""The layout of one array as Zarr has it, and whether an array in a store has it."""
 
 from typing import Any, NamedTuple
 

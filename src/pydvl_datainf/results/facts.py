@@ -1,4 +1,4 @@
-"""What a run says of itself, in words: the same on the terminal and in reports."""
+"""A run in words and numbers: the same on the terminal and in reports."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run says of itself, checked, and the arrays that follow from it."""
+"""The table of the arrays of a run (shape, chunks, dtype), as follows from its attributes."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run says of itself in the attributes of its store: checksums, and what cannot be."""
+"""The attributes of a run: which there are, their checksums, and what cannot be."""
 
 import json
 import re

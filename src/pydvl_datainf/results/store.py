@@ -1,4 +1,4 @@
-"""The record of a run on disk: a Zarr v3 group, format 2, specified in docs/store-format.md.
+"""The store of a run: a Zarr v3 group, format 2, specified in docs/store-format.md.
 
 A chunk is the unit of work and of writing: it has one writer, appears at once and whole, and
 carries a checksum. What was done is what is there and sound; there is no other book-keeping.

@@ -1,4 +1,4 @@
-"""How a run is cut, and where its rows are kept: what is asked, against what there is room for."""
+"""Where rows are kept, and how many samples are compared: what is asked, against what fits."""
 
 import shutil
 from collections.abc import Mapping

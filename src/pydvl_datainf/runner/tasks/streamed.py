@@ -1,4 +1,4 @@
-"""The same where rows are computed again: tile by tile for all blocks, in passes over the data."""
+"""Scores where rows are not kept: tile by tile for all blocks, in passes over the data."""
 
 from collections import OrderedDict
 
