@@ -69,7 +69,7 @@ getattr(importlib.import_module(module), function)()
 
 def test_ctrl_c_while_the_command_is_imported_is_one_line():
     metadata = ConfigParser()
-    metadata.read(Path(__file__).parents[1] / "setup.cfg")
+    metadata.read(Path(__file__).parents[2] / "setup.cfg")
     (script,) = metadata["options.entry_points"]["console_scripts"].strip().splitlines()
     name, _, place = script.partition(" = ")
     command = [sys.executable, "-c", INTERRUPTED]

@@ -192,7 +192,7 @@ def test_an_error_does_not_stand_on_the_line_of_a_bar(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (folder / "job.yaml").write_text(job)
-    monkeypatch.setattr(tasks, "write_scores", fails)
+    monkeypatch.setattr(tasks, "write_piece", fails)
     stderr = failed(1, "run", folder / "job.yaml")
     assert any(line.startswith("Error: [Errno 28]") for line in lines_on_a_terminal(stderr))
 
@@ -201,7 +201,7 @@ def test_what_a_job_left_unfinished_names_the_command(folder, monkeypatch):
     def stopping(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tasks, "write_scores", stopping)
+    monkeypatch.setattr(tasks, "write_piece", stopping)
     assert invoke("run", folder / "job.yaml", "--no-progress").exit_code == 130
     again = "un its job again (pydvl-datainf run JOB.yaml)"
     for command in (["top"], ["report", "-o", folder / "a.html"], ["info", "--check"]):
@@ -215,7 +215,7 @@ def test_a_failure_of_a_job_names_the_command(folder, monkeypatch):
     def fails(*arguments):
         raise StoreError("Damaged. Call run_influences again with the same arguments to go on.")
 
-    monkeypatch.setattr(tasks, "write_scores", fails)
+    monkeypatch.setattr(tasks, "write_piece", fails)
     message = failed(1, "run", folder / "job.yaml", "--no-progress")
     assert "Damaged. Run its job again (pydvl-datainf run JOB.yaml) to go on." in message
 

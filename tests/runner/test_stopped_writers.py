@@ -270,12 +270,13 @@ def test_processes_end_with_the_run_and_what_they_leave_is_removed(tmp_path, tem
     stopped_run.wait_for(lambda: len(list(signs.iterdir())) == 2, first)
     workers = [int(sign.name) for sign in signs.iterdir()]
     assert first.pid not in workers
-    assert len(list(temporary.glob("pydvl-datainf-*/*"))) == 2  # pickled: inputs and job
+    named = "[0-9a-f]" * 32 + ".shared"  # pickled: inputs and context; beside them numbers of cards
+    assert len(list(temporary.glob(f"pydvl-datainf-*/{named}"))) == 2
     foreign = temporary / "pydvl-datainf-joblib-mine"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("the only copy")
     Joblib(2, progress=False).close()
-    assert len(list(temporary.glob("pydvl-datainf-*/*.shared"))) == 2  # the run is alive
+    assert len(list(temporary.glob(f"pydvl-datainf-*/{named}"))) == 2  # the run is alive
     assert stopped_run.killed(first) == -signal.SIGKILL
     stopped_run.wait_for(lambda: not any(map(stopped_run.is_alive, workers)))
     Joblib(2, progress=False).close()

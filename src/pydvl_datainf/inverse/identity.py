@@ -35,9 +35,9 @@ class HessianFree(Method):
         """Nothing but the result."""
         return 0
 
-    def flops(self, n: int, m: int, d: int) -> int:
+    def flops(self, n: int, m: int, d: int) -> float:
         """As good as none."""
-        return 0
+        return 0.0
 
     def precision(self, dtype: str) -> str:
         """That of the rows, since nothing cancels."""

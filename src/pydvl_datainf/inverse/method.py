@@ -93,7 +93,7 @@ class Method(Protocol):
         """
         ...
 
-    def flops(self, n: int, m: int, d: int) -> int:
+    def flops(self, n: int, m: int, d: int) -> float:
         """Operations of `times` in one block, two for each multiplication and addition."""
         ...
 

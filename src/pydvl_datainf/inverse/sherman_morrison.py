@@ -48,9 +48,9 @@ class DataInf(Method):
         """V in float64 and its corrections; the sums for forms are not larger."""
         return float64_bytes((m, d), (m, d))
 
-    def flops(self, n: int, m: int, d: int) -> int:
+    def flops(self, n: int, m: int, d: int) -> float:
         """G v and its correction."""
-        return 4 * n * m * d
+        return 4.0 * n * m * d
 
 
 def weights(G: Float[Tensor, "b d"], λ: float) -> Float[Tensor, " b"]:

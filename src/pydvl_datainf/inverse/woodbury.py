@@ -54,10 +54,10 @@ class Exact(Method):
         rows = ((n, d), (n, d)) if d > n else ()
         return float64_bytes((m, d), (k, k), (k, k), (k, m), (k, m), *rows)
 
-    def flops(self, n: int, m: int, d: int) -> int:
+    def flops(self, n: int, m: int, d: int) -> float:
         """The matrix, its factor, and solving with it."""
         k = min(n, d)
-        return 2 * n * d * k + k**3 // 3 + 2 * m * k * (k if d <= n else k + 2 * d)
+        return 2 * n * d * k + k**3 / 3 + 2 * m * k * (k if d <= n else k + 2 * d)
 
     def check_rows(self, kept: str) -> None:
         """Checks that training rows can serve.

@@ -136,9 +136,8 @@ def run_influences(
         _work(influence, test, train, Store(store), options, executor)
     finally:
         executor.close()
-    return InfluenceRun(
-        store, allow_other_places=isinstance(train, InfluenceRun)
-    )  # the caller named it himself
+    # The caller named the place of the rows himself.
+    return InfluenceRun(store, allow_other_places=isinstance(train, StoredRows))
 
 
 def compute_self_influence(
