@@ -164,6 +164,13 @@ class StoreContract:
         np.testing.assert_array_equal(fresh.read(name, (..., slice(0, 2))), values[:, :2])
         assert fresh.array(name).metadata.dimension_names == AXES
 
+    @pytest.mark.parametrize("values", [VALUES[:1], VALUES[:2, :1], VALUES[0], VALUES[:3]])
+    def test_refuses_values_of_another_shape_which_zarr_would_repeat(self, store, values):
+        before = contents(store)
+        with pytest.raises(ValueError, match=r"'a' takes \(2, 3\)"):
+            store.write("a", slice(0, 2), values)
+        assert contents(store) == before
+
     def test_reads_texts_as_they_were(self, vacant):
         vacant.create(ATTRIBUTES)
         vacant.require("train_text", (4,), (3,), "string", ("train",))

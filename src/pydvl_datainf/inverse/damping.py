@@ -85,6 +85,11 @@ def automatic_damping(
             up into scores.
     """
     rms = {block: (norms.sums[block] / (norms.n * d)) ** 0.5 for block, d in widths.items()}
+    lost = [block for block, size in rms.items() if not isfinite(size)]
+    if lost:
+        raise DampingError(
+            f"The squared gradients of blocks {lost} overflow. Multiply the loss by a constant < 1."
+        )
     noise = NOISE * torch.finfo(dtype).eps * max(rms.values())
     zero = [block for block in wanted if rms[block] <= noise]
     if zero:

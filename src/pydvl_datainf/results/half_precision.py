@@ -27,7 +27,8 @@ def encoded(
     """
     norms = norms.sqrt()
     rms = norms / rows.shape[1] ** 0.5
-    divisors = torch.where(rms > 0, rms, 1.0)
+    # Not less than what the dtype of the rows tells from zero.
+    divisors = torch.where(rms > 0, rms, 1.0).clamp_min(torch.finfo(rows.dtype).tiny)
     halves = (rows / divisors.to(rows.dtype)[:, None]).half()
     lengths = squared_norms(halves.to(rows.dtype)).sqrt()  # faster than from half precision
     scales = torch.where(rms > 0, norms / torch.where(lengths > 0, lengths, 1.0), 0.0)

@@ -238,7 +238,7 @@ class InfluenceRun:
         self.check_complete()
         if self.attrs["rows_in"] is not None:
             return self.run_of_rows().self_influence()
-        if not has_extra(self._store, SELF_INFLUENCE):
+        if not self.has_self_influence:
             how = (
                 "compute_self_influence(run) makes them from the rows that it kept"
                 if self.plan.rows == "zarr"
@@ -261,7 +261,8 @@ class InfluenceRun:
             rows = self.run_of_rows()
         except StoreError:  # they are gone, or not to be followed
             return False
-        return SELF_INFLUENCE in rows.array_names()
+        told = SELF_INFLUENCE in rows.attrs["extras"]  # damaged or not: reading says which
+        return told or has_extra(rows.store, SELF_INFLUENCE)
 
     def relative_influence(self) -> Array:
         """Mean influence / √self-influence of each training sample.

@@ -475,8 +475,15 @@ class Store:
         Args:
             name: of the array.
             where: an index of NumPy's kind, along chunks.
-            values: finite, where they are floating.
+            values: of the shape that is chosen; finite, where they are floating.
+
+        Raises:
+            ValueError: if they are of another shape, which Zarr would repeat to fill the place.
         """
+        chosen = self._chosen(name, where)
+        shape = tuple(size for at, size, _ in chosen if isinstance(at, slice))
+        if np.shape(values) != shape:
+            raise ValueError(f"'{name}' takes {shape} at {where}, got {np.shape(values)}.")
         with self._writing():
             self.array(name)[where] = values
 
@@ -545,18 +552,22 @@ class Store:
 
     def _touched(self, name: str, where: Any) -> list[range]:
         """The chunks, along each axis, that numbers, slices and perhaps an ellipsis read from."""
+        return [chunks for _, _, chunks in self._chosen(name, where)]
+
+    def _chosen(self, name: str, where: Any) -> list[tuple[Any, int, range]]:
+        """Along each axis the number or slice, how much of it that is, and in which chunks."""
         array = self.array(name)
         given = where if isinstance(where, tuple) else (where,)
         first = given.index(...) if ... in given else len(given)
         rest = given[first + 1 :]
         whole = (slice(None),) * (array.ndim - first - len(rest))
-        ranges = []
+        chosen = []
         for at, size, chunk in zip(
             given[:first] + whole + rest, array.shape, array.chunks, strict=True
         ):
             start, stop, _ = (at if isinstance(at, slice) else slice(at, at + 1)).indices(size)
-            ranges.append(range(start // chunk, -(-stop // chunk)))
-        return ranges
+            chosen.append((at, stop - start, range(start // chunk, -(-stop // chunk))))
+        return chosen
 
     # What is there
 

@@ -10,11 +10,11 @@ from distributed import Client
 from pydvl_datainf.errors import PlanError, StoreError
 from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.results.arrays import WORK
-from pydvl_datainf.results.layout import column_type, extras_in
+from pydvl_datainf.results.layout import column_type, extras_in, has_extra
 from pydvl_datainf.results.metadata import columns_of, group_codes
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.record import EXTRAS
+from pydvl_datainf.results.record import EXTRAS, SELF_INFLUENCE
 from pydvl_datainf.results.store import Array, Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
@@ -165,7 +165,7 @@ def compute_self_influence(
     """
     made = run.run_of_rows()
     made.check_complete()
-    if made.has_self_influence:
+    if SELF_INFLUENCE in made.attrs["extras"] and has_extra(made.store, SELF_INFLUENCE):
         return made.self_influence()
     if made.plan.rows != "zarr":
         return made.self_influence()  # says what to do

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydvl_datainf.errors import PlanError
 from pydvl_datainf.inverse.method import Method
@@ -97,7 +97,13 @@ def make_plan(
     return fitted
 
 
-def _fitted(
+def _fitted(asked: RunSize, memory: int, *settings: Any, **named: Any) -> Plan | None:
+    """A plan for this memory, or for less: more of it makes larger pieces, which may not fit."""
+    attempts = (_planned(asked, memory * k // 16, *settings, **named) for k in range(16, 3, -1))
+    return next((plan for plan in attempts if plan is not None), None)
+
+
+def _planned(
     asked: RunSize,
     memory: int,
     rows: str,
@@ -108,6 +114,7 @@ def _fitted(
     """The plan, or None where memory is too small for one."""
     given, memory = memory, memory - memory // TRANSIT_SHARE
     test_tile, train_tile = tile
+    test_tile = None if test_tile is None else min(test_tile, asked.m)
     step = min(asked.longest, size or asked.longest, max(1, memory // (16 * asked.row)))
     train_tile = min(train_tile or _train_tile(asked, memory, step), asked.n)
     held, is_cut = memory // HELD_SHARE, pieces is None and rows == "zarr"
@@ -124,13 +131,12 @@ def _fitted(
     if most < (test_tile or 1):
         finer = is_cut and len(pieces) < len(asked.widths)
         single = [(1, width) for width in asked.widths]
-        return _fitted(asked, given, rows, size, tile, single) if finer else None
+        return _planned(asked, given, rows, size, tile, single) if finer else None
     if len(pieces) > 1 and not asked.by_block:
         most = min(most, max(test_tile or 1, sum(asked.widths) // (PART * len(pieces))))
     if test_tile is None:
         at_once = min(most, asked.m, MOST_QUERIES, max(1, memory // (4 * asked.vector)))
         test_tile = ceil(asked.m / ceil(asked.m / at_once))
-    test_tile = min(test_tile, asked.m)
     group_tiles = max(1, min(most // test_tile, ceil(asked.m / test_tile)))
     tiles = ceil(asked.n / train_tile)
     spans = min(tiles, MOST_SPANS, max(4, asked.n // (group_tiles * test_tile)))
@@ -306,8 +312,9 @@ def _needs(
 
 
 def _self_bytes(asked: RunSize, step: int) -> int:
-    """Row of a sample whose self-influence is computed, and products with the rows of a step."""
-    return asked.vector + 2 * step * asked.precision
+    """Row of a sample whose self-influence is computed, and what is made for it."""
+    # What the inverse adds up for it, and products with the rows of a step.
+    return 3 * asked.vector // 2 + 2 * step * asked.precision
 
 
 def _too_few(

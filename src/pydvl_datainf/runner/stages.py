@@ -1,6 +1,7 @@
 """The order of the work of a run: what is missing in its store is found, done and kept."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pydvl_datainf.errors import StoreError
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.results.chunks import Chunk
 from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, rows_name
@@ -60,7 +62,10 @@ class Stages:
         if self.spec.train is not None:
             self._rows()
             self._choose_damping()
-        self._scores()
+        # What a complete run had is made again where it is damaged, asked for or not.
+        self.self_influence |= SELF_INFLUENCE in self.store.attributes["extras"]
+        if self.shared[1] is not None:  # with model and data
+            self._scores()
         self._norms()
         if self.self_influence:
             self._self_influence()
@@ -284,9 +289,15 @@ class Stages:
         try:
             for gradients in self.executor.map(tasks.perform, calls, self.shared, what):
                 self.gradients += gradients
-        finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + perf_counter() - start
-            self.store.update({"gradients": self.gradients, "seconds": self.seconds})
+        except BaseException:
+            with suppress(StoreError):  # which would take the place of the cause
+                self._tell_cost(what, perf_counter() - start)
+            raise
+        self._tell_cost(what, perf_counter() - start)
+
+    def _tell_cost(self, what: str, seconds: float) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+        self.store.update({"gradients": self.gradients, "seconds": self.seconds})
 
 
 def _by_tile(grid: Iterable[tuple[int, int]]) -> list[tuple[int, tuple[int, ...]]]:

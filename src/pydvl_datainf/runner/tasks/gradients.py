@@ -73,6 +73,7 @@ class _Encoder:
     def __init__(self, context: Context, tile: int, norms_too: bool):
         self.context, self.tile, self.norms_too = context, tile, norms_too
         self.wanted = context.spec.plan.train[tile]
+        self.done = 0
         self.norms: list[Tensor] = []
         self.scales: list[Tensor] = []
         self.halves: list[Tensor] = []
@@ -86,16 +87,19 @@ class _Encoder:
         norms = {block: squared_norms(v) for block, v in rows.items()}
         self.norms.append(_columns(norms))
         if not self.halves:
+            self.done = place.stop
             return
         parts = {block: encoded(v, norms[block]) for block, v in rows.items()}
         for p, halves in enumerate(self.halves):
             for block, target in split(halves[place], self.context.spec.piece(p)).items():
                 target[:] = parts[block][0]
         self.scales.append(_columns({block: scales for block, (_, scales) in parts.items()}))
+        self.done = place.stop
 
     def write(self) -> None:
         """The whole tile."""
-        store = self.context.store
+        store, length = self.context.store, self.wanted.stop - self.wanted.start
+        assert self.done == length  # otherwise a step failed, and nothing may look whole
         if self.norms_too or not store.has("squared_norms", (self.tile, 0)):
             store.write("squared_norms", self.wanted, torch.cat(self.norms).numpy())
         if not self.halves:
@@ -107,13 +111,29 @@ class _Encoder:
 
 @contextmanager
 def _aside() -> Iterator[Callable[..., None]]:
-    """Calls functions in their order in a thread beside this one, few of them ahead of it."""
+    """Calls functions in their order in a thread beside this one, few of them ahead of it.
+
+    After one that failed no other is called: what follows may build on it.
+
+    Yields:
+        What calls a function with arguments, soon.
+    """
     waiting: deque[Future[Any]] = deque()
+    failed: list[BaseException] = []
+
+    def call(function: Callable[..., Any], *arguments: Any) -> None:
+        if failed:
+            return
+        try:
+            function(*arguments)
+        except BaseException as error:
+            failed.append(error)
+            raise
 
     def later(function: Callable[..., Any], *arguments: Any) -> None:
         while len(waiting) >= IN_FLIGHT:
             waiting.popleft().result()
-        waiting.append(thread.submit(function, *arguments))
+        waiting.append(thread.submit(call, function, *arguments))
 
     with ThreadPoolExecutor(1) as thread:
         yield later
