@@ -129,8 +129,8 @@ class Store:
             writer = versions.get("pydvl-datainf") if type(versions) is dict else None
             raise StoreError(
                 f"{self} has format version {attributes.get('format_version')}; this version of "
-                f"the package reads {FORMAT_VERSION}. Install the version that wrote it: "
-                f"{writer or 'unknown'}."
+                f"the package reads {FORMAT_VERSION}. Install the version that wrote it "
+                f"({writer or 'unknown'}), or delete it and make the run anew."
             )
         return dict(attributes)
 
