@@ -123,7 +123,9 @@ class StoreContract:
     def test_refuses_other_formats_and_names_who_wrote_them(self, store, version):
         store.update({"format_version": version, "versions": {"pydvl-datainf": "0.0.7"}})
         for refused in (lambda: store.attributes, store.is_vacant):
-            with pytest.raises(StoreError, match=rf"format version {version}.*wrote it \(0\.0\.7\)"):
+            with pytest.raises(
+                StoreError, match=rf"format version {version}.*wrote it \(0\.0\.7\)"
+            ):
                 refused()
 
     def test_changes_attributes_of_the_group_and_of_an_array(self, store):
