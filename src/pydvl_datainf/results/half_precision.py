@@ -13,30 +13,33 @@ from torch import Tensor
 from pydvl_datainf.inverse.damping import squared_norms
 
 
-def encoded(
-    rows: Float[Tensor, "b d"], norms: Float[Tensor, " b"]
-) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
-    """Halves h (float16) and scales, in the dtype of the rows; a zero row has scale 0.
+def encode(
+    rows: Float[Tensor, "b d"], norms: Float[Tensor, " b"], out: Float[Tensor, "b d"]
+) -> Float[Tensor, " b"]:
+    """Puts halves h into `out` (float16, on any device); a zero row has scale 0.
 
     Args:
         rows: g.
         norms: ‖g‖² of each, in float64.
+        out: where to.
 
     Returns:
-        h and ‖g‖/‖h‖ of each.
+        ‖g‖/‖h‖ of each, in the dtype of the rows.
     """
     norms = norms.sqrt()
     rms = norms / rows.shape[1] ** 0.5
     # Not less than what the dtype of the rows tells from zero.
     divisors = torch.where(rms > 0, rms, 1.0).clamp_min(torch.finfo(rows.dtype).tiny)
-    halves = (rows / divisors.to(rows.dtype)[:, None]).half()
-    lengths = squared_norms(halves.to(rows.dtype)).sqrt()  # faster than from half precision
+    quotients = rows / divisors.to(rows.dtype)[:, None]
+    halves = quotients.half()
+    out.copy_(halves)
+    lengths = squared_norms(quotients.copy_(halves)).sqrt()  # faster than from half precision
     scales = torch.where(rms > 0, norms / torch.where(lengths > 0, lengths, 1.0), 0.0)
-    return halves, scales.to(rows.dtype)
+    return scales.to(rows.dtype)
 
 
-def decoded(
-    halves: Float[Tensor, "b d"], scales: Float[Tensor, " b"], dtype: torch.dtype
+def decode(
+    halves: Float[Tensor, "b d"], scales: Float[Tensor, " b"], out: Float[Tensor, "b d"]
 ) -> Float[Tensor, "b d"]:
-    """The rows scale · h, in a dtype of choice; in float64 the products are exact."""
-    return halves.to(dtype).mul_(scales.to(dtype)[:, None])
+    """Puts the rows scale · h into `out`; in float64 the products are exact."""
+    return out.copy_(halves).mul_(scales.to(out.dtype)[:, None])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.inverse.damping import squared_norms
-from pydvl_datainf.results.half_precision import encoded
+from pydvl_datainf.results.half_precision import encode
 from pydvl_datainf.results.layout import rows_name
 from pydvl_datainf.runner.tasks.context import Context, split
 from pydvl_datainf.runner.tasks.matrices import vectors_name, write_matrix
@@ -26,9 +26,10 @@ def write_rows(tiles: Sequence[int], context: Context, inputs: Inputs) -> None:
 
     While the rows of the next step are computed, a thread encodes and writes the last.
     """
+    encoder = _Encoder(context, norms_too=True)
     with _aside() as later:
         for tile in tiles:
-            for _ in new_rows(tile, context, inputs, norms_too=True, later=later):
+            for _ in new_rows(tile, context, inputs, encoder, later):
                 pass
 
 
@@ -36,9 +37,8 @@ def new_rows(
     tile: int,
     context: Context,
     inputs: Inputs,
-    *,
-    norms_too: bool = False,
-    later: Callable[..., None] | None = None,
+    encoder: "_Encoder | None" = None,
+    call: Callable[..., None] = lambda function, *arguments: function(*arguments),
 ) -> Iterator[tuple[slice, BlockVectors]]:
     """Computes the rows of a tile, and at its end stores their norms and, if wanted, them.
 
@@ -46,8 +46,8 @@ def new_rows(
         tile: which.
         context: of the run.
         inputs: the model and the data.
-        norms_too: store norms even where some are, which may be damaged.
-        later: calls a function with arguments, now or soon; None = now.
+        encoder: stores them; None = one that leaves the norms that are there.
+        call: calls a function with arguments, now or soon.
 
     Yields:
         From which sample of the tile to which, and their rows.
@@ -55,58 +55,63 @@ def new_rows(
     spec, wanted = context.spec, context.spec.plan.train[tile]
     assert inputs.train is not None  # rows of a query are stored
     assert spec.train is not None
-    encoder, call = _Encoder(context, tile, norms_too), later or _now
+    encoder = encoder or _Encoder(context)
     kept: list[BlockVectors] = []
     for place, rows in context.computed(inputs, inputs.train, spec.train, wanted):
         call(encoder.add, place, rows)
         if spec.plan.rows == "memory":
             kept.append(rows)
         yield place, rows
-    call(encoder.write)
+    call(encoder.write, tile)
     if kept:
         context.kept[tile] = kept
 
 
 class _Encoder:
-    """Norms of the rows of a tile, and the rows in half precision where they are stored."""
+    """Norms of the rows of a tile, and the rows in half precision where they are stored.
 
-    def __init__(self, context: Context, tile: int, norms_too: bool):
-        self.context, self.tile, self.norms_too = context, tile, norms_too
-        self.wanted = context.spec.plan.train[tile]
-        self.done = 0
+    Tile after tile in the same memory: new pages cost as much as what is written there.
+
+    Args:
+        context: of the run.
+        norms_too: store norms even where some are, which may be damaged.
+    """
+
+    def __init__(self, context: Context, *, norms_too: bool = False):
+        self.context, self.norms_too = context, norms_too
         self.norms: list[Tensor] = []
         self.scales: list[Tensor] = []
         self.halves: list[Tensor] = []
-        if context.spec.plan.rows == "zarr":
-            length = self.wanted.stop - self.wanted.start
-            widths = (width for _, width in context.spec.plan.pieces)
-            self.halves = [torch.empty(length, width, dtype=torch.float16) for width in widths]
+        plan = context.spec.plan
+        if plan.rows == "zarr":
+            shapes = ((plan.train_tile, width) for _, width in plan.pieces)
+            self.halves = [torch.empty(shape, dtype=torch.float16) for shape in shapes]
 
     def add(self, place: slice, rows: BlockVectors) -> None:
-        """The rows of some samples of the tile."""
+        """The rows of some samples of the tile, after those before them."""
         norms = {block: squared_norms(v) for block, v in rows.items()}
         self.norms.append(_columns(norms))
         if not self.halves:
-            self.done = place.stop
             return
-        parts = {block: encoded(v, norms[block]) for block, v in rows.items()}
-        for p, halves in enumerate(self.halves):
-            for block, target in split(halves[place], self.context.spec.piece(p)).items():
-                target[:] = parts[block][0]
-        self.scales.append(_columns({block: scales for block, (_, scales) in parts.items()}))
-        self.done = place.stop
+        scales = {
+            block: encode(rows[block], norms[block], target)
+            for p, halves in enumerate(self.halves)
+            for block, target in split(halves[place], self.context.spec.piece(p)).items()
+        }
+        self.scales.append(_columns(scales))
 
-    def write(self) -> None:
+    def write(self, tile: int) -> None:
         """The whole tile."""
-        store, length = self.context.store, self.wanted.stop - self.wanted.start
-        assert self.done == length  # otherwise a step failed, and nothing may look whole
-        if self.norms_too or not store.has("squared_norms", (self.tile, 0)):
-            store.write("squared_norms", self.wanted, torch.cat(self.norms).numpy())
+        store, wanted = self.context.store, self.context.spec.plan.train[tile]
+        norms, scales = torch.cat(self.norms).numpy(), self.scales
+        self.norms, self.scales = [], []
+        if self.norms_too or not store.has("squared_norms", (tile, 0)):
+            store.write("squared_norms", wanted, norms)
         if not self.halves:
             return
-        store.write("row_scales", self.wanted, torch.cat(self.scales).numpy())
+        store.write("row_scales", wanted, torch.cat(scales).numpy())
         for p, halves in enumerate(self.halves):  # rows last: where they are, their scales are
-            store.write(rows_name(p), self.wanted, halves.numpy())
+            store.write(rows_name(p), wanted, halves[: len(norms)].numpy())
 
 
 @contextmanager
@@ -139,10 +144,6 @@ def _aside() -> Iterator[Callable[..., None]]:
         yield later
         while waiting:
             waiting.popleft().result()
-
-
-def _now(function: Callable[..., Any], *arguments: Any) -> None:
-    function(*arguments)
 
 
 def _columns(columns: Mapping[str, Tensor]) -> Tensor:

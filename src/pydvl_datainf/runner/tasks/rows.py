@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pydvl_datainf.results.half_precision import decoded
+from pydvl_datainf.results.half_precision import decode
 from pydvl_datainf.results.layout import rows_name
 from pydvl_datainf.runner.sizing import DECODED_SHARE
 from pydvl_datainf.runner.tasks.context import Context, device_of
@@ -20,7 +20,7 @@ Chunks: TypeAlias = Callable[[], Iterable[Tensor]]
 """Starts a pass over the rows of a block, in pieces."""
 
 Stored = tuple[Tensor, Tensor]
-"""Rows in half precision of a tile, (r, d), and their scales, (r, blocks)."""
+"""Rows in half precision of some samples, (r, d), and their scales, (r, blocks)."""
 
 
 class PieceRows:
@@ -37,9 +37,10 @@ class PieceRows:
     def __init__(self, context: Context, inputs: Inputs | None, p: int):
         self.context, self.inputs, self.p = context, inputs, p
         plan = context.spec.plan
-        self._held: list[Stored] | None = None
+        self._held: Stored | None = None
+        self._decoded: Tensor | None = None
         if plan.rows == "zarr" and 2 * plan.n * plan.pieces[p][1] <= plan.held:
-            self._held = [read_stored(context, p, j) for j in range(len(plan.train))]
+            self._held = read_stored(context, p, slice(0, plan.n))
 
     def of_block(self, block: str) -> Chunks:
         """The rows of a block, in pieces; decoded once where there is room for all of them.
@@ -50,20 +51,39 @@ class PieceRows:
         Returns:
             Starts a pass over rows, (b, d_l): those of all training samples, in their order.
         """
-        plan, width = self.context.spec.plan, self.context.spec.widths[block]
-        if plan.rows == "zarr" and 8 * plan.n * width <= plan.held // DECODED_SHARE:
-            decoded = list(self._chunks(block))
-            return lambda: decoded
-        return partial(self._chunks, block)
+        width = self.context.spec.widths[block]
+        if not self._is_decoded_once(width):
+            return partial(self._chunks, block)
+        n = self.context.spec.plan.n
+        chunks = list(self._chunks(block, self._memory()[: n * width].view(n, width)))
+        return lambda: chunks
 
-    def _chunks(self, block: str) -> Iterator[Tensor]:
-        spec = self.context.spec
-        for j in range(len(spec.plan.train)):
-            if spec.plan.rows != "zarr":
-                yield from (rows[block] for _, rows in kept_rows(self.context, self.inputs, j))
-                continue
-            stored = self._held[j] if self._held else read_stored(self.context, self.p, j)
-            for _, G in _decoded(self.context, self.inputs, self.p, stored, block):
+    def _is_decoded_once(self, width: int) -> bool:
+        plan = self.context.spec.plan
+        return plan.rows == "zarr" and 8 * plan.n * width <= plan.held // DECODED_SHARE
+
+    def _memory(self) -> Tensor:
+        """Where each block's rows are decoded in turn: new pages cost more than what goes there."""
+        if self._decoded is None:
+            spec = self.context.spec
+            widths = (spec.widths[block] for block in spec.piece(self.p))
+            widest = max(width for width in widths if self._is_decoded_once(width))
+            dtype = getattr(torch, spec.precision)
+            self._decoded = torch.empty(
+                spec.plan.n * widest, dtype=dtype, device=device_of(self.inputs)
+            )
+        return self._decoded
+
+    def _chunks(self, block: str, into: Tensor | None = None) -> Iterator[Tensor]:
+        context, tiles = self.context, self.context.spec.plan.train
+        if context.spec.plan.rows != "zarr":
+            for j in range(len(tiles)):
+                yield from (rows[block] for _, rows in kept_rows(context, self.inputs, j))
+            return
+        for tile in tiles if self._held is None else [slice(0, context.spec.plan.n)]:
+            stored = self._held or read_stored(context, self.p, tile)
+            out = None if into is None else into[tile]
+            for _, G in _decoded(context, self.inputs, self.p, stored, block, out):
                 yield G
 
 
@@ -88,7 +108,7 @@ def tile_rows(
     parts = [
         (block, _decoded(context, inputs, p, stored, block))
         for p in pieces
-        for stored in [read_stored(context, p, j)]
+        for stored in [read_stored(context, p, context.spec.plan.train[j])]
         for block in context.spec.piece(p)
     ]
     for found in zip(*(rows for _, rows in parts), strict=True):
@@ -112,16 +132,20 @@ def kept_rows(
         done += length
 
 
-def read_stored(context: Context, p: int, j: int) -> Stored:
-    """The rows of a tile in a piece of blocks, as they are in the store."""
-    tile = context.spec.plan.train[j]
-    halves = context.read_rows(rows_name(p), tile)
-    scales = context.read_rows("row_scales", tile)[:, context.spec.blocks(p)]
+def read_stored(context: Context, p: int, samples: slice) -> Stored:
+    """The rows of some training samples in a piece of blocks, as they are in the store."""
+    halves = context.read_rows(rows_name(p), samples)
+    scales = context.read_rows("row_scales", samples)[:, context.spec.blocks(p)]
     return torch.from_numpy(halves), torch.from_numpy(scales).clone()
 
 
 def _decoded(
-    context: Context, inputs: Inputs | None, p: int, stored: Stored, block: str
+    context: Context,
+    inputs: Inputs | None,
+    p: int,
+    stored: Stored,
+    block: str,
+    into: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     halves, scales = stored
     spec, device = context.spec, device_of(inputs)
@@ -129,4 +153,8 @@ def _decoded(
     for start in range(0, len(halves), spec.plan.chunk):
         place = slice(start, min(start + spec.plan.chunk, len(halves)))
         part, lengths = halves[place, columns].to(device), scales[place, b].to(device)
-        yield place, decoded(part, lengths, getattr(torch, spec.precision))
+        if into is None:
+            out = torch.empty_like(part, dtype=getattr(torch, spec.precision))
+        else:
+            out = into[place]
+        yield place, decode(part, lengths, out)
