@@ -12,7 +12,8 @@ from zarr.core.sync import sync
 
 from pydvl_datainf import StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import Layout
-from pydvl_datainf.results.store import FORMAT, FORMAT_VERSION, Store, as_location
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.results.stored import FORMAT, FORMAT_VERSION, Stored
 
 SHAPE, CHUNKS, AXES = (5, 3), (2, 3), ("x", "y")
 """Three chunks, the last one shorter."""
@@ -71,7 +72,7 @@ DAMAGES = {
 
 def contents(store):
     """What a new reader finds."""
-    fresh = Store(store.location, read_only=True)
+    fresh = Stored(store.location)
     names = fresh.names()
     return fresh.attributes, names, fresh.array("a").attrs.asdict(), fresh.read("a").tobytes()
 
@@ -131,7 +132,7 @@ class StoreContract:
     def test_changes_attributes_of_the_group_and_of_an_array(self, store):
         store.update({"plan": {"n": 6}})
         store.label("a", {"unit": "loss"})
-        fresh = Store(store.location, read_only=True)
+        fresh = Stored(store.location)
         assert fresh.attributes["plan"] == {"n": 6}
         assert fresh.attributes["checksum"] == "c0ffee"
         assert fresh.attributes_of("a")["unit"] == "loss"
@@ -159,7 +160,7 @@ class StoreContract:
         values = (VALUES * 3 - 2).astype(dtype)
         for start in (4, 0, 2):
             vacant.write(name, slice(start, start + 2), values[start : start + 2])
-        fresh = Store(vacant.location, read_only=True)
+        fresh = Stored(vacant.location)
         assert fresh.read(name).dtype == dtype
         assert fresh.read(name).tobytes() == values.tobytes()
         np.testing.assert_array_equal(fresh.read(name, (slice(1, 4), 2)), values[1:4, 2])
@@ -325,7 +326,7 @@ class StoreContract:
     def test_who_may_only_read_changes_nothing(self, store, write):
         before = contents(store)
         with pytest.raises(StoreError, match="is read-only"):
-            WRITES[write](Store(store.location, read_only=True))
+            WRITES[write](Store(store.group.store.with_read_only(True)))
         assert contents(store) == before
         WRITES[write](store)  # the control
 
@@ -349,7 +350,7 @@ class StoreContract:
         np.testing.assert_array_equal(second.read("a"), 2 * VALUES)
 
     def test_who_reads_is_told_that_the_run_was_replaced(self, store):
-        reader = Store(store.location, read_only=True)
+        reader = Stored(store.location)
         reader.checksum = "c0ffee"
         np.testing.assert_array_equal(reader.read("a"), VALUES)
         store.create({"writer": "second", "checksum": "beef"})
@@ -360,5 +361,5 @@ class StoreContract:
                 refused()
 
     def test_is_the_same_place_to_another_store(self, store):
-        assert as_location(store) is store.location
+        assert Store(store).location is store.location
         assert store.holds(Store(store.location))

@@ -23,9 +23,11 @@ from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.report import Bounds, write_report
+from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.differing import differences
 from pydvl_datainf.results.facts import RUN_JOB, is_of_job
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.store import Array, Store, differences
+from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.entry import check_same
 from pydvl_datainf.tables import (
     End,

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pydvl_datainf.evaluation import Indices, largest
+from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.facts import run_facts
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.store import Array
 from pydvl_datainf.terminal import visible
 
 End = Literal["helpful", "harmful"]

@@ -8,7 +8,7 @@ import pytest
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from pydvl_datainf import StoreError, StoreExistsError
-from pydvl_datainf.results.store import Store, is_shared
+from pydvl_datainf.results.store import Store
 from store_contract import ATTRIBUTES, VALUES, StoreContract
 
 
@@ -17,7 +17,7 @@ class FolderContract(StoreContract):
 
     def test_a_folder_is_shared_with_other_processes(self, store, tmp_path):
         assert store.path == tmp_path / "run.zarr"
-        assert is_shared(store)
+        assert store.is_shared
 
     def test_one_run_at_a_time_holds_the_lock(self, store, tmp_path):
         with (
@@ -80,7 +80,7 @@ class TestMemoryStore(StoreContract):
 
     def test_is_seen_by_this_process_alone_and_has_no_lock(self, store):
         assert store.path is None
-        assert not is_shared(store)
+        assert not store.is_shared
         with store.locked(), Store(store.location).locked():
             store.sweep()
 

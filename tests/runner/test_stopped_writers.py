@@ -25,6 +25,7 @@ from pydvl_datainf import (
 )
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.store import Store
+from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner import entry
 from pydvl_datainf.runner.executors import Joblib
 from stopped_run import TIMEOUT, build, chunks, run
@@ -109,7 +110,7 @@ def made(place, writer):
 
 
 def contents(store):
-    fresh = Store(store.location, read_only=True)
+    fresh = Stored(store.location)
     return fresh.attributes, fresh.names(), fresh.array("a").attrs.asdict(), fresh.present("a")
 
 

@@ -9,8 +9,9 @@ from pydvl_datainf.demo.errors import OutputError
 from pydvl_datainf.demo.packages import MODEL_PACKAGE, MODEL_SHA256, REVIEWS_PACKAGE
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.report import is_report
+from pydvl_datainf.results.differing import differences
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.store import Store, differences
+from pydvl_datainf.results.store import Store
 
 SCORES = "influences.zarr"
 ROC_PLOT = "roc_curves.png"

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from pydvl_datainf.evaluation import Indices
-from pydvl_datainf.results.store import Array
+from pydvl_datainf.results.arrays import Array
 
 Kind: TypeAlias = Literal["number", "integer", "truth", "text", "image"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pydvl_datainf.evaluation import Floats, Indices
 from pydvl_datainf.report.columns import json_value
-from pydvl_datainf.results.store import Array
+from pydvl_datainf.results.arrays import Array
 
 NAMES = ("label", "class", "class_label", "category", "target")
 """Columns that may hold a class label."""

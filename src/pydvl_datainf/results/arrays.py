@@ -3,9 +3,12 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
+
+Array = npt.NDArray[Any]
 
 WORK = "work"
 """The subgroup of intermediate results, deleted when a run is complete."""

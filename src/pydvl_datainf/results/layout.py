@@ -13,7 +13,7 @@ from pydvl_datainf.results.record import (
     comparison_said,
     faults,
 )
-from pydvl_datainf.results.store import Store
+from pydvl_datainf.results.stored import Stored
 
 ENDS = ("helpful", "harmful")
 ID_CHUNK = 2**16
@@ -111,7 +111,7 @@ def column_type(dtype: Any) -> str:
 # Attributes
 
 
-def opened(store: Store) -> dict[str, Any]:
+def opened(store: Stored) -> dict[str, Any]:
     """Reads the attributes of a run, and has what is read checked against them from then on.
 
     Args:
@@ -134,7 +134,7 @@ def opened(store: Store) -> dict[str, Any]:
     return attributes
 
 
-def has_extra(store: Store, name: str) -> bool:
+def has_extra(store: Stored, name: str) -> bool:
     """Whether one of the arrays that not every run has is there and sound."""
     try:
         return store.is_whole(name) and (name != APPROXIMATION or bool(comparison_in(store)))
@@ -142,11 +142,11 @@ def has_extra(store: Store, name: str) -> bool:
         return False
 
 
-def extras_in(store: Store) -> list[str]:
+def extras_in(store: Stored) -> list[str]:
     """Those of the arrays that not every run has that are there and sound."""
     return [name for name in EXTRAS if has_extra(store, name)]
 
 
-def comparison_in(store: Store) -> dict[str, Any] | None:
+def comparison_in(store: Stored) -> dict[str, Any] | None:
     """What stands beside the comparison with the exact inverse; None if missing or damaged."""
     return comparison_said(store.attributes_of(APPROXIMATION))

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.layout import opened
-from pydvl_datainf.results.store import Store
+from pydvl_datainf.results.stored import Stored
 
 SHARED = (
     "method",
@@ -21,7 +21,7 @@ SHARED = (
 """Parts of the fingerprint in which a query is as the run whose rows it uses."""
 
 
-def rows_store(attributes: Mapping[str, Any], store: Store, anywhere: bool) -> Store | None:
+def rows_store(attributes: Mapping[str, Any], store: Stored, anywhere: bool) -> Stored | None:
     """The store whose training rows a run uses.
 
     Args:
@@ -44,7 +44,7 @@ def rows_store(attributes: Mapping[str, Any], store: Store, anywhere: bool) -> S
             f"{store} uses the training rows in {place}, which is no folder beside it. If you "
             "trust that place, open the run with allow_other_places=True."
         )
-    rows = Store(place, read_only=True)
+    rows = Stored(place)
     theirs = opened(rows)
     if not theirs["complete"]:
         raise StoreError(f"{place}, the store whose rows {store} uses, is not complete.")
@@ -65,7 +65,7 @@ def rows_store(attributes: Mapping[str, Any], store: Store, anywhere: bool) -> S
     return rows
 
 
-def is_followed(place: str, store: Store, anywhere: bool) -> bool:
+def is_followed(place: str, store: Stored, anywhere: bool) -> bool:
     """Whether the rows of a run are read where it says that they are.
 
     A run may come from anybody, and what it names may be any file here and any address in a
@@ -87,7 +87,7 @@ def _is_beside(place: str, store: Path | None) -> bool:
     if store is None or place.startswith(("//", "\\\\")):
         return False
     try:
-        other = Store(place).path
+        other = Stored(place).path
         return other is not None and other.resolve().parent == store.resolve().parent
     except (OSError, ValueError, RuntimeError):  # no such name, or a loop
         return False

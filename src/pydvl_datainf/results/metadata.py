@@ -9,7 +9,7 @@ import numpy as np
 
 from pydvl_datainf.errors import BatchError
 from pydvl_datainf.evaluation import as_array
-from pydvl_datainf.results.store import Array
+from pydvl_datainf.results.arrays import Array
 
 SIDES = ("test", "train")
 DEEPEST = 100

@@ -8,12 +8,13 @@ import zarr
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.evaluation import relative_influence
 from pydvl_datainf.influence.approximation import ApproximationError
+from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, opened
 from pydvl_datainf.results.linked_rows import is_followed, rows_store
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.ranking import Best
 from pydvl_datainf.results.record import APPROXIMATION, EXTRAS, SELF_INFLUENCE
-from pydvl_datainf.results.store import REPAIR, Array, Store
+from pydvl_datainf.results.stored import REPAIR, Stored
 
 
 class InfluenceRun:
@@ -31,7 +32,7 @@ class InfluenceRun:
     """
 
     def __init__(self, store: Any, *, allow_other_places: bool = False):
-        self._store = Store(store, read_only=True)
+        self._store = Stored(store)
         self._allow_other_places = allow_other_places
         self.attrs = opened(self._store)
 
@@ -49,7 +50,7 @@ class InfluenceRun:
         return cls(store, allow_other_places=allow_other_places)
 
     @property
-    def store(self) -> Store:
+    def store(self) -> Stored:
         """Where it is, read-only."""
         return self._store
 

@@ -11,11 +11,13 @@ import numpy as np
 from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
 from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import ENDS, arrays_of, opened
 from pydvl_datainf.results.metadata import digest, json_of
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import EXTRAS, sealed_attributes
-from pydvl_datainf.results.store import Array, Store, differences, is_shared, listed
+from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex
 from pydvl_datainf.runner.executors import Executor
@@ -44,7 +46,7 @@ def asked_of(
 
 def stored_in(store: Store, executor: Executor, options: RunOptions) -> dict[str, Any] | None:
     """The attributes of the run that is to go on; None where a new one is made."""
-    if not (executor.shares_memory or is_shared(store)):
+    if not (executor.shares_memory or store.is_shared):
         raise StoreError(f"{store} is in this process's memory, which workers do not see.")
     if store.is_vacant():
         return None

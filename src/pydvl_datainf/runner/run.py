@@ -9,13 +9,13 @@ from distributed import Client
 
 from pydvl_datainf.errors import PlanError, StoreError
 from pydvl_datainf.inverse.methods import METHODS
-from pydvl_datainf.results.arrays import WORK
+from pydvl_datainf.results.arrays import WORK, Array
 from pydvl_datainf.results.layout import column_type, extras_in, has_extra
 from pydvl_datainf.results.metadata import columns_of, group_codes
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import EXTRAS, SELF_INFLUENCE
-from pydvl_datainf.results.store import Array, Store
+from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
 from pydvl_datainf.runner.choices import exact_sample_of, planned

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydvl_datainf.errors import ModelError, StoreError, StoreExistsError
+from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import opened, rows_name
 from pydvl_datainf.results.linked_rows import rows_store
 from pydvl_datainf.results.plan import Plan
-from pydvl_datainf.results.store import Array, Store, differences, is_shared, listed
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchIndex
 from pydvl_datainf.runner.worker_inputs import Description
 
@@ -64,13 +67,13 @@ class StoredRows:
             URL, or used rows of a run that has been replaced.
     """
 
-    store: Store
+    store: Stored
     allow_other_places: bool = False
     attributes: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attributes", opened(self.store))
-        if not is_shared(self.store):
+        if not self.store.is_shared:
             raise StoreError(
                 f"{self.store} is in this process's memory, where a query cannot find its rows "
                 "again. Make the run that is to be queried in a folder."
@@ -117,7 +120,7 @@ class StoredRows:
     @property
     def rows_of(self) -> Any:
         """The fingerprint of the run that is there."""
-        return Store(self.rows_in, read_only=True).attributes["fingerprint"]
+        return Stored(self.rows_in).attributes["fingerprint"]
 
     def fingerprint(self, model: Description) -> dict[str, Any]:
         """What both runs have in common.
@@ -153,7 +156,7 @@ class StoredRows:
         Raises:
             StoreExistsError: if this run, or the one that keeps its rows, is there or within it.
         """
-        for needed in (self.store, Store(self.rows_in)):
+        for needed in (self.store, Stored(self.rows_in)):
             if store.holds(needed):
                 raise StoreExistsError(
                     f"{store} holds the run that is asked, or the training rows that it uses: "
@@ -163,7 +166,7 @@ class StoredRows:
     def check_whole(self) -> None:
         """Checks that damping and norms are sound and rows are there, before a store is made."""
         self.store.check(("damping", "squared_norms"))
-        rows = Store(self.rows_in, read_only=True)
+        rows = Stored(self.rows_in)
         for name in ("row_scales", *map(rows_name, range(len(self.plan.pieces)))):
             rows.check_present(name)
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pydvl_datainf.inverse.damping import check_finite
 from pydvl_datainf.inverse.method import Make, solve
-from pydvl_datainf.results.arrays import WORK
-from pydvl_datainf.results.store import Array
+from pydvl_datainf.results.arrays import WORK, Array
 from pydvl_datainf.runner.tasks.context import Context, split
 from pydvl_datainf.runner.tasks.matrices import read_vectors
 from pydvl_datainf.runner.tasks.rows import Chunks, PieceRows

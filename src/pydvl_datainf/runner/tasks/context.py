@@ -12,7 +12,9 @@ from torch import Tensor
 from pydvl_datainf.batches import Batch, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
-from pydvl_datainf.results.store import Array, Store
+from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.store import Store
+from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, Cut, cut_batches, read_again
 from pydvl_datainf.runner.tasks.spec import RunSpec
 from pydvl_datainf.runner.worker_inputs import Inputs
@@ -46,11 +48,11 @@ class Context:
         return Store(self.spec.location, writer=self.spec.writer)
 
     @cached_property
-    def rows_store(self) -> Store:
+    def rows_store(self) -> Stored:
         """The store of the training rows."""
         if self.spec.rows_location == self.spec.location:
             return self.store
-        return Store(self.spec.rows_location, read_only=True)
+        return Stored(self.spec.rows_location)
 
     @cached_property
     def damping(self) -> dict[str, float]:

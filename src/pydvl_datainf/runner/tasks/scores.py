@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.errors import DampingError
-from pydvl_datainf.results.arrays import WORK
+from pydvl_datainf.results.arrays import WORK, Array
 from pydvl_datainf.results.layout import ENDS
 from pydvl_datainf.results.ranking import Best
-from pydvl_datainf.results.store import Array
 from pydvl_datainf.runner.tasks.context import Context
 from pydvl_datainf.runner.worker_inputs import Inputs
 

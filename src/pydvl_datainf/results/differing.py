@@ -1,0 +1,47 @@
+"""What differs between two runs, in words."""
+
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def differences(
+    stored: Mapping[str, Any],
+    now: Mapping[str, Any],
+    same: Callable[[Any, Any], bool] = operator.eq,
+) -> list[str]:
+    """What differs between the fingerprints of two runs, a line each.
+
+    Args:
+        stored: of the run in the store.
+        now: of the run that is asked for.
+        same: whether two entries are; those of the run's metadata are where JSON has one text for
+            both, since to Python 1 equals True.
+
+    Returns:
+        Lines for people.
+    """
+    lines = []
+    for key in dict.fromkeys((*stored, *now)):
+        a, b = stored.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict) and key == "run metadata":
+            lines += [f"{key}: {line}" for line in differences(a, b, _same_text)]
+        elif same(a, b):
+            continue
+        elif isinstance(a, dict) and isinstance(b, dict):
+            names = [k for k in dict.fromkeys((*a, *b)) if not same(a.get(k), b.get(k))]
+            some = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+            lines.append(f"{key}: {len(names)} differ ({some})")
+        else:
+            lines.append(f"{key}: {a!r} in the store, {b!r} now")
+    return lines
+
+
+def _same_text(a: Any, b: Any) -> bool:
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Lines as a list, below what introduces them."""
+    return "".join(f"\n  - {line}" for line in lines)
