@@ -347,17 +347,17 @@ def test_more_processes_than_cards_share_them(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     for _ in range(5):
-        executors._choose_card.cache_clear()  # another process
-        executors._choose_card(tmp_path)
-        executors._choose_card(tmp_path)
+        executors.processes._choose_card.cache_clear()  # another process
+        executors.processes._choose_card(tmp_path)
+        executors.processes._choose_card(tmp_path)
     assert current == [0, 1, 2, 0, 1]
 
 
 def test_a_process_without_work_on_a_card_starts_none(tmp_path, monkeypatch):
     queued = []
     monkeypatch.setattr(torch.cuda, "_queued_calls", queued)
-    executors._choose_card.cache_clear()
-    executors._choose_card(tmp_path)
+    executors.processes._choose_card.cache_clear()
+    executors.processes._choose_card(tmp_path)
     assert len(queued) == 1  # for when there is a first tensor on one
     assert not torch.cuda.is_initialized()
 

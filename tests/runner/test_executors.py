@@ -12,7 +12,8 @@ from distributed import Client, LocalCluster
 import stopped_run
 from pydvl_datainf import DataInfError, PlanError, StoreError
 from pydvl_datainf.runner import executors
-from pydvl_datainf.runner.executors import RETRIES, Dask, InProcess, Joblib, executor_for
+from pydvl_datainf.runner.executors import Dask, InProcess, Joblib, executor_for
+from pydvl_datainf.runner.executors.cluster import RETRIES
 
 MIB = 2**20
 
@@ -177,7 +178,7 @@ class TestJoblib(ExecutorContract):
 
 
 def known_here():
-    return dict(executors._here)
+    return dict(executors.cluster._here)
 
 
 @pytest.fixture(scope="module")

@@ -356,7 +356,7 @@ def reference(tmp_path_factory):
 
 def assert_workers_hold_nothing(client):
     """The scheduler tells the workers in its own time."""
-    assert set(client.run(lambda: len(executors._here)).values()) == {0}
+    assert set(client.run(lambda: len(executors.cluster._here)).values()) == {0}
     deadline = time.monotonic() + 30
     while any(client.run(lambda dask_worker: len(dask_worker.data)).values()):
         assert time.monotonic() < deadline
