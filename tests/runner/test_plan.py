@@ -20,7 +20,14 @@ from pydvl_datainf.runner.batched_data import BatchIndex, cut_batches
 from pydvl_datainf.runner.choices import planned
 from pydvl_datainf.runner.executors import InProcess
 from pydvl_datainf.runner.options import RunOptions
-from pydvl_datainf.runner.sizing import RunSize, fits_at_once, make_plan, sampled_queries
+from pydvl_datainf.runner.sizing import (
+    DECODED_SHARE,
+    TRANSIT_SHARE,
+    RunSize,
+    fits_at_once,
+    make_plan,
+    sampled_queries,
+)
 from pydvl_datainf.runner.train_side import NewRows
 
 sizes = st.integers(1, 2000)
@@ -61,6 +68,19 @@ tasks = st.builds(
     by_block=st.booleans(),
     top_k=st.none() | st.integers(1, 50),
 )
+
+
+@pytest.mark.parametrize("narrow", [8, 520])
+def test_decoded_rows_of_narrow_blocks_count_beside_a_wide_one(narrow):
+    n, wide, memory = 2000, 8192, 80 * 2**20
+    asked = RunSize(n, 10**5, 10**5, (narrow, wide), 4, 32, METHODS["DataInf"])
+    plan = make_plan(asked, memory=memory, rows="zarr", tile=(32, None))
+    decoded, read = 8 * n * narrow, 2 * n * wide
+    assert decoded <= plan.held // DECODED_SHARE < 8 * n * wide
+    # Of a query its gradient, what the inverse adds up for it, what it gives, and its scores.
+    each = 8 * (4 * wide + n + 2 * plan.train_tile + 2 * plan.chunk)
+    most = (memory - memory // TRANSIT_SHARE - read - decoded - 3 * plan.chunk * wide * 8) // each
+    assert plan.group_tiles == most // 32
 
 
 @settings(deadline=None)

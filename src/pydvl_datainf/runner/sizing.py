@@ -301,10 +301,11 @@ def _needs(
         fixed = computed + asked.n * asked.row + solver
         return _Needs(fixed, query + score + asked.vector + 2 * step * p, fixed + queries)
     widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
-    whole, block = 2 * asked.n * widest, 8 * asked.n * d
+    whole = 2 * asked.n * widest
     # Once; or tile by tile, of which one is being read.
     read = whole if whole <= held else min(whole, 4 * train_tile * widest)
-    decoded = block if block <= held // DECODED_SHARE else 0
+    blocks = [8 * asked.n * width for width in asked.widths]
+    decoded = max((block for block in blocks if block <= held // DECODED_SHARE), default=0)
     fixed = read + decoded + 3 * chunk * d * p + solver
     encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
     each = query + score + (widest + 2 * chunk) * p
