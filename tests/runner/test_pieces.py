@@ -79,7 +79,7 @@ MATRICES = {
     scaled: dense.scaled_identity,
 }
 # Bytes in which the queries take several groups.
-TIGHT = {datainf: 60_000, exact: 150_000, plain: 40_000, scaled: 40_000}
+TIGHT = {datainf: 60_000, exact: 170_000, plain: 40_000, scaled: 40_000}
 MEMORY = {"one group": lambda build: "1MiB", "groups": TIGHT.__getitem__}
 
 

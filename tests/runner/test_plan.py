@@ -21,6 +21,7 @@ from pydvl_datainf.runner.choices import planned
 from pydvl_datainf.runner.executors import InProcess
 from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.runner.sizing import (
+    CHUNKS_IN_TRANSIT,
     DECODED_SHARE,
     TRANSIT_SHARE,
     RunSize,
@@ -75,7 +76,7 @@ def test_decoded_rows_of_narrow_blocks_count_beside_a_wide_one(narrow):
     n, wide, memory = 2000, 8192, 80 * 2**20
     asked = RunSize(n, 10**5, 10**5, (narrow, wide), 4, 32, METHODS["DataInf"])
     plan = make_plan(asked, memory=memory, rows="zarr", tile=(32, None))
-    decoded, read = 8 * n * narrow, 2 * n * wide
+    decoded, read = 8 * n * narrow, 2 * n * wide + CHUNKS_IN_TRANSIT * 2 * plan.train_tile * wide
     assert decoded <= plan.held // DECODED_SHARE < 8 * n * wide
     # Of a query its gradient, what the inverse adds up for it, what it gives, and its scores.
     each = 8 * (4 * wide + n + 2 * plan.train_tile + 2 * plan.chunk)

@@ -20,6 +20,7 @@ CHUNK_SHARE = 64  # of the memory, what a chunk takes at most; and 2**16 at leas
 HELD_SHARE = 2  # of the memory, what the rows of a piece take, at most
 DECODED_SHARE = 4  # of that, what the decoded rows of a block may take beside it
 TRANSIT_SHARE = 16  # of the memory, what is on its way to or from the store takes
+CHUNKS_IN_TRANSIT = 4  # of one reading: Zarr reads several side by side
 PART = 4  # numbers of a stored row, in half precision, take as much as a part of a score
 MOST_SAMPLED_QUERIES = 32
 
@@ -302,8 +303,10 @@ def _needs(
         return _Needs(fixed, query + score + asked.vector + 2 * step * p, fixed + queries)
     widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
     whole = 2 * asked.n * widest
-    # Once; or tile by tile, of which one is being read.
-    read = whole if whole <= held else min(whole, 4 * train_tile * widest)
+    chunk_bytes = 2 * train_tile * widest
+    # Once, while some chunks are on their way; or tile by tile, of which one is being read.
+    read = whole + CHUNKS_IN_TRANSIT * chunk_bytes if whole <= held else 2 * chunk_bytes
+    read = min(read, 2 * whole)
     blocks = [8 * asked.n * width for width in asked.widths]
     decoded = max((block for block in blocks if block <= held // DECODED_SHARE), default=0)
     fixed = read + decoded + 3 * chunk * d * p + solver
