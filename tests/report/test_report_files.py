@@ -4,10 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
+import commands
 from pydvl_datainf import StoreError
-from pydvl_datainf.cli import main
 from pydvl_datainf.report import ReportExistsError, extra, is_report, write_report
 from pydvl_datainf.report.file import write_whole
 from pydvl_datainf.runner import tasks
@@ -108,7 +107,7 @@ def test_missing_packages_are_named_with_what_to_install(tmp_path, plain, monkey
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(main, ["report", *(str(a) for a in arguments)])
+    return commands.invoke("report", *arguments)
 
 
 def test_the_command_writes_the_same_page(tmp_path, folder, plain_page):
