@@ -5,10 +5,10 @@ import signal
 from functools import partial
 
 import pytest
-from damage import flip_a_byte
-from method_runs import datainf, recorded, results, stopping
 
 import stopped_run
+from damage import flip_a_byte
+from method_runs import datainf, recorded, results, stopping
 from piece_runs import PIECES, TIGHT, run
 from pydvl_datainf import StoreError
 from pydvl_datainf.results.reader import InfluenceRun

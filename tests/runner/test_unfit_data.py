@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
-from undisturbed import assert_same, gradients
 
 import stopped_run
 from pydvl_datainf import DataInfInfluence, ModelError, SourceError
 from stopped_run import SIDES, TIGHT, M, N, build, loader, root_of_sum, run, samples, with_value
+from undisturbed import assert_same, gradients
 
 # Losses and gradients that are no numbers
 
