@@ -6,8 +6,18 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Contracts are no test files, but their assertions are to tell as much.
-pytest.register_assert_rewrite("method_contract", "store_contract")
+# These are no test files, but their assertions are to tell as much.
+pytest.register_assert_rewrite(
+    "commands",
+    "method_contract",
+    "objective_runs",
+    "report_in_browser",
+    "store_contract",
+    "undisturbed",
+)
+
+# There are several of this name, which the collection of doctests takes for one module.
+collect_ignore_glob = ["*conftest.py"]
 
 # One thread: with several, small matrices cost more in waiting than in arithmetic.
 torch.set_num_threads(1)
@@ -22,3 +32,15 @@ def tuned(tmp_path_factory):
     from tuned import save_tuned
 
     return save_tuned(tmp_path_factory.mktemp("tuned"))
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Of two Dask workers in processes of their own."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client

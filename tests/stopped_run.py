@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from zarr.storage import LocalStore
 
 from pydvl_datainf import DataInfInfluence, run_influences
-from pydvl_datainf.results.locking import acquire, release, writing_in
 from pydvl_datainf.results.reader import InfluenceRun
 
 N, M = 23, 11
@@ -84,6 +83,22 @@ def run(store, watch=unwatched, *, influence=None, test=None, train=None, **sett
         store,
         **usual | settings,
     )
+
+
+SIDES = {"train": (N, 1, 5, "training"), "test": (M, 2, 4, "test")}
+
+
+def with_value(side, position, value):
+    """Loaders of which one has a sample with one input of that value."""
+    length, seed, batch_size, _ = SIDES[side]
+    x, y = samples(length, seed)
+    x[position, 1] = value
+    return {side: loader((x, y), batch_size)}
+
+
+def root_of_sum(outputs, y):
+    """A loss whose derivative is infinite where it is zero."""
+    return outputs.sum(1).abs().sqrt().sum()
 
 
 def chunks(folder):
@@ -268,43 +283,6 @@ def become_nobody():
     if os.geteuid() == 0:
         os.setgid(65534)
         os.setuid(65534)
-
-
-def race(path, inside, seconds, sender):
-    """Takes and leaves a lock for some time; counts how often, and how often it was not alone."""
-    entries, met, end = 0, 0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        file = acquire(path)
-        if file is not None:
-            entries += 1
-            try:
-                inside.touch(exist_ok=False)
-            except FileExistsError:
-                met += 1
-            inside.unlink(missing_ok=True)
-            release(file, path)
-    sender.send((entries, met))
-
-
-def hold_and_fork(path, child):
-    """Locks a file, and has a child that outlives it."""
-    acquire(path)
-    pid = os.fork()
-    if pid == 0:
-        time.sleep(TIMEOUT)
-        os._exit(0)
-    unnamed = child.with_suffix(".part")
-    unnamed.write_text(str(pid))
-    unnamed.rename(child)
-    time.sleep(TIMEOUT)
-
-
-def write_for(folder, sign, seconds):
-    """Is at a file in a folder for some time."""
-    with writing_in(folder):
-        sign.touch()
-        time.sleep(seconds)
-        sign.write_text("done")
 
 
 # Processes

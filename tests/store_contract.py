@@ -1,7 +1,7 @@
 """What the store of a run keeps to at every place that Zarr writes to, as a class of tests.
 
-Damaged metadata are in results/test_store_damage.py, and writers that get in each other's way in
-runner/test_stopped_writers.py.
+Damaged metadata are in results/test_damaged_metadata.py, and writers that get in each other's way
+in runner/test_stopped_writers.py.
 """
 
 import numpy as np

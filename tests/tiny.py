@@ -389,3 +389,9 @@ def assert_rows_close(rows, exact, bound=1e-9):
     scale = exact.norm(dim=1, keepdim=True)
     assert (scale > 0).all()
     torch.testing.assert_close(rows.double() / scale, exact / scale, rtol=0, atol=bound)
+
+
+def pair(n=4):
+    """Inputs and targets (n, 3)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 3, generator=generator), torch.randn(n, 3, generator=generator)

@@ -1,31 +1,23 @@
-"""The demo's results, with a small model in place of the tuned transformer."""
+"""The demo's results: what they are, when they are reused, replaced or repaired."""
 
 import shutil
-from dataclasses import replace
 from io import StringIO
 
 import numpy as np
 import pytest
-import torch
-import zarr
 from rich.console import Console
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
-from pydvl_datainf import DataInfInfluence, StoreExistsError, run_influences
 from pydvl_datainf.demo import output, run
 from pydvl_datainf.demo.errors import OutputError
-from pydvl_datainf.demo.preparation import Prepared
 from pydvl_datainf.demo.result import DemoResult
-from pydvl_datainf.demo.reviews import Reviews
 from pydvl_datainf.demo.scoring import Scores
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tables import tables
-from pydvl_datainf.report import file, is_report, write_report
+from pydvl_datainf.report import is_report, write_report
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.tasks import blocks
+from small_demo import OTHER, SETTINGS, Demo, prepared, reviews
 
 SCORES = Scores(
     influences=np.array([[1.0, -6.0, 0.0], [3.0, 2.0, 1.0]], dtype=np.float32),
@@ -49,11 +41,6 @@ def test_suspicions_are_larger_for_harmful_reviews():
     assert list(suspicions) == list(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(suspicions[name], values, rtol=1e-6)
-
-
-def reviews(labels, flipped):
-    texts = [f"[review] {i}" for i in range(len(labels))]
-    return Reviews(np.array(texts, dtype=object), np.array(labels), np.array(flipped))
 
 
 @pytest.fixture
@@ -94,73 +81,6 @@ def test_tables_show_what_was_found(result):
         "+1.00e+00 rotten [review] 0 +0.00e+00 fresh [review] 2",
     ):
         assert expected in text
-
-
-# Runs of the demo
-
-SETTINGS = DemoSettings(train=9, test=4, flip=0.4)
-OTHER = replace(SETTINGS, seed=1)
-
-
-def loader(labels, seed):
-    x = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(seed))
-    return DataLoader(TensorDataset(x.double(), torch.from_numpy(labels)), batch_size=4)
-
-
-def prepared(settings, stages, weight_seed=None):
-    with stages.stage("Tuning"):
-        torch.manual_seed(settings.seed if weight_seed is None else weight_seed)
-        model = nn.Linear(3, 2).double()
-    train = reviews([0, 1, 1, 0, 0, 1, 0, 1, 1], [True, False, True] * 3)
-    test = reviews([1, 0, 0, 1], [False] * 4)
-    scores = {
-        "loss": np.linspace(1, 2, 9),
-        "hessian_free": np.linspace(-1, 1, 9) ** 3,
-        "scaled_hessian_free": np.linspace(-2, 1, 9) ** 3,
-    }
-    return Prepared(
-        influence=DataInfInfluence(model, F.cross_entropy),
-        train=loader(train.labels, 1),
-        test=loader(test.labels, 2),
-        columns={"train": train.to_columns() | scores, "test": test.to_columns()},
-        told={**output.origin(settings), "accuracy": 0.75},
-    )
-
-
-def mark(store, path):
-    """Stands for a report, which takes longer."""
-    InfluenceRun(store).check()
-    path.write_text(file.MARK)
-
-
-class Demo:
-    """Runs the demo into one folder; keeps what it announced, and how often it tuned."""
-
-    def __init__(self, out, monkeypatch, write_report=mark):
-        self.out = out
-        self.store = out / output.SCORES
-        self.lines = []
-        self.tuned = 0
-        self.weight_seed = None
-        monkeypatch.setattr(run, "prepare", self.prepare)
-        monkeypatch.setattr(run, "write_report", write_report)
-
-    def prepare(self, settings, stages, progress):
-        self.tuned += 1
-        return prepared(settings, stages, self.weight_seed)
-
-    def __call__(self, settings=SETTINGS, **wishes):
-        self.lines.clear()
-        return run.run_demo(settings, self.out, announce=self.lines.append, **wishes)
-
-    def content(self):
-        paths = [p for p in self.out.rglob("*") if p.is_file()]
-        return {path.relative_to(self.out): path.read_bytes() for path in paths}
-
-
-@pytest.fixture
-def demo(tmp_path, monkeypatch):
-    return Demo(tmp_path / "parent" / "results", monkeypatch)
 
 
 def stop(*arguments):
@@ -336,68 +256,3 @@ def test_a_stopped_run_of_a_model_that_comes_out_otherwise_is_replaced_on_reques
     demo(overwrite=True)
     assert InfluenceRun(demo.store).is_complete
     assert InfluenceRun(demo.store).metadata("run")["seconds"] != before
-
-
-# What else may stand in the folder
-
-
-def written(folder, name="thesis.tex"):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("mine")
-    return folder / name
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_with_other_files_is_never_touched(demo, overwrite):
-    written(demo.out)
-    with pytest.raises(OutputError, match=r"does not write \(thesis.tex, for one\)"):
-        demo(overwrite=overwrite)
-    assert (demo.tuned, [p.name for p in demo.out.iterdir()]) == (0, ["thesis.tex"])
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_page_that_is_no_report_is_never_replaced(demo, overwrite):
-    demo()
-    page = written(demo.out, output.REPORT)
-    with pytest.raises(OutputError, match=r"does not write \(report.html, for one\)"):
-        demo(overwrite=overwrite)
-    assert page.read_text() == "mine"
-
-
-def test_a_file_is_never_replaced(demo):
-    path = written(demo.out.parent, demo.out.name)
-    with pytest.raises(OutputError, match="is a file"):
-        demo(overwrite=True)
-    assert path.read_text() == "mine"
-
-
-def test_a_run_that_is_not_of_the_demo_is_never_replaced(demo):
-    made = prepared(SETTINGS, run.Stages(lambda line: None))
-    run_influences(made.influence, made.test, made.train, demo.store, progress=False)
-    before = demo.content()
-    with pytest.raises(OutputError, match="is not of this demo"):
-        demo(overwrite=True)
-    assert (demo.tuned, demo.content()) == (0, before)
-
-
-def test_another_zarr_group_is_never_replaced(demo):
-    zarr.create_group(demo.store)
-    with pytest.raises(StoreExistsError, match="never replaced"):
-        demo(overwrite=True)
-
-
-def test_plots_without_scores_are_replaced_on_request(demo):
-    plot = written(demo.out, output.ROC_PLOT)
-    with pytest.raises(OutputError, match="holds the plots or the report of an earlier"):
-        demo()
-    assert plot.read_text() == "mine"
-    demo(overwrite=True)
-    assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_a_killed_process_left_is_no_hindrance(demo):
-    written(demo.out / f".{output.SCORES}.123.old")
-    (demo.out / output.LOCK).touch()
-    written(demo.out, f".{output.REPORT}.123.part")
-    demo()
-    assert InfluenceRun(demo.store).is_complete

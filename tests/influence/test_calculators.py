@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from distributed import Client, LocalCluster
 from pydvl.influence import DaskInfluenceCalculator, SequentialInfluenceCalculator
 from pydvl.influence.influence_calculator import DisableClientSingleThreadCheck
 from pydvl.influence.torch.util import (
@@ -25,15 +24,6 @@ from zoo import Tied
 
 TRAIN, TEST = 10, 7
 ZARR_NOISE = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def client():
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
 
 
 def classifier():

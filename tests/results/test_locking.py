@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+import locked
 import stopped_run
 from pydvl_datainf import StoreError
 from pydvl_datainf.results import locking
@@ -50,7 +51,7 @@ def test_the_lock_of_a_file_that_was_just_removed_is_not_taken_for_the_lock(tmp_
 def test_racing_processes_never_hold_a_lock_together(tmp_path):
     path, inside = tmp_path / "a.lock", tmp_path / "inside"
     receiver, sender = stopped_run.PROCESSES.Pipe(duplex=False)
-    racers = [stopped_run.started(stopped_run.race, path, inside, 1.0, sender) for _ in range(4)]
+    racers = [stopped_run.started(locked.race, path, inside, 1.0, sender) for _ in range(4)]
     counts = []
     for _ in racers:
         assert receiver.poll(stopped_run.TIMEOUT)
@@ -62,7 +63,7 @@ def test_racing_processes_never_hold_a_lock_together(tmp_path):
 
 def test_a_lock_ends_with_its_holder_even_if_a_forked_child_lives(tmp_path):
     path, child = tmp_path / "a.lock", tmp_path / "child"
-    holder = stopped_run.started(stopped_run.hold_and_fork, path, child)
+    holder = stopped_run.started(locked.hold_and_fork, path, child)
     stopped_run.wait_for(child.exists, holder)
     assert acquire(path) is None
     assert stopped_run.killed(holder) == -signal.SIGKILL
@@ -83,7 +84,7 @@ def test_a_folder_is_taken_over_when_its_writers_are_done(tmp_path, monkeypatch)
         pass
     monkeypatch.setattr(locking, "PATIENCE", stopped_run.TIMEOUT)
     sign = tmp_path / "sign"
-    writer = stopped_run.started(stopped_run.write_for, tmp_path, sign, 0.3)
+    writer = stopped_run.started(locked.write_for, tmp_path, sign, 0.3)
     stopped_run.wait_for(sign.exists, writer)
     with taking_over(tmp_path):
         assert sign.read_text() == "done"

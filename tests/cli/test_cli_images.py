@@ -1,4 +1,4 @@
-"""`pydvl-datainf run` on preferences, translations and images, against the formula."""
+"""`pydvl-datainf run` on images of diffusion models, against the formula."""
 
 import json
 
@@ -6,223 +6,25 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from diffusers import (
-    AutoencoderKL,
-    DDPMPipeline,
-    DDPMScheduler,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
-from peft import LoraConfig, PeftModel, get_peft_model
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    CLIPTextConfig,
-    CLIPTextModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import CLIPTextConfig, CLIPTextModel
 
-import dense
-from pydvl_datainf import Denoising, InfluenceRun, Seq2SeqLM
-from pydvl_datainf.cli import main
+from jobs import assert_right, done, run
+from pydvl_datainf import Denoising, InfluenceRun
 from pydvl_datainf.huggingface import DiffusionFiles, images
-from pydvl_datainf.jobfile import reference
-from tuned import tokenizer, write_lines
+from tuned import tokenizer
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*"),
 ]
 
 
-def run(folder, job, *options):
-    (folder / "job.yaml").write_text(json.dumps(job))
-    arguments = ["run", str(folder / "job.yaml"), "--no-progress", *options]
-    return CliRunner().invoke(main, arguments)
-
-
-def done(folder, job, *options):
-    result = run(folder, job, *options)
-    assert result.exit_code == 0, result.output
-    return " ".join(result.stdout.split())
-
-
-def assert_right(stored, model, objective, test, train):
-    """Compares scores with the formula, from one backward pass for each sample in float64."""
-    model = dense.in_float64(model)
-
-    def loss(model, batch):
-        return objective.losses(model, batch)
-
-    def wide(batch):
-        return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
-
-    blocks = stored.attrs["fingerprint"]["blocks"]
-    total = 0
-    for block, names in blocks.items():
-        g, v = (dense.gradients(model, loss, wide(b), names) for b in (train, test))
-        total = total + v @ dense.datainf_matrix(g, stored.damping[block]) @ g.T
-    scores = torch.from_numpy(stored.scores[...]).double()
-    torch.testing.assert_close(scores, total, rtol=0, atol=2e-5 * float(total.abs().max()))
-
-
-# Preferences
-
-
-def pairs(count):
-    return [
-        {
-            "prompt": f"What is {i} plus {i}?",
-            "chosen": f" It is {2 * i}.",
-            "rejected": f" It is {3 * i}, I think.",
-        }
-        for i in range(count)
-    ]
-
-
-@pytest.fixture
-def preference(tuned, tmp_path):
-    write_lines(tmp_path / "train.jsonl", pairs(8))
-    write_lines(tmp_path / "test.jsonl", pairs(3))
-    return {
-        "task": "preference",
-        "model": str(tuned.causal),
-        "adapter": str(tuned.causal_adapter),
-        "train": "train.jsonl",
-        "test": "test.jsonl",
-        "out": "out.zarr",
-        "device": "cpu",
-        "beta": 0.3,
-        "max_tokens": 100,
-    }
-
-
-def log_probability(model, prompt, answer):
-    """Of an answer after a prompt, token by token."""
-    words = tokenizer()
-    ids = torch.tensor([words(prompt + answer)["input_ids"] + [words.eos_token_id]])
-    start = len(words(prompt)["input_ids"])
-    logits = model(ids).logits[0].double().log_softmax(-1)
-    return sum(logits[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
-
-
-def test_preferences(preference, tuned, tmp_path):
-    done(tmp_path, preference)
-    stored = InfluenceRun(tmp_path / "out.zarr")
-    base = AutoModelForCausalLM.from_pretrained(tuned.causal).double()
-    model = PeftModel.from_pretrained(base, tuned.causal_adapter, is_trainable=True).eval()
-    columns = stored.metadata("train")
-    with torch.no_grad(), model.disable_adapter():
-        exact = [log_probability(model, p["prompt"], p["chosen"]).item() for p in pairs(8)]
-    np.testing.assert_allclose(columns["ref_chosen_logps"], exact, rtol=1e-5)
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-
-    def rows(side, data):
-        found = []
-        for i, pair in enumerate(data):
-            ratios = [
-                log_probability(model, pair["prompt"], pair[kind])
-                - float(stored.metadata(side)[f"ref_{kind}_logps"][i])
-                for kind in ("chosen", "rejected")
-            ]
-            loss = torch.nn.functional.softplus(-0.3 * (ratios[0] - ratios[1]))
-            grads = torch.autograd.grad(loss, [model.get_parameter(name) for name in names])
-            found.append(dict(zip(names, (g.flatten() for g in grads), strict=True)))
-        return {name: torch.stack([row[name] for row in found]).double() for name in names}
-
-    g, v = rows("train", pairs(8)), rows("test", pairs(3))
-    total = sum(
-        v[name] @ dense.datainf_matrix(g[name], stored.damping[block]) @ g[name].T
-        for block, (name,) in stored.attrs["fingerprint"]["blocks"].items()
-    )
-    scores = torch.from_numpy(stored.scores[...]).double()
-    torch.testing.assert_close(scores, total, rtol=0, atol=2e-5 * float(total.abs().max()))
-
-
-def test_what_the_reference_says_is_computed_once(preference, tmp_path, monkeypatch):
-    done(tmp_path, preference)
-    before = InfluenceRun(tmp_path / "out.zarr").attrs
-
-    def never(*arguments):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(reference, "reference_log_probabilities", never)
-    done(tmp_path, preference)
-    assert InfluenceRun(tmp_path / "out.zarr").attrs == before
-    result = run(tmp_path, preference, "--overwrite")  # perhaps of another model
-    assert str(result.exception) == "computed again"
-
-
-def test_what_the_reference_said_of_other_data_is_not_used(preference, tmp_path):
-    done(tmp_path, preference)
-    write_lines(tmp_path / "train.jsonl", pairs(9))
-    result = run(tmp_path, preference)
-    assert result.exit_code == 1
-    assert "holds another run" in result.stderr
-    done(tmp_path, preference, "--overwrite")
-    columns = InfluenceRun(tmp_path / "out.zarr").metadata("train")
-    assert len(columns["ref_chosen_logps"]) == 9
-
-
-def test_preferences_that_are_conversations(preference, tmp_path):
-    def turns(pair, kind):
-        said = {"role": "user", "content": pair["prompt"]}
-        return [said, {"role": "assistant", "content": pair[kind]}]
-
-    for name, count in (("train", 8), ("test", 3)):
-        records = [
-            {kind: turns(pair, kind) for kind in ("chosen", "rejected")} for pair in pairs(count)
-        ]
-        write_lines(tmp_path / f"{name}.jsonl", records)
-    shown = done(tmp_path, preference, "--dry-run")
-    assert "Training samples 8" in shown
-    done(tmp_path, preference)
-    texts = InfluenceRun(tmp_path / "out.zarr").metadata("test")
-    assert texts["chosen"][1] == "user: What is 1 plus 1?\nassistant:  It is 2."
-
-
-# Translations
-
-
-def test_translations(tmp_path):
-    torch.manual_seed(0)
-    words = tokenizer()
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
-    config = T5Config(vocab_size=len(words), **sizes, decoder_start_token_id=0, pad_token_id=0)
-    model = T5ForConditionalGeneration(config).eval()
-    model.save_pretrained(tmp_path / "model")
-    words.save_pretrained(tmp_path / "model")
-    records = [{"source": f"What is {i}?" * (1 + i % 2), "target": f"It is {i}."} for i in range(6)]
-    for name, count in (("train", 6), ("test", 2)):
-        write_lines(tmp_path / f"{name}.jsonl", records[:count])
-    job = {
-        "task": "seq2seq-lm",
-        "model": "model",
-        "parameters": ["decoder.block.0.layer.0.SelfAttention.[qv].weight"],
-        "train": "train.jsonl",
-        "test": "test.jsonl",
-        "out": "out.zarr",
-        "max_tokens": 60,
-    }
-    done(tmp_path, job)
-
-    def batch(count):
-        source = words([r["source"] for r in records[:count]], padding=True, return_tensors="pt")
-        target = words([r["target"] for r in records[:count]], padding=True, return_tensors="pt")
-        labels = target.input_ids.masked_fill(target.attention_mask == 0, -100)
-        inputs = {"input_ids": source.input_ids, "attention_mask": source.attention_mask}
-        return {**inputs, "labels": labels}
-
-    stored = InfluenceRun(tmp_path / "out.zarr")
-    assert_right(stored, model, Seq2SeqLM(), batch(2), batch(6))
-
-
-# Images
+# Pixels
 
 
 def unet():
@@ -359,7 +161,6 @@ def test_a_model_alone_with_its_schedule(denoising, tmp_path):
 
 
 # Latent images and prompts
-
 
 PROMPTS = ("What is 2?", "It is 4.", "What")
 

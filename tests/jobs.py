@@ -1,0 +1,64 @@
+"""Jobs in files, as the command runs them, and what the formula says of their results."""
+
+import json
+
+import torch
+
+import commands
+import dense
+
+
+def write_job(folder, job):
+    (folder / "job.yaml").write_text(json.dumps(job))  # JSON is YAML
+
+
+def changed(folder, **fields):
+    job = json.loads((folder / "job.yaml").read_text()) | fields
+    write_job(folder, job)
+
+
+def unread(*arguments):
+    raise AssertionError("it was read")
+
+
+def reviews(count):
+    return [
+        {"review": f"It is {'not ' * (i % 2)}2 plus {i}", "verdict": ["good", "bad"][i % 2]}
+        for i in range(count)
+    ]
+
+
+def write_csv(path, records):
+    lines = "".join(f"{record['review']},{record['verdict']}\n" for record in records)
+    path.write_text("review,verdict\n" + lines)
+
+
+def run(folder, job, *options):
+    write_job(folder, job)
+    return commands.invoke("run", folder / "job.yaml", "--no-progress", *options)
+
+
+def done(folder, job, *options):
+    """What the command prints when it succeeds."""
+    result = run(folder, job, *options)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def assert_right(stored, model, objective, test, train):
+    """Compares scores with the formula, from one backward pass for each sample in float64."""
+    model = dense.in_float64(model)
+
+    def loss(model, batch):
+        return objective.losses(model, batch)
+
+    def wide(batch):
+        return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+    blocks = stored.attrs["fingerprint"]["blocks"]
+    total = 0
+    for block, names in blocks.items():
+        g, v = (dense.gradients(model, loss, wide(b), names) for b in (train, test))
+        total = total + v @ dense.datainf_matrix(g, stored.damping[block]) @ g.T
+    scores = torch.from_numpy(stored.scores[...]).double()
+    torch.testing.assert_close(scores, total, rtol=0, atol=2e-5 * float(total.abs().max()))

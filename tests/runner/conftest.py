@@ -1,0 +1,69 @@
+"""Runs that nothing stopped, their scores by the oracle, and places for others."""
+
+import tempfile
+
+import pytest
+from zarr.storage import MemoryStore
+
+import small_runs
+import stopped_run
+from stopped_run import TIGHT, run
+from undisturbed import OTHER, SETTINGS
+
+
+@pytest.fixture(scope="session")
+def truth():
+    return small_runs.oracle()
+
+
+@pytest.fixture(scope="module")
+def fork_server():
+    stopped_run.start_fork_server()
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The stores of runs that nothing stopped, by how rows are kept; with little memory."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for rows in TIGHT:
+        run(folder / rows, rows=rows, memory=TIGHT[rows])
+    return {rows: folder / rows for rows in TIGHT}
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """The store of a run that nothing stopped, as `run` makes it without settings."""
+    store = tmp_path_factory.mktemp("plain") / "run.zarr"
+    run(store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory):
+    """Stores to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("sound")
+    for kind, settings in SETTINGS.items():
+        run(folder / kind, **settings)
+    return folder  # without self-influences, which would hide that rows are damaged
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory):
+    store = tmp_path_factory.mktemp("other") / "run.zarr"
+    run(store, **OTHER)
+    return store
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A folder for temporary files of this test alone, in its processes too."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
