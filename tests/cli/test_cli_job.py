@@ -575,8 +575,8 @@ def test_token_classification(tuned, tmp_path):
     [
         ({"task": "causal"}, r"job.yaml, line 1: 'task' must be"),
         (
-            {"method": "lissa"},
-            "'method' must be 'datainf', 'exact', 'hessian-free' or 'scaled-hessian-free'",
+            {"method": "newton"},
+            "'method' must be 'datainf', 'exact', 'hessian-free', 'scaled-hessian-free' or 'lissa'",
         ),
         ({"train": "nowhere.jsonl"}, "no file or folder .*nowhere.jsonl"),
         ({"columns": {"prompt": "question"}}, "line 1: no column 'question'; there are id, prompt"),

@@ -34,6 +34,7 @@ class InfluenceBuilder:
         batch_size: samples in one gradient computation.
         max_tokens: tokens in one gradient computation.
         method: what takes the place of each block's inverse.
+        damping_scale: what λ that are chosen automatically are multiplied by.
     """
 
     files: Files
@@ -45,6 +46,7 @@ class InfluenceBuilder:
     batch_size: int | None = None
     max_tokens: int | None = None
     method: Method = "datainf"
+    damping_scale: float | None = None
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -62,6 +64,7 @@ class InfluenceBuilder:
             self.block_structure,
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
+            damping_scale=self.damping_scale,
         )
 
     @property

@@ -40,10 +40,12 @@ class DataInfInfluence(BlockwiseInfluence):
             and their rows put back in order. For mappings with an `attention_mask`; None = batches
             are computed as they are. Large batches (of the loader) serve it best.
         progress: whether passes over the training data show a progress bar.
+        damping_scale: what λ that are chosen automatically are multiplied by; None = 1.
 
     Raises:
         BlockError: if the block structure does not fit the model.
-        DampingError: if the regularization is not positive or names no block.
+        DampingError: if the regularization is not positive or names no block, or damping_scale is
+            given where every block has a λ of its own.
         ModelError: if the model is of a kind whose layers cannot be seen.
         ObjectiveError: if the loss is neither a callable nor an objective.
         SourceError: if there is no such choice of `rows`.

@@ -26,6 +26,7 @@ class ExactInfluence(BlockwiseInfluence):
         batch_size: as in `DataInfInfluence`.
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
+        damping_scale: as in `DataInfInfluence`.
 
     Raises:
         SourceError: if rows are to be computed again.

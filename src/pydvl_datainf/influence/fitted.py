@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
@@ -56,6 +56,7 @@ class Fitted:
         given: Mapping[str, float],
         widths: Mapping[str, int],
         dtype: torch.dtype,
+        scale: float = 1.0,
     ) -> "Fitted":
         """Reads the training data: counts it, chooses λ, and keeps rows where they fit.
 
@@ -66,6 +67,7 @@ class Fitted:
             given: λ of the blocks that have one.
             widths: d_l of all blocks.
             dtype: of the rows.
+            scale: of λ that are chosen.
 
         Returns:
             What was found.
@@ -79,19 +81,24 @@ class Fitted:
             source, norms, data = _read(reader, keep, need_norms=len(given) < len(widths))
             after = fingerprint(model)
         _check_own_buffers(before, after)
-        damping = resolve_damping(given, norms, widths, dtype)
+        damping = resolve_damping(given, norms, widths, dtype, scale)
         fixed_order = has_fixed_order(reader.data)
         return cls(source, norms, damping, reader.device, after, data.sums, fixed_order)
 
     def damped(
-        self, given: Mapping[str, float], widths: Mapping[str, int], dtype: torch.dtype
+        self,
+        given: Mapping[str, float],
+        widths: Mapping[str, int],
+        dtype: torch.dtype,
+        scale: float = 1.0,
     ) -> "Fitted":
         """The same rows under another damping; they are read once more where norms are missing."""
         norms = self.norms
         if norms is None and len(given) < len(widths):
             with preserved_rng(self.device):
                 norms = sum_norms(self.source)
-        return replace(self, norms=norms, damping=resolve_damping(given, norms, widths, dtype))
+        damping = resolve_damping(given, norms, widths, dtype, scale)
+        return replace(self, norms=norms, damping=damping)
 
     def to(self, device: torch.device) -> "Fitted":
         """The same on another device."""
@@ -101,14 +108,17 @@ class Fitted:
         """Names of the model's tensors that are not as they were."""
         return differences(self.model, fingerprint(model))
 
-    def solve(self, make: Make, vectors: BlockVectors) -> BlockVectors:
-        """The inverse times vectors, or its forms, over the rows."""
+    def solve(
+        self, make: Make, vectors: BlockVectors, residuals: dict[str, Tensor] | None = None
+    ) -> BlockVectors:
+        """The inverse times vectors, or its forms, over the rows; see `inverse.method.solve`."""
         is_kept = isinstance(self.source, MemoryRows)  # then a pass is free: one solver at a time
         parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]
         result: BlockVectors = OrderedDict()
         with preserved_rng(self.device):
             for part in parts:
-                result |= solve(make, part, self.source.chunks, self.source.n, self.damping)
+                read, n = self.source.chunks, self.source.n
+                result |= solve(make, part, read, n, self.damping, residuals)
         return result
 
     def chunks(self) -> Iterator[BlockVectors]:
