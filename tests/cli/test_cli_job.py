@@ -681,7 +681,7 @@ def test_too_little_memory_begins_nothing(folder):
 
 
 def test_an_unknown_method_is_told_with_those_that_there_are(folder):
-    message = failed(2, "run", folder / "job.yaml", "--no-progress", "--method", "lissa")
+    message = failed(2, "run", folder / "job.yaml", "--no-progress", "--method", "newton")
     assert "option --method: 'method' must be 'datainf', 'exact', 'hessian-free' or" in message
     assert not (folder / "out.zarr").exists()
 

@@ -24,7 +24,7 @@ from pydvl_datainf.batches import (
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
-from pydvl_datainf.gradients import Gradients, gradient_engine
+from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
@@ -93,6 +93,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.batch_size = batch_size
         self.progress = progress
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
+        self.curvature_engine = self._curvature_engine(engine, max_tokens)
         self._engine = engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
         self._fit: Fitted | None = None
 
@@ -116,7 +117,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self._select_parameters()
         widths = self.blocks.widths
         reader, given = self._reader(data), self._given_damping
-        settings = (given, widths, self.dtype, self._damping_scale)
+        settings = (given, widths, self.dtype, self._damping_scale, self.curvature_engine)
         self._fit = Fitted.read(reader, self.model, self.rows_kept, *settings)
         return self
 
@@ -558,6 +559,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             self._narrowed(parts)  # names the blocks
             check_finite({"all together": score})
         return score
+
+    def _curvature_engine(
+        self, engine: GradientEngine, max_tokens: int | None
+    ) -> GradientEngine | None:
+        """What computes the rows that the inverse is made of; None = they are the gradients."""
+        return None
 
     # What pyDVL's base class asks for
 

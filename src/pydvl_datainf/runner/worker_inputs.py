@@ -12,7 +12,7 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.errors import ModelError, PlanError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
@@ -91,6 +91,7 @@ class Inputs:
 
         Raises:
             ModelError: if a builder returned something else.
+            PlanError: if its curvature is not that of the gradients.
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
@@ -105,6 +106,12 @@ class Inputs:
                 raise ModelError(
                     f"A run knows the inverses {', '.join(METHODS)}, and not the "
                     f"'{made.inverse.name}' of this {type(made).__name__}. Call its influences."
+                )
+            if made.curvature_engine is not None:
+                raise PlanError(
+                    f"A run has one kind of training rows, and this {type(made).__name__} takes "
+                    "its curvature from others. Call its training_influences, or use "
+                    'curvature="empirical".'
                 )
             if made.is_fitted:
                 made.check_unchanged()
