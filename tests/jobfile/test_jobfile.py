@@ -163,6 +163,18 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
             "line 7: method lissa needs all rows together; let 'rows' be zarr or memory",
         ),
         (
+            MINIMAL + "method: exact\niterations: 10\n",
+            "line 7: 'iterations' belongs to method lissa, and not to exact",
+        ),
+        (
+            MINIMAL + "tolerance: 0.1\n",
+            "line 6: 'tolerance' belongs to method lissa, and not to datainf",
+        ),
+        (
+            MINIMAL + "method: lissa\niterations: 0\n",
+            "line 7: 'iterations' must be greater than 0",
+        ),
+        (
             MINIMAL + "damping_scale: 0\n",
             "line 6: 'damping_scale' must be greater than 0",
         ),

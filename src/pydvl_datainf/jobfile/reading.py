@@ -213,6 +213,9 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
     if job.method == "hessian-free" and job.damping != "auto":
         yield ("damping",), "'damping' is not used by method hessian-free; leave out one of them."
+    for name in sorted({"iterations", "tolerance"} & job.model_fields_set):
+        if job.method != "lissa":
+            yield (name,), f"'{name}' belongs to method lissa, and not to {job.method}."
     if job.damping_scale is not None and job.method == "hessian-free":
         yield (
             ("damping_scale",),
