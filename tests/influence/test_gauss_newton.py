@@ -15,6 +15,7 @@ from fitted import STRUCTURES, close
 from pydvl_datainf import (
     CausalLM,
     DampingError,
+    DataInfInfluence,
     ExactInfluence,
     ModelError,
     ObjectiveError,
@@ -217,6 +218,36 @@ def test_few_classes_are_summed_and_many_drawn():
         made = exact(network(classes)).curvature_engine.rows(batch)
         assert len(made["0"]) == rows
     assert len(exact(network(17), labels="all").curvature_engine.rows(batch)["0"]) == 17 * 5
+
+
+@pytest.mark.parametrize("λ", ["auto", 0.05])
+@pytest.mark.parametrize("kept", ["memory", "recompute"])
+@pytest.mark.parametrize("labels", ["all", "drawn"])
+def test_datainf_takes_the_same_rows(labels, kept, λ):
+    model, train = network(), samples(9, 1)
+    p, chosen = model(train[0]).detach().softmax(1), [torch.full((9,), k) for k in range(K)]
+    if_drawn = drawn(label_logits(OutputLoss(F.cross_entropy), model, train), train, 0)
+    chosen, weights = {
+        "all": (chosen, [(K * p[:, k]).sqrt() for k in range(K)]),
+        "drawn": ([if_drawn], [torch.ones(9).double()]),
+    }[labels]
+    expected = 0
+    for names in STRUCTURES["module"].values():
+        rows = torch.cat(
+            [
+                w[:, None] * dense.gradients(model, F.cross_entropy, (train[0], y), names)
+                for y, w in zip(chosen, weights, strict=True)
+            ]
+        )
+        damping = {"auto": dense.automatic_damping(rows)}.get(λ, λ)
+        v, g = (dense.gradients(model, F.cross_entropy, side, names) for side in (TEST, train))
+        expected = expected + v @ dense.datainf_matrix(rows, damping) @ g.T
+    settings = {"curvature": "gauss-newton", "labels": labels, "rows": kept}
+    influence = DataInfInfluence(model, F.cross_entropy, λ, **settings)
+    influence.fit([(train[0][:4], train[1][:4]), (train[0][4:], train[1][4:])])
+    close(influence.training_influences(*TEST), expected, 1e-8)
+    again = influence.with_regularization(1.0).with_regularization(λ)
+    close(again.training_influences(*TEST), expected, 1e-8)
 
 
 # Objectives

@@ -27,6 +27,7 @@ from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
+from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.fitted import Fitted, check_order
@@ -45,6 +46,7 @@ from pydvl_datainf.vectors import (
 )
 
 Inputs: TypeAlias = Tensor | Mapping[str, Tensor]
+Curvature: TypeAlias = Literal["empirical", "gauss-newton"]
 Damping: TypeAlias = float | Mapping[str, float] | Literal["auto"]
 
 _GROUP_BYTES = 2**29  # rows that self_influences holds at once, beside those that are kept
@@ -73,6 +75,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         max_tokens: int | None = None,
         progress: bool = False,
         damping_scale: float | None = None,
+        curvature: Curvature = "empirical",
+        labels: Labels = "auto",
+        label_seed: int = 0,
     ):
         check_model(model)
         self.blocks = Blocks.from_model(model, block_structure)
@@ -93,7 +98,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.batch_size = batch_size
         self.progress = progress
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
-        self.curvature_engine = self._curvature_engine(engine, max_tokens)
+        if curvature not in ("empirical", "gauss-newton"):
+            raise ModelError(f'curvature must be "empirical" or "gauss-newton", got {curvature!r}.')
+        self.curvature_engine: GradientEngine | None = None  # the rows are those of the gradients
+        if curvature == "gauss-newton":
+            given = (engine, model, self.objective)
+            self.curvature_engine = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
         self._engine = engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
         self._fit: Fitted | None = None
 
@@ -559,12 +569,6 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             self._narrowed(parts)  # names the blocks
             check_finite({"all together": score})
         return score
-
-    def _curvature_engine(
-        self, engine: GradientEngine, max_tokens: int | None
-    ) -> GradientEngine | None:
-        """What computes the rows that the inverse is made of; None = they are the gradients."""
-        return None
 
     # What pyDVL's base class asks for
 

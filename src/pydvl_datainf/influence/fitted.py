@@ -88,8 +88,8 @@ class Fitted:
             after = fingerprint(model)
         _check_own_buffers(before, after)
         other = None
-        if curvature is not None:  # λ follows the rows of the curvature
-            other, norms, _ = _read(replace(reader, engine=curvature), keep, need_norms=need_norms)
+        if curvature is not None:  # λ follows its rows, which may be more than samples
+            other, norms, _ = _read(replace(reader, engine=curvature), keep, need_norms=True)
         damping = resolve_damping(given, norms, widths, dtype, scale)
         fixed_order = has_fixed_order(reader.data)
         return cls(source, norms, damping, reader.device, after, data.sums, fixed_order, other)
