@@ -66,6 +66,40 @@ def exact_matrix(rows, damping):
     return torch.linalg.solve(total / n + damping * eye, eye)
 
 
+def gauss_newton(rows):
+    """(1/n) Σ_i g_i g_iᵀ as a dense matrix."""
+    return sum(torch.outer(g, g) for g in rows) / len(rows)
+
+
+def lissa_scale(rows, damping):
+    """λ and the smaller of the trace and 1.1 times what 20 power iterations find."""
+    H, seeded = gauss_newton(rows), torch.Generator().manual_seed(0)
+    p = torch.randn(1, len(H), generator=seeded, dtype=torch.float64).flatten()
+    p = p / p.norm()
+    for _ in range(20):
+        found = (H @ p).norm()
+        p = H @ p / found if found > 0 else p
+    return damping + min(float(H.trace()), 1.1 * float(found))
+
+
+def lissa(rows, vectors, damping, steps):
+    """x = r/s for each vector, after so many steps from r = 0, and ‖(H + λ I) x − v‖/‖v‖."""
+    A = gauss_newton(rows) + damping * torch.eye(rows.shape[1], dtype=rows.dtype)
+    s, answers, residuals = lissa_scale(rows, damping), [], []
+    for v in vectors:
+        r = torch.zeros_like(v)
+        for _ in range(steps):
+            r = v + r - A @ r / s
+        answers.append(r / s)
+        residuals.append((A @ r / s - v).norm() / v.norm())
+    return torch.stack(answers), torch.stack(residuals)
+
+
+def lissa_matrix(rows, damping, steps):
+    """The matrix by which that many steps multiply vectors."""
+    return lissa(rows, torch.eye(rows.shape[1], dtype=rows.dtype), damping, steps)[0]
+
+
 def scaled_identity(rows, damping):
     """I/λ as a dense matrix."""
     return torch.eye(rows.shape[1], dtype=rows.dtype) / damping

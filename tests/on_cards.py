@@ -12,12 +12,22 @@ from torch.nn import functional as F
 
 import dense
 import pretend
-from pydvl_datainf import DataInfInfluence, ExactInfluence, HessianFreeInfluence, run_influences
+from pydvl_datainf import (
+    DataInfInfluence,
+    ExactInfluence,
+    HessianFreeInfluence,
+    LissaInfluence,
+    run_influences,
+)
 
 NAMES = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}
 INVERSES = {
     "datainf": (DataInfInfluence, dense.datainf_matrix),
     "exact": (ExactInfluence, dense.exact_matrix),
+    "lissa": (
+        partial(LissaInfluence, iterations=20_000, tolerance=1e-11),
+        dense.exact_matrix,
+    ),
     "hessian-free": (partial(HessianFreeInfluence, scaled=True), dense.scaled_identity),
 }
 METHODS = pytest.mark.parametrize(
@@ -26,6 +36,7 @@ METHODS = pytest.mark.parametrize(
         ("datainf", "memory"),
         ("datainf", "recompute"),
         ("exact", "memory"),  # of which it needs all rows together
+        ("lissa", "memory"),
         ("hessian-free", "memory"),
         ("hessian-free", "recompute"),
     ],
@@ -116,6 +127,18 @@ def test_cards_are_kept_apart():
 def test_data_may_be_anywhere(method, place, kept):
     influence = build(method, kept).fit(batches(place))
     assert_right(influence, method, place, FIRST)
+
+
+@pytest.mark.parametrize("labels", ["all", "drawn"])
+def test_labels_of_the_model_are_the_same_on_a_card(labels):
+    x, y, test = TRAIN[0], torch.arange(7) % 3, (TEST[0], torch.arange(3))
+    settings = {"curvature": "gauss-newton", "labels": labels}
+    made = [
+        ExactInfluence(network().to(device), F.cross_entropy, **settings).fit([(x, y)])
+        for device in ("cpu", FIRST)
+    ]
+    plain, other = (influence.training_influences(*test) for influence in made)
+    close(other, plain, FIRST)
 
 
 def pickled(influence):

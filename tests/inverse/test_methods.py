@@ -13,6 +13,7 @@ from pydvl_datainf.inverse.methods import (
     DATAINF,
     EXACT,
     HESSIAN_FREE,
+    LISSA,
     METHODS,
     SCALED_HESSIAN_FREE,
 )
@@ -69,8 +70,8 @@ def test_the_oracles_tell_methods_apart(matrix):
 
 
 def test_methods_by_name():
-    assert list(METHODS) == ["DataInf", "exact", "Hessian-free", "scaled Hessian-free"]
-    assert list(METHODS.values()) == [DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE]
+    assert list(METHODS) == ["DataInf", "exact", "Hessian-free", "scaled Hessian-free", "LiSSA"]
+    assert list(METHODS.values()) == [DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE, LISSA]
     told = {
         m.name: (m.is_damped, m.is_approximate, m.passes, m.joins, m.precision("float32"))
         for m in METHODS.values()
@@ -80,6 +81,7 @@ def test_methods_by_name():
         "exact": (True, False, 1, False, "float64"),
         "Hessian-free": (False, False, 0, True, "float32"),
         "scaled Hessian-free": (True, True, 0, True, "float32"),
+        "LiSSA": (True, True, 120, False, "float64"),
     }
 
 

@@ -81,11 +81,13 @@ def test_options_take_precedence(tmp_path):
     assert (job.model, job.task, job.jobs) == ("other", "causal-lm", 2)
 
 
-@pytest.mark.parametrize("method", ["datainf", "exact", "hessian-free", "scaled-hessian-free"])
+@pytest.mark.parametrize(
+    "method", ["datainf", "exact", "hessian-free", "scaled-hessian-free", "lissa"]
+)
 def test_methods(tmp_path, method):
     assert job_of(tmp_path, MINIMAL + f"method: {method}\n").as_told()["method"] == method
     assert job_of(tmp_path, MINIMAL + "method: exact\n", method=method).method == method
-    assert set(METHODS) == {"datainf", "exact", "hessian-free", "scaled-hessian-free"}
+    assert set(METHODS) == {"datainf", "exact", "hessian-free", "scaled-hessian-free", "lissa"}
 
 
 def test_the_default_method_is_datainf_beside_exact(tmp_path):
@@ -148,12 +150,41 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (MINIMAL + "max_length: 0\n", "line 6: 'max_length' must be greater than 0; got 0"),
         (MINIMAL + "max_length: many\n", "line 6: 'max_length' must be .*integer.*; got 'many'"),
         (
-            MINIMAL + "method: lissa\n",
-            "line 6: 'method' must be 'datainf', 'exact', 'hessian-free' or 'scaled-hessian-free'",
+            MINIMAL + "method: newton\n",
+            "line 6: 'method' must be 'datainf', 'exact', 'hessian-free', 'scaled-hessian-free' "
+            "or 'lissa'",
         ),
         (
             MINIMAL + "method: exact\nrows: recompute\n",
             "line 7: method exact needs all rows together; let 'rows' be zarr or memory",
+        ),
+        (
+            MINIMAL + "method: lissa\nrows: recompute\n",
+            "line 7: method lissa needs all rows together; let 'rows' be zarr or memory",
+        ),
+        (
+            MINIMAL + "method: exact\niterations: 10\n",
+            "line 7: 'iterations' belongs to method lissa, and not to exact",
+        ),
+        (
+            MINIMAL + "tolerance: 0.1\n",
+            "line 6: 'tolerance' belongs to method lissa, and not to datainf",
+        ),
+        (
+            MINIMAL + "method: lissa\niterations: 0\n",
+            "line 7: 'iterations' must be greater than 0",
+        ),
+        (
+            MINIMAL + "damping_scale: 0\n",
+            "line 6: 'damping_scale' must be greater than 0",
+        ),
+        (
+            MINIMAL + "damping: 0.1\ndamping_scale: 2\n",
+            "line 7: 'damping_scale' multiplies automatic damping, and 'damping' is a number",
+        ),
+        (
+            MINIMAL + "method: hessian-free\ndamping_scale: 2\n",
+            "line 7: 'damping_scale' is not used by method hessian-free",
         ),
         (
             MINIMAL + "method: hessian-free\ndamping: 0.1\n",
@@ -208,7 +239,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
 
 def test_wrong_options_are_named(tmp_path):
     with pytest.raises(JobError, match="option --method: 'method' must be 'datainf', 'exact', "):
-        job_of(tmp_path, MINIMAL, method="lissa")
+        job_of(tmp_path, MINIMAL, method="newton")
     with pytest.raises(JobError, match="option --task: 'task' must be"):
         job_of(tmp_path, MINIMAL, task="causal")
 

@@ -1,7 +1,8 @@
 """A tuned model on disk as an influence model, built in whichever process needs it."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -34,6 +35,8 @@ class InfluenceBuilder:
         batch_size: samples in one gradient computation.
         max_tokens: tokens in one gradient computation.
         method: what takes the place of each block's inverse.
+        damping_scale: what λ that are chosen automatically are multiplied by.
+        settings: further arguments of the method's class, such as `iterations` of LiSSA.
     """
 
     files: Files
@@ -45,6 +48,8 @@ class InfluenceBuilder:
     batch_size: int | None = None
     max_tokens: int | None = None
     method: Method = "datainf"
+    damping_scale: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -62,6 +67,8 @@ class InfluenceBuilder:
             self.block_structure,
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
+            damping_scale=self.damping_scale,
+            **self.settings,
         )
 
     @property

@@ -66,8 +66,8 @@ def influence_from_trainer(
             trainer's loss is the model's own.
         test: test data in place of the trainer's evaluation data.
         batch_size: samples in a batch; None = as the trainer evaluates.
-        method: what takes the place of each block's inverse: DataInf, the exact one, or nothing
-            (products of gradients, plain or scaled by 1/λ).
+        method: what takes the place of each block's inverse: DataInf, the exact one, LiSSA, or
+            nothing (products of gradients, plain or scaled by 1/λ).
         **settings: further arguments of `DataInfInfluence`.
 
     Returns:

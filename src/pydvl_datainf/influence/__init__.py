@@ -5,6 +5,7 @@ from pydvl_datainf.influence.by_name import METHODS, Method, check_method
 from pydvl_datainf.influence.datainf import DataInfInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
+from pydvl_datainf.influence.lissa import LissaInfluence
 
 __all__ = [
     "METHODS",
@@ -14,6 +15,7 @@ __all__ = [
     "ExactInfluence",
     "HessianFreeInfluence",
     "Inputs",
+    "LissaInfluence",
     "Method",
     "check_method",
 ]

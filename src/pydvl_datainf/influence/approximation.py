@@ -71,7 +71,7 @@ def approximation_error(
 
     Raises:
         DampingError: if the inverse is not damped, so that it approximates nothing.
-        SourceError: if `samples` is not positive.
+        SourceError: if `samples` is not positive, or the inverse is not made of the gradients.
 
     Examples:
         >>> from pydvl_datainf import DataInfInfluence
@@ -87,6 +87,11 @@ def approximation_error(
         raise DampingError(
             "Plain products of gradients have no damping, so they approximate no damped inverse. "
             "Compare HessianFreeInfluence(scaled=True)."
+        )
+    if influence.curvature_engine is not None:
+        raise SourceError(
+            "Inverses are compared over the training gradients, and this one is made of other "
+            'rows. Compare one with curvature="empirical".'
         )
     vectors = influence.loss_gradients_by_block(x_test, y_test)
     n = influence.n_samples or 0

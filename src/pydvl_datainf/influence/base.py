@@ -24,14 +24,15 @@ from pydvl_datainf.batches import (
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
-from pydvl_datainf.gradients import Gradients, gradient_engine
+from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
+from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.fitted import Fitted, check_order
-from pydvl_datainf.inverse.damping import check_finite, given_damping
-from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.inverse.damping import check_finite, given_damping, given_scale
+from pydvl_datainf.inverse.method import Make, Method
 from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.vectors import (
@@ -45,6 +46,7 @@ from pydvl_datainf.vectors import (
 )
 
 Inputs: TypeAlias = Tensor | Mapping[str, Tensor]
+Curvature: TypeAlias = Literal["empirical", "gauss-newton"]
 Damping: TypeAlias = float | Mapping[str, float] | Literal["auto"]
 
 _GROUP_BYTES = 2**29  # rows that self_influences holds at once, beside those that are kept
@@ -53,8 +55,8 @@ _GROUP_BYTES = 2**29  # rows that self_influences holds at once, beside those th
 class BlockwiseInfluence(TorchInfluenceFunctionModel):
     """Influence functions with an inverse for each block of parameters, fed by rows of gradients.
 
-    The common part of `DataInfInfluence`, `ExactInfluence` and `HessianFreeInfluence`, which tell
-    the inverse. Arguments are those of `DataInfInfluence`.
+    The common part of `DataInfInfluence`, `ExactInfluence`, `LissaInfluence` and
+    `HessianFreeInfluence`, which tell the inverse. Arguments are those of `DataInfInfluence`.
     """
 
     inverse: Method
@@ -72,6 +74,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         batch_size: int | None = None,
         max_tokens: int | None = None,
         progress: bool = False,
+        damping_scale: float | None = None,
+        curvature: Curvature = "empirical",
+        labels: Labels = "auto",
+        label_seed: int = 0,
     ):
         check_model(model)
         self.blocks = Blocks.from_model(model, block_structure)
@@ -79,7 +85,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.images = ImageLayout.of(model)
         super().__init__(model, cast(Any, loss))
         self._select_parameters()
-        self._given_damping = given_damping(regularization, self.blocks.names)
+        self._given_damping, self._damping_scale = self._checked_damping(
+            regularization, damping_scale
+        )
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise BatchError(f"batch_size must be a positive number or None, got {batch_size!r}.")
         if rows not in ("memory", "recompute", "auto"):
@@ -90,6 +98,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.batch_size = batch_size
         self.progress = progress
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
+        if curvature not in ("empirical", "gauss-newton"):
+            raise ModelError(f'curvature must be "empirical" or "gauss-newton", got {curvature!r}.')
+        self.curvature_engine: GradientEngine | None = None  # the rows are those of the gradients
+        if curvature == "gauss-newton":
+            given = (engine, model, self.objective)
+            self.curvature_engine = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
         self._engine = engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
         self._fit: Fitted | None = None
 
@@ -113,7 +127,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self._select_parameters()
         widths = self.blocks.widths
         reader, given = self._reader(data), self._given_damping
-        self._fit = Fitted.read(reader, self.model, self.rows_kept, given, widths, self.dtype)
+        settings = (given, widths, self.dtype, self._damping_scale, self.curvature_engine)
+        self._fit = Fitted.read(reader, self.model, self.rows_kept, *settings)
         return self
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
@@ -133,26 +148,37 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             seen.add(batch_named(self.images.by_sample(batch)))
         return seen.sums == self._fit.data and not self._fit.changes(self.model)
 
-    def with_regularization(self, regularization: Damping) -> Self:
+    def with_regularization(
+        self, regularization: Damping, *, damping_scale: float | None = None
+    ) -> Self:
         """Changes the damping. A fitted instance stays fitted: rows are not computed again.
 
         Args:
             regularization: as in the constructor.
+            damping_scale: as in the constructor.
 
         Returns:
             The instance itself. It is unchanged if anything is raised.
 
         Raises:
-            DampingError: if a number is not positive, a name is not a block's, or a block that is
-                chosen automatically has no gradient.
+            DampingError: if a number is not positive, a name is not a block's, a block that is
+                chosen automatically has no gradient, or none is and damping_scale is given.
         """
-        given, widths = given_damping(regularization, self.blocks.names), self.blocks.widths
+        given, scale = self._checked_damping(regularization, damping_scale)
+        widths = self.blocks.widths
         if self._fit is not None:
             if self._fit.norms is None and len(given) < len(widths):
                 self.check_unchanged()  # before the rows are read for their norms
-            self._fit = self._fitted().damped(given, widths, self.dtype)
-        self._given_damping = given
+            self._fit = self._fitted().damped(given, widths, self.dtype, scale)
+        self._given_damping, self._damping_scale = given, scale
         return self
+
+    def _checked_damping(
+        self, regularization: Damping, scale: float | None
+    ) -> tuple[dict[str, float], float]:
+        """λ of the blocks that are given one, and what others are multiplied by."""
+        given = given_damping(regularization, self.blocks.names)
+        return given, given_scale(scale, given, self.blocks.names)
 
     @property
     def is_fitted(self) -> bool:
@@ -189,6 +215,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def fixed_damping(self) -> dict[str, float]:
         """λ of the blocks that have one: all of them after `fit`, those given before."""
         return dict(self._given_damping if self._fit is None else self._fit.damping)
+
+    @property
+    def damping_scale(self) -> float:
+        """What λ that are chosen automatically are multiplied by."""
+        return self._damping_scale
 
     @property
     def n_samples(self) -> int | None:
@@ -498,7 +529,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             check_order(fitted.has_fixed_order if data is None else has_fixed_order(data))
             own = fitted.source.chunks() if data is None else self._reader(as_batches(data)).rows()
             groups = grouped(map(widened, own), _GROUP_BYTES)
-            parts = [fitted.solve(self.inverse.forms, group) for group in groups]
+            parts = [self._solved(fitted, self.inverse.forms, group) for group in groups]
         if not parts:
             raise SourceError("The data is empty; self-influences need at least one sample.")
         joined = concatenated(parts, dim=0)
@@ -507,9 +538,15 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     # The algebra over all blocks
 
     def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
-        factors = fitted.solve(self.inverse.times, vectors)
+        factors = self._solved(fitted, self.inverse.times, vectors)
         check_finite(factors)
         return factors
+
+    def _solved(self, fitted: Fitted, make: Make, vectors: BlockVectors) -> BlockVectors:
+        residuals: dict[str, Tensor] = {}
+        solved = fitted.solve(make, vectors, residuals)
+        self.inverse.warn_of(max((float(r.max()) for r in residuals.values()), default=0.0))
+        return solved
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model

@@ -9,14 +9,16 @@ from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.datainf import DataInfInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
+from pydvl_datainf.influence.lissa import LissaInfluence
 
-Method: TypeAlias = Literal["datainf", "exact", "hessian-free", "scaled-hessian-free"]
+Method: TypeAlias = Literal["datainf", "exact", "hessian-free", "scaled-hessian-free", "lissa"]
 
 METHODS: Mapping[Method, Callable[..., BlockwiseInfluence]] = {
     "datainf": DataInfInfluence,
     "exact": ExactInfluence,
     "hessian-free": HessianFreeInfluence,
     "scaled-hessian-free": partial(HessianFreeInfluence, scaled=True),
+    "lissa": LissaInfluence,
 }
 """What is called with the arguments of `DataInfInfluence`."""
 

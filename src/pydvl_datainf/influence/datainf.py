@@ -16,6 +16,13 @@ class DataInfInfluence(BlockwiseInfluence):
     loss² · parameter⁻² / λ; scores are comparable within one fitted model.
     Source: Kwon, Wu, Wu, Zou, "DataInf", ICLR 2024, with pyDVL's sign (theirs is the opposite).
 
+    With curvature="gauss-newton" the g_i of the inverse are others than the gradients at the given
+    labels: those at labels that the model itself would give, whose mean product is the true
+    Gauss-Newton matrix of a cross entropy, (1/n) Σ_i Σ_k p_ik g_ik g_ikᵀ with p_ik the probability
+    of label k. Automatic λ follows from them.
+    Source: Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation", NeurIPS
+    2019.
+
     Batches are (x, y) pairs of tensors, or mappings of tensors that carry their labels. A mapping
     is passed as x with y=None: `influences(test_batch, None, train_batch, None)`.
 
@@ -40,12 +47,23 @@ class DataInfInfluence(BlockwiseInfluence):
             and their rows put back in order. For mappings with an `attention_mask`; None = batches
             are computed as they are. Large batches (of the loader) serve it best.
         progress: whether passes over the training data show a progress bar.
+        damping_scale: what λ that are chosen automatically are multiplied by; None = 1.
+        curvature: "empirical", the gradients at the given labels, or "gauss-newton", for losses
+            that are torch's cross entropy of outputs (B, K), `SequenceClassification`,
+            `TokenClassification` or `CausalLM`. Runs take the first.
+        labels: of the Gauss-Newton matrix: "all" takes K rows a sample, √(K p_ik) g_ik, where it
+            has one label; "drawn" takes one row, at labels drawn from p; "auto" all where a sample
+            has one label of 16 or fewer, and drawn ones otherwise.
+        label_seed: another number makes other draws; the same sample gets the same ones.
 
     Raises:
         BlockError: if the block structure does not fit the model.
-        DampingError: if the regularization is not positive or names no block.
-        ModelError: if the model is of a kind whose layers cannot be seen.
-        ObjectiveError: if the loss is neither a callable nor an objective.
+        DampingError: if the regularization is not positive or names no block, or damping_scale is
+            given where every block has a λ of its own.
+        ModelError: if the model is of a kind whose layers cannot be seen, or there is no such
+            curvature.
+        ObjectiveError: if the loss is neither a callable nor an objective, or there is no such
+            choice of labels.
         SourceError: if there is no such choice of `rows`.
         BatchError: if batch_size or max_tokens is not a positive integer.
     """

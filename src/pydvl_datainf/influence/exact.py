@@ -26,6 +26,10 @@ class ExactInfluence(BlockwiseInfluence):
         batch_size: as in `DataInfInfluence`.
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
+        damping_scale: as in `DataInfInfluence`.
+        curvature: as in `DataInfInfluence`.
+        labels: as in `DataInfInfluence`.
+        label_seed: as in `DataInfInfluence`.
 
     Raises:
         SourceError: if rows are to be computed again.

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
+from pydvl_datainf.gradients import GradientEngine
 from pydvl_datainf.gradients.sources import (
     MemoryRows,
     Reader,
@@ -37,6 +38,7 @@ class Fitted:
         model: checksums of the model's tensors.
         data: checksums of the data's tensors.
         has_fixed_order: whether every pass yields the samples in one order.
+        curvature: of the rows that the inverse is made of, where they are others.
     """
 
     source: RowSource
@@ -46,6 +48,7 @@ class Fitted:
     model: Mapping[str, int]
     data: Mapping[str, int]
     has_fixed_order: bool
+    curvature: RowSource | None = None
 
     @classmethod
     def read(
@@ -56,6 +59,8 @@ class Fitted:
         given: Mapping[str, float],
         widths: Mapping[str, int],
         dtype: torch.dtype,
+        scale: float = 1.0,
+        curvature: GradientEngine | None = None,
     ) -> "Fitted":
         """Reads the training data: counts it, chooses λ, and keeps rows where they fit.
 
@@ -66,49 +71,69 @@ class Fitted:
             given: λ of the blocks that have one.
             widths: d_l of all blocks.
             dtype: of the rows.
+            scale: of λ that are chosen.
+            curvature: computes the rows that the inverse is made of, where they are others.
 
         Returns:
             What was found.
         """
+        need_norms = len(given) < len(widths)
         before = fingerprint(model)
-        source, norms, data = _read(reader, keep, need_norms=len(given) < len(widths))
+        source, norms, data = _read(reader, keep, need_norms=need_norms)
         after = fingerprint(model)
         if _changed_by_itself(before, after):  # as weights do that are quantised at first use
             before = after
             del source  # two at once would take twice the memory
-            source, norms, data = _read(reader, keep, need_norms=len(given) < len(widths))
+            source, norms, data = _read(reader, keep, need_norms=need_norms)
             after = fingerprint(model)
         _check_own_buffers(before, after)
-        damping = resolve_damping(given, norms, widths, dtype)
+        other = None
+        if curvature is not None:  # λ follows its rows, which may be more than samples
+            other, norms, _ = _read(replace(reader, engine=curvature), keep, need_norms=True)
+        damping = resolve_damping(given, norms, widths, dtype, scale)
         fixed_order = has_fixed_order(reader.data)
-        return cls(source, norms, damping, reader.device, after, data.sums, fixed_order)
+        return cls(source, norms, damping, reader.device, after, data.sums, fixed_order, other)
 
     def damped(
-        self, given: Mapping[str, float], widths: Mapping[str, int], dtype: torch.dtype
+        self,
+        given: Mapping[str, float],
+        widths: Mapping[str, int],
+        dtype: torch.dtype,
+        scale: float = 1.0,
     ) -> "Fitted":
         """The same rows under another damping; they are read once more where norms are missing."""
         norms = self.norms
         if norms is None and len(given) < len(widths):
             with preserved_rng(self.device):
-                norms = sum_norms(self.source)
-        return replace(self, norms=norms, damping=resolve_damping(given, norms, widths, dtype))
+                norms = sum_norms(self.curvature_source)
+        damping = resolve_damping(given, norms, widths, dtype, scale)
+        return replace(self, norms=norms, damping=damping)
 
     def to(self, device: torch.device) -> "Fitted":
         """The same on another device."""
-        return replace(self, source=self.source.to(device), device=device)
+        curvature = None if self.curvature is None else self.curvature.to(device)
+        return replace(self, source=self.source.to(device), device=device, curvature=curvature)
+
+    @property
+    def curvature_source(self) -> RowSource:
+        """Of the rows that the inverse is made of."""
+        return self.source if self.curvature is None else self.curvature
 
     def changes(self, model: nn.Module) -> list[str]:
         """Names of the model's tensors that are not as they were."""
         return differences(self.model, fingerprint(model))
 
-    def solve(self, make: Make, vectors: BlockVectors) -> BlockVectors:
-        """The inverse times vectors, or its forms, over the rows."""
-        is_kept = isinstance(self.source, MemoryRows)  # then a pass is free: one solver at a time
+    def solve(
+        self, make: Make, vectors: BlockVectors, residuals: dict[str, Tensor] | None = None
+    ) -> BlockVectors:
+        """The inverse times vectors, or its forms, over the rows; see `inverse.method.solve`."""
+        source = self.curvature_source
+        is_kept = isinstance(source, MemoryRows)  # then a pass is free: one solver at a time
         parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]
         result: BlockVectors = OrderedDict()
         with preserved_rng(self.device):
             for part in parts:
-                result |= solve(make, part, self.source.chunks, self.source.n, self.damping)
+                result |= solve(make, part, source.chunks, source.n, self.damping, residuals)
         return result
 
     def chunks(self) -> Iterator[BlockVectors]:

@@ -36,10 +36,11 @@ class HessianFreeInfluence(BlockwiseInfluence):
         batch_size: as in `DataInfInfluence`.
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
+        damping_scale: as in `DataInfInfluence` with scaled=True; None without.
         scaled: whether the products of block l are divided by λ_l. Otherwise every λ_l is one.
 
     Raises:
-        DampingError: if a regularization is given without scaled=True.
+        DampingError: if a regularization or damping_scale is given without scaled=True.
     """
 
     def __init__(
@@ -54,26 +55,31 @@ class HessianFreeInfluence(BlockwiseInfluence):
         batch_size: int | None = None,
         max_tokens: int | None = None,
         progress: bool = False,
+        damping_scale: float | None = None,
         scaled: bool = False,
     ):
         self.inverse = SCALED_HESSIAN_FREE if scaled else HESSIAN_FREE
         super().__init__(
             model,
             loss,
-            self._checked(regularization),
+            self._checked(regularization, damping_scale),
             block_structure,
             gradients=gradients,
             rows=rows,
             batch_size=batch_size,
             max_tokens=max_tokens,
             progress=progress,
+            damping_scale=damping_scale,
         )
 
-    def with_regularization(self, regularization: Damping) -> Self:
+    def with_regularization(
+        self, regularization: Damping, *, damping_scale: float | None = None
+    ) -> Self:
         """Changes the damping, where there is one.
 
         Args:
             regularization: as in the constructor.
+            damping_scale: as in the constructor.
 
         Returns:
             The instance itself. It is unchanged if anything is raised.
@@ -81,15 +87,16 @@ class HessianFreeInfluence(BlockwiseInfluence):
         Raises:
             DampingError: as in the constructor.
         """
-        return super().with_regularization(self._checked(regularization))
+        checked = self._checked(regularization, damping_scale)
+        return super().with_regularization(checked, damping_scale=damping_scale)
 
-    def _checked(self, regularization: Damping) -> Damping:
+    def _checked(self, regularization: Damping, scale: float | None) -> Damping:
         """The damping that the block-wise algebra is to use."""
         if self.inverse.is_damped:
             return regularization
-        if isinstance(regularization, str) and regularization == "auto":
+        if scale is None and isinstance(regularization, str) and regularization == "auto":
             return 1.0
         raise DampingError(
-            "Plain products of gradients have no damping, so a regularization would not be used. "
-            "Leave it out, or divide by it with scaled=True."
+            "Plain products of gradients have no damping, so a regularization or damping_scale "
+            "would not be used. Leave it out, or divide by it with scaled=True."
         )

@@ -57,6 +57,31 @@ def given_damping(regularization: Any, blocks: Iterable[str]) -> dict[str, float
     return {name: _positive(λ, f"the λ of block '{name}'") for name, λ in regularization.items()}
 
 
+def given_scale(scale: Any, given: Mapping[str, float], blocks: Iterable[str]) -> float:
+    """Checks by how much automatic damping is multiplied.
+
+    Args:
+        scale: a positive number, or None = 1.
+        given: λ of the blocks that have one, which are not multiplied.
+        blocks: the names of the blocks.
+
+    Returns:
+        The number.
+
+    Raises:
+        DampingError: if it is not positive and finite, or every block has a λ of its own.
+    """
+    if scale is None:
+        return 1.0
+    number = _positive(scale, "damping_scale")
+    if given.keys() >= set(blocks):
+        raise DampingError(
+            "damping_scale multiplies the λ that are chosen automatically, and every block was "
+            'given its own. Leave out damping_scale, or use regularization="auto".'
+        )
+    return number
+
+
 def squared_norms(rows: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
     """‖g_i‖² of each row, in float64: squares of small gradients underflow in float32."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
@@ -106,6 +131,7 @@ def resolve_damping(
     norms: SquaredNorms | None,
     widths: Mapping[str, int],
     dtype: torch.dtype,
+    scale: float = 1.0,
 ) -> dict[str, float]:
     """Computes λ of every block: as given, and by the paper's rule where none is.
 
@@ -114,6 +140,7 @@ def resolve_damping(
         norms: sums over the training samples, for all blocks; None where all λ are given.
         widths: d_l of all blocks.
         dtype: of the rows.
+        scale: by which λ that follow from the rule are multiplied.
 
     Returns:
         λ of each block, in the order of `widths`.
@@ -124,7 +151,7 @@ def resolve_damping(
     wanted = [block for block in widths if block not in given]
     assert norms is not None or not wanted  # callers sum the norms that are needed
     automatic = {} if norms is None else automatic_damping(norms, widths, wanted, dtype)
-    damping = {**given, **automatic}
+    damping = {**given, **{block: scale * λ for block, λ in automatic.items()}}
     check_representable(damping, dtype)
     return {block: damping[block] for block in widths}
 
@@ -168,10 +195,8 @@ def check_finite(vectors: Mapping[str, Tensor]) -> None:
 
 def _positive(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise DampingError(
-            f'{what} must be a positive number, a mapping of numbers per block, or "auto"; '
-            f"got {value!r}."
-        )
+        others = ', a mapping of numbers per block, or "auto"' if what == "regularization" else ""
+        raise DampingError(f"{what} must be a positive number{others}; got {value!r}.")
     number = float(value)
     if not (isfinite(number) and number > 0):
         raise DampingError(f"{what} must be positive and finite, got {value!r}.")

@@ -26,6 +26,9 @@ class Solver(Protocol):
     were fed parts of the rows add up to those of one that was fed all. Shaped like V for `times`.
     """
 
+    residuals: Tensor | None = None
+    """‖(H + λ I) x − v‖/‖v‖ of each answer x, (m,), where answers are iterated for."""
+
     @property
     def wants_rows(self) -> bool:
         """Whether another pass over the n training rows is needed."""
@@ -46,7 +49,10 @@ class Solver(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """What takes the place of (H_l + λ_l I)⁻¹ in each block l: without state, and equal by kind."""
+    """What takes the place of (H_l + λ_l I)⁻¹ in each block l.
+
+    Without state, and equal by kind and settings.
+    """
 
     @property
     def name(self) -> str:
@@ -57,6 +63,11 @@ class Method(Protocol):
     def formula(self) -> str:
         """In words and letters."""
         ...
+
+    @property
+    def settings(self) -> Mapping[str, int | float]:
+        """Those that change its answers, by the names of its arguments, as JSON holds them."""
+        return {}
 
     @property
     def is_damped(self) -> bool:
@@ -72,6 +83,11 @@ class Method(Protocol):
     def joins(self) -> bool:
         """Whether solvers fed with parts of the rows can be joined by adding their `sums`."""
         ...
+
+    @property
+    def is_iterated(self) -> bool:
+        """Whether solvers have `residuals`."""
+        return False
 
     @property
     def is_approximate(self) -> bool:
@@ -119,6 +135,14 @@ class Method(Protocol):
         """
         return
 
+    def warn_of(self, residual: float) -> None:
+        """Warns where answers are further from solved than was asked for.
+
+        Args:
+            residual: the largest of the `Solver.residuals`.
+        """
+        return
+
 
 Make: TypeAlias = Callable[[Tensor, float, int], Solver]
 """`Method.times` or `Method.forms`."""
@@ -149,6 +173,7 @@ def solve(
     passes: Callable[[], Iterable[BlockVectors]],
     n: int,
     damping: Mapping[str, float],
+    residuals: dict[str, Tensor] | None = None,
 ) -> BlockVectors:
     """Solves for vectors of every block, with as many passes over the training rows as it takes.
 
@@ -159,6 +184,7 @@ def solve(
             further blocks; is not called if no solver wants rows.
         n: the number of training samples.
         damping: λ of each block.
+        residuals: is given those of blocks whose answers are iterated for.
 
     Returns:
         For each block of `vectors` the inverse times each of them, (m, d_l), or one number for
@@ -177,9 +203,13 @@ def solve(
     results: BlockVectors = OrderedDict()
     for block in vectors:
         try:
-            results[block] = solvers.pop(block).result()  # and frees what it held
+            solver = solvers.pop(block)
+            results[block] = solver.result()
         except DampingError as error:
             raise DampingError(f"Block '{block}': {error}") from error
+        if residuals is not None and solver.residuals is not None:
+            residuals[block] = solver.residuals
+        del solver  # and frees what it held
     return results
 
 

@@ -128,6 +128,8 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
         parameters=job.parameters,
         device=job.device,
         regularization=job.damping,
+        damping_scale=job.damping_scale,
+        settings=job.model_dump(include={"iterations", "tolerance"}, exclude_none=True),
         block_structure=job.blocks,
         batch_size=job.batch_size if on_images else None,
         max_tokens=None if on_images else job.max_tokens,

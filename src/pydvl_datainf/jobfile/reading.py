@@ -213,7 +213,24 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
     if job.method == "hessian-free" and job.damping != "auto":
         yield ("damping",), "'damping' is not used by method hessian-free; leave out one of them."
-    if job.method == "exact" and job.rows == "recompute":
-        yield ("rows",), "method exact needs all rows together; let 'rows' be zarr or memory."
+    for name in sorted({"iterations", "tolerance"} & job.model_fields_set):
+        if job.method != "lissa":
+            yield (name,), f"'{name}' belongs to method lissa, and not to {job.method}."
+    if job.damping_scale is not None and job.method == "hessian-free":
+        yield (
+            ("damping_scale",),
+            "'damping_scale' is not used by method hessian-free; leave out one of them.",
+        )
+    if job.damping_scale is not None and isinstance(job.damping, float):
+        yield (
+            ("damping_scale",),
+            "'damping_scale' multiplies automatic damping, and 'damping' is a number; leave out "
+            "one of them.",
+        )
+    if job.method in ("exact", "lissa") and job.rows == "recompute":
+        yield (
+            ("rows",),
+            f"method {job.method} needs all rows together; let 'rows' be zarr or memory.",
+        )
     if job.scheduler is not None and job.jobs is not None:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."

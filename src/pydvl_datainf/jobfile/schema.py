@@ -150,7 +150,10 @@ class Job(_Part):
         noise: whether all images get the same noise, or each its own.
         reduction: of the losses of a sample's tokens.
         method: what takes the place of each block's inverse.
+        iterations: of LiSSA, at most (100 if nothing else is said).
+        tolerance: of LiSSA, the residual at which they end (0.01 if nothing else is said).
         damping: λ of all blocks, of some by name, or chosen automatically.
+        damping_scale: what λ that are chosen automatically are multiplied by.
         blocks: what is a block.
         rows: where gradients of training samples are kept.
         memory: for our arrays, in bytes or as text.
@@ -196,8 +199,11 @@ class Job(_Part):
     timesteps: Count | Annotated[tuple[Position, ...], Field(min_length=1)] = 8
     noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
-    method: Literal["datainf", "exact", "hessian-free", "scaled-hessian-free"] = "datainf"
+    method: Literal["datainf", "exact", "hessian-free", "scaled-hessian-free", "lissa"] = "datainf"
+    iterations: Count | None = None
+    tolerance: Positive | None = None
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
+    damping_scale: Positive | None = None
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
     rows: Literal["auto", "memory", "zarr", "recompute"] = "auto"
     memory: Count | Amount = "2GiB"

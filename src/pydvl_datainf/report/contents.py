@@ -10,7 +10,7 @@ import numpy as np
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import Floats, largest
 from pydvl_datainf.influence.approximation import ApproximationError
-from pydvl_datainf.inverse.methods import METHODS
+from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.plots import shares_of_sum
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import json_value, shortest
@@ -103,7 +103,7 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     extent = Extent(run, bounds, tops, samples, limit, thumbnails, uncounted(told))
 
     mean, error = measures.values[MEAN], run.approximation_error
-    method = METHODS[run.attrs["fingerprint"]["method"]]
+    method = method_of(run.attrs["fingerprint"])
     damping = run.damping if method.is_damped else {}
     trust = trust_of(method.name, error, is_query=run.attrs["rows_in"] is not None)
     labels = block_labels(list(run.damping))

@@ -10,7 +10,7 @@ from typing import Any
 from dask.utils import format_bytes
 
 from pydvl_datainf.block_labels import block_labels
-from pydvl_datainf.inverse.methods import METHODS
+from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.reader import InfluenceRun
 
 RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
@@ -52,12 +52,13 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         "Parameters in them": f"{plan.n_parameters:,}",
         "Damping λ, smallest to largest": (
             "none"
-            if not METHODS[told["method"]].is_damped
+            if not method_of(told).is_damped
             else f"{min(values):.2e} to {max(values):.2e}"
             if values
             else "not chosen yet"
         ),
         "Method": told["method"],
+        **({} if run.residual is None else {"Largest residual": f"{run.residual:.2g}"}),
         "Objective": told["objective"],
     }
 

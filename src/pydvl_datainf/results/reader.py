@@ -82,6 +82,12 @@ class InfluenceRun:
         return dict(zip(names, self._store.read("damping").tolist(), strict=True))
 
     @property
+    def residual(self) -> float | None:
+        """The largest ‖(H + λ I) x − v‖/‖v‖ of what LiSSA iterated for; None of other methods."""
+        told = self.attrs.get("residual")
+        return None if told is None else float(told)
+
+    @property
     def widths(self) -> dict[str, int]:
         """Number of parameters of each block."""
         names = self._store.read("block").tolist()

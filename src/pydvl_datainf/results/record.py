@@ -8,7 +8,8 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any
 
-from pydvl_datainf.inverse.methods import METHODS
+from pydvl_datainf.errors import ModelError
+from pydvl_datainf.inverse.methods import METHODS, SETTINGS, method_of
 from pydvl_datainf.results.metadata import SIDES
 from pydvl_datainf.results.plan import Plan
 
@@ -163,6 +164,10 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
     yield from _misfits("plan: ", _PLAN, plan)
     if plan.keys() != _PLAN.keys():
         yield f"plan has the entries {_short(sorted(plan))}"
+    if not _or_none(_is_number)(attributes.get("residual")):
+        yield f"residual is {_short(attributes['residual'])}"
+    if not _has_settings(said):
+        yield f"fingerprint: {SETTINGS} is {_short(said[SETTINGS])}"
     if plan["n"] != said["training samples"] or plan["m"] > said["test samples"]:
         yield "fingerprint and plan tell of different numbers of samples"
     sides = (("test_tile", "m"), ("train_tile", "n"), ("columns", "n_parameters"))
@@ -174,6 +179,14 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield "there are more blocks than parameters"
     if attributes["checksum"] != sealed_attributes(attributes)["checksum"]:
         yield "fingerprint, plan or columns are not as they were written"
+
+
+def _has_settings(said: Mapping[str, Any]) -> bool:
+    """Whether those of the method, if there are any, are of its kind."""
+    try:
+        return bool(method_of(said).settings == said.get(SETTINGS, {}))
+    except (TypeError, ModelError):
+        return False
 
 
 def _misfits(part: str, table: Mapping[str, Fits], values: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from distributed import Client
 
 from pydvl_datainf.errors import PlanError, StoreError
-from pydvl_datainf.inverse.methods import METHODS
+from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.arrays import WORK, Array
 from pydvl_datainf.results.layout import column_type, extras_in, has_extra
 from pydvl_datainf.results.metadata import columns_of, group_codes
@@ -176,7 +176,7 @@ def compute_self_influence(
             made.store.check_same_run()
             spec = _spec_of(made)
             store.layouts = made.store.layouts
-            _perform(store, spec, executor, None, dict(made.damping), True, 0)
+            _perform(store, spec, executor, None, (dict(made.damping), 1.0), True, 0)
     finally:
         executor.close()
     return InfluenceRun(made.store.location).self_influence()
@@ -195,7 +195,7 @@ def _spec_of(run: InfluenceRun) -> RunSpec:
         rows_location=place,
         widths=widths,
         dtype=told["dtype"],
-        method=METHODS[told["method"]],
+        method=method_of(told),
         test=none,
         by_block=told["by_block"],
         top_k=told["top_k"],
@@ -260,7 +260,7 @@ def _work(
         enter(store, stored, fingerprint, types, training.rows_in, spec)
         lay_out(store, spec, types, columns)
         training.copy_norms(store, str(spec.writer))
-        given = model.fixed_damping
+        given = (model.fixed_damping, model.damping_scale)
         _perform(store, spec, executor, shared, given, options.self_influence, sample)
 
 
@@ -274,7 +274,7 @@ def _perform(
     spec: RunSpec,
     executor: Executor,
     inputs: Any,
-    given: Mapping[str, float],
+    given: tuple[Mapping[str, float], float],
     self_influence: bool,
     exact_sample: int,
 ) -> None:
@@ -285,7 +285,8 @@ def _perform(
         store=store,
         spec=spec,
         shared=[executor.share(Context(spec)), inputs],
-        given=given,
+        given=given[0],
+        damping_scale=given[1],
         self_influence=self_influence,
         seconds=dict(before["seconds"]),
         gradients=before["gradients"],

@@ -36,6 +36,7 @@ class Stages:
         spec: what it is.
         shared: the context and the inputs, as the executor shares them.
         given: λ of the blocks that have one.
+        damping_scale: what others are multiplied by.
         self_influence: whether self-influences are wanted.
         seconds: how long each stage took so far; added to.
         gradients: how many were computed so far; added to.
@@ -47,6 +48,7 @@ class Stages:
     spec: RunSpec
     shared: Sequence[Any]
     given: Mapping[str, float]
+    damping_scale: float = 1.0
     self_influence: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     gradients: int = 0
@@ -71,6 +73,7 @@ class Stages:
             self._self_influence()
         if exact_sample:
             self._approximation_error(exact_sample)
+        self._tell_residual()
         asked = {SELF_INFLUENCE: self.self_influence, APPROXIMATION: exact_sample}
         for name in [name for name, wanted in asked.items() if not wanted]:
             self._drop_unfinished(name)
@@ -100,7 +103,8 @@ class Stages:
             tiles = (self.store.read("squared_norms", tile).sum(0) for tile in plan.train)
             sums = np.sum(list(tiles), axis=0).tolist()
             norms = SquaredNorms(dict(zip(widths, sums, strict=True)), plan.n)
-        damping = resolve_damping(self.given, norms, widths, getattr(torch, self.spec.dtype))
+        dtype, scale = getattr(torch, self.spec.dtype), self.damping_scale
+        damping = resolve_damping(self.given, norms, widths, dtype, scale)
         self.store.write("damping", ..., np.array(list(damping.values())))
 
     def _scores(self) -> None:
@@ -132,7 +136,7 @@ class Stages:
         if pieces:
             self._vectors(q)
         own = self._lacking_self_influence() if self.self_influence else []
-        self._map("scores", tasks.write_piece, [PieceWork(p, q, p in own) for p in pieces])
+        self._map_pieces("scores", [PieceWork(p, q, p in own) for p in pieces])
         if self.spec.adds_parts:
             self._map("sums", tasks.write_sums, _by_tile(todo))
             self.store.delete(tasks.PARTS)
@@ -218,7 +222,7 @@ class Stages:
             self._map("self-influences", tasks.write_self_influence, wanted)
             return
         items = [PieceWork(p, None, True) for p in self._lacking_self_influence()]
-        self._map("self-influences", tasks.write_piece, items)
+        self._map_pieces("self-influences", items)
         self._map("self-influences", tasks.write_self_sum, [None])
 
     def _lacking_self_influence(self) -> list[int]:
@@ -241,6 +245,23 @@ class Stages:
             self._map("approximation error", tasks.write_approximation_error, [samples])
 
     # Small print
+
+    def _map_pieces(self, what: str, items: Sequence[PieceWork]) -> None:
+        plan = self.spec.plan
+        if items and self.spec.method.is_iterated:
+            shape = len(plan.groups) + 1, len(plan.pieces)
+            self.store.require(tasks.RESIDUALS, shape, (1, 1), "float64", None)
+        self._map(what, tasks.write_piece, items)
+
+    def _tell_residual(self) -> None:
+        """Adds the largest residual to the attributes, and warns of one that is too large."""
+        found = [self.store.read(tasks.RESIDUALS, at) for at in self.store.sound(tasks.RESIDUALS)]
+        told = self.store.attributes.get("residual")
+        largest = max([*map(float, found), *([] if told is None else [told])], default=None)
+        if largest != told:
+            self.store.update({"residual": largest})
+        if largest is not None:
+            self.spec.method.warn_of(largest)
 
     def _drop_unfinished(self, name: str) -> None:
         """Deletes what a call that was stopped had begun, and this one does not ask for."""

@@ -136,7 +136,7 @@ class StoredRows:
         """
         theirs = self.attributes["fingerprint"]
         own = {key: value for key, value in model.fingerprint.items() if key != "damping"}
-        other = differences({key: theirs[key] for key in own}, own)
+        other = differences({key: theirs[key] for key in own if key in theirs}, own)
         if other:
             raise ModelError(f"{self.store} was computed with another model:{listed(other)}")
         return own | {key: theirs[key] for key in ("damping", "training samples", "training data")}

@@ -12,12 +12,12 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.errors import ModelError, PlanError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
 from pydvl_datainf.inverse.method import Method
-from pydvl_datainf.inverse.methods import METHODS
+from pydvl_datainf.inverse.methods import METHODS, method_entries
 from pydvl_datainf.objectives import Objective, OutputLoss
 from pydvl_datainf.runner.batched_data import BatchedData
 
@@ -38,6 +38,7 @@ class Description:
         objective: in words.
         model: a checksum of each parameter and buffer.
         method: of the inverse.
+        damping_scale: what λ that are chosen automatically are multiplied by.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -49,20 +50,20 @@ class Description:
     objective: str
     model: Mapping[str, int]
     method: Method
+    damping_scale: float = 1.0
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What makes two influence models the same, as JSON holds it."""
-        return {
-            "method": self.method.name,
+        rule = f"{SHARE} of mean square"
+        if self.damping_scale != 1:
+            rule += f", times {self.damping_scale!r}"
+        return method_entries(self.method) | {
             "objective": self.objective,
             "dtype": self.dtype,
             "model": dict(self.model),
             "blocks": {block: list(names) for block, names in self.members.items()},
-            "damping": {
-                block: self.fixed_damping.get(block, f"{SHARE} of mean square")
-                for block in self.members
-            },
+            "damping": {block: self.fixed_damping.get(block, rule) for block in self.members},
         }
 
 
@@ -90,6 +91,7 @@ class Inputs:
 
         Raises:
             ModelError: if a builder returned something else.
+            PlanError: if its curvature is not that of the gradients.
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
@@ -105,6 +107,12 @@ class Inputs:
                     f"A run knows the inverses {', '.join(METHODS)}, and not the "
                     f"'{made.inverse.name}' of this {type(made).__name__}. Call its influences."
                 )
+            if made.curvature_engine is not None:
+                raise PlanError(
+                    f"A run has one kind of training rows, and this {type(made).__name__} takes "
+                    "its curvature from others. Call its training_influences, or use "
+                    'curvature="empirical".'
+                )
             if made.is_fitted:
                 made.check_unchanged()
                 self._n_samples = made.n_samples
@@ -119,11 +127,12 @@ class Inputs:
             widths=influence.blocks.widths,
             dtype=str(influence.dtype).removeprefix("torch."),
             fixed_damping=influence.fixed_damping,
+            damping_scale=influence.damping_scale,
             n_samples=self._n_samples,
             batch_size=influence.batch_size,
             objective=_in_words(influence.objective),
             model=fingerprint(influence.model),
-            method=METHODS[influence.inverse.name],
+            method=influence.inverse,
         )
 
     def __getstate__(self) -> dict[str, Any]:

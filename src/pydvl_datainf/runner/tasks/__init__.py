@@ -7,7 +7,13 @@ of them, what is done stays done, and no message is larger than a few numbers.
 from typing import Any
 
 from pydvl_datainf.runner.tasks.approximation import write_approximation_error
-from pydvl_datainf.runner.tasks.blocks import SELF_PARTS, PieceWork, write_piece, write_self_sum
+from pydvl_datainf.runner.tasks.blocks import (
+    RESIDUALS,
+    SELF_PARTS,
+    PieceWork,
+    write_piece,
+    write_self_sum,
+)
 from pydvl_datainf.runner.tasks.context import Context
 from pydvl_datainf.runner.tasks.describe import describe, survey
 from pydvl_datainf.runner.tasks.gradients import write_rows, write_vectors
@@ -38,6 +44,7 @@ __all__ = [
     "CANDIDATE_SCORES",
     "FACTORS",
     "PARTS",
+    "RESIDUALS",
     "SELF_PARTS",
     "SUMS",
     "VECTORS",

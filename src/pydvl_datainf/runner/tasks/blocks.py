@@ -19,6 +19,9 @@ from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, product
 
 SELF_PARTS = f"{WORK}/self_influence"
+RESIDUALS = f"{WORK}/residuals"
+"""The largest residual of what was iterated for, of each group of queries, and, last, of the
+training samples, in each piece."""
 
 
 class PieceWork(NamedTuple):
@@ -39,6 +42,8 @@ def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> N
     """Scores of a group of queries and self-influences, as far as a piece of blocks makes them."""
     spec, rows = context.spec, PieceRows(context, inputs, wanted.piece)
     own = np.zeros(spec.plan.n)
+    residuals: list[float] = []
+    own_residuals: list[float] = []
     scores = vectors = None
     if wanted.group is not None:
         assert inputs is not None  # whose gradients the queries are
@@ -48,15 +53,18 @@ def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> N
     for block in spec.piece(rows.p):
         chunks = rows.of_block(block)
         if scores is not None and vectors is not None:
-            _add_scores(scores, block, vectors[block], chunks, context)
+            _add_scores(scores, block, vectors[block], chunks, context, residuals)
             if spec.by_block:
+                _tell_residual(residuals, wanted.group, wanted, context)
                 _write(scores, block, wanted, context)
                 scores.zero_()
         if wanted.self_influence:
-            own += _self_influences(block, chunks, context)
+            own += _self_influences(block, chunks, context, own_residuals)
     if scores is not None and not spec.by_block:
+        _tell_residual(residuals, wanted.group, wanted, context)
         _write(scores, None, wanted, context)
     if wanted.self_influence:
+        _tell_residual(own_residuals, len(spec.plan.groups), wanted, context)
         context.store.write(SELF_PARTS, rows.p, own)
 
 
@@ -67,9 +75,16 @@ def write_self_sum(_: None, context: Context, inputs: Inputs | None) -> None:
     context.store.write("self_influence", ..., sum(parts, np.zeros(1)).astype(context.spec.dtype))
 
 
-def _add_scores(scores: Tensor, block: str, V: Tensor, chunks: Chunks, context: Context) -> None:
+def _add_scores(
+    scores: Tensor,
+    block: str,
+    V: Tensor,
+    chunks: Chunks,
+    context: Context,
+    residuals: list[float],
+) -> None:
     """Adds what one block gives to the scores of all training samples, (m, n)."""
-    F, done = _solved(context.spec.method.times, block, V, chunks, context), 0
+    F, done = _solved(context.spec.method.times, block, V, chunks, context, residuals), 0
     check_finite({block: F})
     for G in chunks():
         scores[:, done : done + len(G)] += product(F, G)
@@ -91,22 +106,37 @@ def _write(scores: Tensor, block: str | None, wanted: PieceWork, context: Contex
             write_tiles(context, plan.tiles_of(q), j, values[:, tile])
 
 
-def _self_influences(block: str, chunks: Chunks, context: Context) -> Array:
+def _self_influences(block: str, chunks: Chunks, context: Context, residuals: list[float]) -> Array:
     """gᵀ (inverse) g of each training sample in one block; as many at once as there is room for."""
     spec = context.spec
     most = max(1, spec.plan.held // (32 * (spec.widths[block] + 2 * spec.plan.chunk)))
     forms = [
-        _solved(spec.method.forms, block, own, chunks, context) for own in regrouped(chunks(), most)
+        _solved(spec.method.forms, block, own, chunks, context, residuals)
+        for own in regrouped(chunks(), most)
     ]
     return torch.cat(forms).double().cpu().numpy()
 
 
-def _solved(make: Make, block: str, V: Tensor, chunks: Chunks, context: Context) -> Tensor:
+def _tell_residual(
+    found: list[float], row: int | None, wanted: PieceWork, context: Context
+) -> None:
+    """Stores the largest, before the numbers that it belongs to, which mark the work as done."""
+    if found:
+        context.store.write(RESIDUALS, (row, wanted.piece), np.array(max(found)))
+
+
+def _solved(
+    make: Make, block: str, V: Tensor, chunks: Chunks, context: Context, residuals: list[float]
+) -> Tensor:
+    """What `make` solves, and the largest residual, where there is one."""
+
     def passes() -> Iterator[BlockVectors]:
         return (OrderedDict({block: G}) for G in chunks())
 
-    vectors = OrderedDict({block: V})
-    return solve(make, vectors, passes, context.spec.plan.n, context.damping)[block]
+    vectors, left = OrderedDict({block: V}), dict[str, Tensor]()
+    solved = solve(make, vectors, passes, context.spec.plan.n, context.damping, left)[block]
+    residuals += [float(r.max()) for r in left.values()]
+    return solved
 
 
 def regrouped(chunks: Iterable[Tensor], most: int) -> Iterator[Tensor]:
