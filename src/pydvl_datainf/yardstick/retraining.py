@@ -166,7 +166,7 @@ def retrain_on_all(
     executor = executor_for(client, n_jobs, progress)
     try:
         with bank.locked():
-            bank.extend(0, seeds)
+            bank.extend(1, seeds)
             every = np.ones((1, bank.n), dtype=bool)
             cells = _missing(bank.done(FULL), 1, seeds)
             for _ in _train(bank, FULL, every, cells, executor, [executor.share(train)]):
