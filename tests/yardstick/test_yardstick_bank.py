@@ -142,7 +142,7 @@ def test_subsets_that_the_seed_does_not_give_are_refused(place):
     validated(place)
     members = zarr.open_group(place)["members"]
     members[2] = ~members[2]
-    with pytest.raises(StoreError, match="Subset 2 in .* is not what its seed gives"):
+    with pytest.raises(StoreError, match=r"Subset 2 in .* is not what its seed gives"):
         validated(place)
 
 

@@ -15,6 +15,7 @@ from pydvl_datainf.yardstick.statistics import (
     median_of_defined,
     rank_correlations,
 )
+from pydvl_datainf.yardstick.subsets import Scores, half_subsets
 
 M, SEEDS, TESTS = 13, 3, 4
 
@@ -164,3 +165,18 @@ def test_the_expected_error_is_about_that_of_the_bootstrap():
     predicted = rng.normal(size=(30, 6)) @ rng.normal(size=(6, 60))
     losses = predicted.T[:, None] + 4 * rng.normal(size=(60, 2, 30))
     assert 0.5 < expected_error(predicted, 60) / measure(predicted, losses).error < 2
+
+
+def test_the_bootstrap_is_on_the_safe_side_of_the_true_error():
+    """Banks drawn anew, test samples included: how far their scores spread is the true error."""
+    rng, n = np.random.default_rng(0), 60
+    samples = rng.normal(size=(n, 6))
+    found = []
+    for seed in range(40):
+        scores = rng.normal(size=(20, 6)) @ samples.T
+        members = half_subsets(n, 40, seed)
+        predicted = Scores.of(scores).predicted_changes(members)
+        noise = rng.normal(size=(40, 2, 20)) * predicted.std()
+        found.append(measure(predicted, predicted.T[:, None] + noise, draws=200))
+    true = np.std([one.lds for one in found], ddof=1)
+    assert 1 < np.mean([one.error for one in found]) / true < 1.8
