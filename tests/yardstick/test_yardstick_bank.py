@@ -237,7 +237,7 @@ def test_there_has_to_be_a_bank_to_compare(place):
 @pytest.mark.parametrize("answer", [0.5, np.zeros(4), np.zeros((5, 1)), np.array(["a"] * 5), None])
 def test_a_training_that_does_not_return_losses_is_refused(place, answer):
     with pytest.raises(
-        ObjectiveError, match=r"subset 0 \(12 samples\) with seed 0 gave .* of the 5"
+        ObjectiveError, match=r"12 samples \(subset 0\) with seed 0 gave .* of the 5"
     ):
         validated(place, lambda indices, seed: answer)
 

@@ -6,6 +6,7 @@ beside them on the same retrainings.
 """
 
 from pydvl_datainf.yardstick.bank import Bank
+from pydvl_datainf.yardstick.removal import Removal, validate_removal
 from pydvl_datainf.yardstick.retraining import Train, retrain_on_all
 from pydvl_datainf.yardstick.statistics import Validation, expected_error, measure
 from pydvl_datainf.yardstick.subsets import Scores, half_subsets
@@ -14,6 +15,7 @@ from pydvl_datainf.yardstick.validation import Comparison, compare, validate
 __all__ = [
     "Bank",
     "Comparison",
+    "Removal",
     "Scores",
     "Train",
     "Validation",
@@ -23,4 +25,5 @@ __all__ = [
     "measure",
     "retrain_on_all",
     "validate",
+    "validate_removal",
 ]
