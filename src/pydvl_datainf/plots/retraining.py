@@ -33,7 +33,7 @@ def predicted_against_actual(predicted: Floats, actual: Floats, ax: Axes | None 
     ax = new_axes(ax)
     ax.scatter(x, y, color=COLOURS[0], s=16, linewidths=0, alpha=0.7)
     ends = np.array([x.min(), x.max()])
-    for steepness, colour, name in ((1, GREY, "Slope 1"), (slope, COLOURS[1], f"{slope:.2f}")):
+    for steepness, colour, name in ((1, GREY, "1"), (slope, COLOURS[1], f"{slope:.2f}")):
         ax.plot(ends, y.mean() + steepness * (ends - x.mean()), color=colour, label=name)
     ax.set(xlabel="Predicted change of the loss", ylabel="Loss after retraining")
     ax.legend(frameon=False, title="Slope")
@@ -63,10 +63,9 @@ def lds_of_methods(
     """
     if not scores:
         raise ValueError("scores is empty; give at least one method to draw")
-    values, errors = checked_floats("the scores and errors", list(scores.values()), 2).T  # type: ignore[arg-type]
+    values, errors = checked_floats("the scores and errors", list(scores.values()), 2).T
     ax = axes_with_rows(ax, list(scores))
-    looks = {"fmt": "o", "color": COLOURS[0], "capsize": 3}
-    ax.errorbar(values, np.arange(len(values)), xerr=errors, **looks)  # type: ignore[arg-type]
+    ax.errorbar(values, np.arange(len(values)), xerr=errors, fmt="o", color=COLOURS[0], capsize=3)
     ax.axvline(0, color=GREY, linewidth=1)
     if ceiling is not None:
         ax.axvline(ceiling, color=GREY, linestyle=":")
