@@ -10,7 +10,7 @@ from pydvl_datainf.yardstick.removal import Removal, validate_removal
 from pydvl_datainf.yardstick.retraining import Train, retrain_on_all
 from pydvl_datainf.yardstick.statistics import Validation, expected_error, measure
 from pydvl_datainf.yardstick.subsets import Scores, half_subsets
-from pydvl_datainf.yardstick.validation import Comparison, compare, validate
+from pydvl_datainf.yardstick.validation import Comparison, bank_beside, compare, validate
 
 __all__ = [
     "Bank",
@@ -19,6 +19,7 @@ __all__ = [
     "Scores",
     "Train",
     "Validation",
+    "bank_beside",
     "compare",
     "expected_error",
     "half_subsets",
