@@ -263,6 +263,8 @@ def _train(
     shared: Sequence[Any],
 ) -> Iterator[float]:
     """Trains and keeps losses as they come; yields seconds."""
+    if not cells:  # no bar of nothing
+        return
     items = [Retraining(cell, members[cell[0]], bank.m) for cell in cells]
     try:
         for cell, losses, seconds in executor.map(retrain, items, shared, "retraining"):
