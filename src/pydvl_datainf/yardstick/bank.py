@@ -16,7 +16,8 @@ from zarr.errors import GroupNotFoundError
 
 from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.evaluation import Floats, Mask
-from pydvl_datainf.results.store import Store, differences, listed
+from pydvl_datainf.results.differing import differences, listed
+from pydvl_datainf.results.store import Store
 from pydvl_datainf.yardstick.subsets import half_subsets
 
 FORMAT = "pydvl-datainf retrainings"
