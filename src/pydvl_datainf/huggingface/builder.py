@@ -54,7 +54,7 @@ class InfluenceBuilder:
         model = self.files.load()
         select_parameters(model, self.parameters)
         if not getattr(model, "is_quantized", False):  # those are where they can be
-            model.to(self._device)
+            model.to(device_called(self.device))
         return METHODS[self.method](
             model,
             self.objective,
@@ -64,10 +64,21 @@ class InfluenceBuilder:
             max_tokens=self.max_tokens,
         )
 
-    @property
-    def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ModelError('device="cuda", but torch sees no CUDA device. Say "cpu" or "auto".')
-        return torch.device(self.device)
+
+def device_called(name: str) -> torch.device:
+    """The device that an option names.
+
+    Args:
+        name: "cpu", "cuda", or "auto" (CUDA where there is a device).
+
+    Returns:
+        The device.
+
+    Raises:
+        ModelError: if it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError('device="cuda", but torch sees no CUDA device. Say "cpu" or "auto".')
+    return torch.device(name)
