@@ -1,0 +1,26 @@
+"""What scores are worth for predicting retraining.
+
+Whoever has influences and can train again asks `validate`: models are trained on random halves of
+the data, and what the scores predict is compared with what came out. `compare` sets other methods
+beside them on the same retrainings.
+"""
+
+from pydvl_datainf.yardstick.bank import Bank
+from pydvl_datainf.yardstick.retraining import Train, retrain_on_all
+from pydvl_datainf.yardstick.statistics import Validation, expected_error, measure
+from pydvl_datainf.yardstick.subsets import Scores, half_subsets
+from pydvl_datainf.yardstick.validation import Comparison, compare, validate
+
+__all__ = [
+    "Bank",
+    "Comparison",
+    "Scores",
+    "Train",
+    "Validation",
+    "compare",
+    "expected_error",
+    "half_subsets",
+    "measure",
+    "retrain_on_all",
+    "validate",
+]

@@ -1,0 +1,300 @@
+"""Losses after retraining, kept: made once, used for every method and every λ.
+
+A bank is a Zarr group of its own, specified in docs/store-format.md. The losses of one retraining
+are one chunk, written whole; what is there and sound was done, and there is no other book-keeping.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.errors import GroupNotFoundError
+
+from pydvl_datainf.errors import StoreError, StoreExistsError
+from pydvl_datainf.evaluation import Floats, Mask
+from pydvl_datainf.results.store import Store, differences, listed
+from pydvl_datainf.yardstick.subsets import half_subsets
+
+FORMAT = "pydvl-datainf retrainings"
+FORMAT_VERSION = 1
+
+MEMBERS, HALVES, FULL = "members", "losses", "full_losses"
+"""The arrays: who is in each subset, losses after training on it, and on all samples."""
+
+Cell = tuple[int, int]
+"""A subset, or 0 for all samples, and a seed."""
+
+
+class Bank:
+    """Retrained losses of m test samples, in a place of their own.
+
+    Args:
+        location: a path, a URL that fsspec knows, or a Zarr store.
+        n: training samples.
+        m: test samples.
+        ids: a checksum of the ids of both.
+        recipe: how models are retrained, in words or as JSON.
+        subset_seed: of the draws of subsets.
+
+    Raises:
+        StoreError: if there is a bank of other data, another recipe or another format.
+        StoreExistsError: if there is something else.
+    """
+
+    def __init__(
+        self, location: Any, *, n: int, m: int, ids: str, recipe: str = "", subset_seed: int = 0
+    ):
+        self.store = Store(location)
+        self.n, self.m, self.subset_seed = n, m, subset_seed
+        self.fingerprint: dict[str, Any] = {
+            "training samples": n,
+            "test samples": m,
+            "ids": ids,
+            "recipe": recipe,
+            "subset seed": subset_seed,
+        }
+        found = attributes_in(self.store)
+        if found is not None:
+            self._check_same(found)
+
+    @classmethod
+    def open(cls, location: Any) -> "Bank":
+        """Opens a bank as it is, whatever its recipe.
+
+        Args:
+            location: where it is.
+
+        Returns:
+            The bank.
+
+        Raises:
+            StoreError: if there is none.
+        """
+        found = attributes_in(Store(location))
+        if found is None:
+            raise StoreError(f"There are no retrainings in {Store(location)}; validate makes them.")
+        told = found["fingerprint"]
+        return cls(
+            location,
+            n=told["training samples"],
+            m=told["test samples"],
+            ids=told["ids"],
+            recipe=told["recipe"],
+            subset_seed=told["subset seed"],
+        )
+
+    def __repr__(self) -> str:
+        return f"Bank({str(self.store)!r}: {self.m} test, {self.n} training samples)"
+
+    def _check_same(self, found: dict[str, Any]) -> None:
+        lines = differences(found["fingerprint"], self.fingerprint)
+        if lines:
+            raise StoreError(
+                f"The retrainings in {self.store} are others than those asked for:{listed(lines)}\n"
+                "Nothing was changed there. Choose another place for the bank, or ask for the same."
+            )
+
+    # Writing
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the bank where there is none, and keeps other calls off it.
+
+        Yields:
+            Nothing.
+        """
+        with self.store.locked():
+            found = attributes_in(self.store)  # another call may have made one
+            if found is None:
+                marks = {"format": FORMAT, "format_version": FORMAT_VERSION}
+                attributes = {**marks, "fingerprint": self.fingerprint}
+                zarr.create_group(self.store.location, zarr_format=3, attributes=attributes)
+            else:
+                self._check_same(found)
+            yield
+
+    def extend(self, subsets: int, seeds: int) -> Mask:
+        """Makes room for so many subsets and seeds; what is there stays.
+
+        Args:
+            subsets: how many.
+            seeds: of each.
+
+        Returns:
+            Which training samples are in each subset, (subsets, n).
+
+        Raises:
+            StoreError: if the subsets in the bank are not those that its seed gives now.
+        """
+        members = half_subsets(self.n, subsets, self.subset_seed)
+        self._require(MEMBERS, (subsets, self.n), "bool", ("subset", "train"))
+        there = sorted(k for k, _ in self.store.sound(MEMBERS) if k < subsets)
+        other = [k for k in there if not (self.store.read(MEMBERS, k) == members[k]).all()]
+        if other:
+            raise StoreError(
+                f"Subset {other[0]} in {self.store} is not what its seed gives with this version "
+                "of NumPy. Use the version that made the bank, or choose another place."
+            )
+        for k in set(range(subsets)) - set(there):
+            self.store.write(MEMBERS, slice(k, k + 1), members[k : k + 1])
+        self._require(HALVES, (subsets, seeds, self.m), "float64", ("subset", "seed", "test"))
+        self._require(FULL, (1, seeds, self.m), "float64", ("all", "seed", "test"))
+        return members
+
+    def _require(
+        self, name: str, shape: tuple[int, ...], dtype: str, dimensions: tuple[str, ...]
+    ) -> None:
+        """An array at least so large; a larger one stays as it is."""
+        try:
+            there = self.store.array(name).shape
+        except StoreError:  # missing or damaged: laid out anew; sound chunks of it stay
+            there = shape
+        if len(there) == len(shape) and there[-1] == shape[-1]:
+            shape = tuple(map(max, shape, there))
+        chunks = (*(1 for _ in shape[:-1]), shape[-1])
+        self.store.require(name, shape, chunks, dtype, dimensions)
+
+    def write(self, name: str, cell: Cell, losses: Floats) -> None:
+        """Keeps the losses of one retraining.
+
+        Args:
+            name: `HALVES` or `FULL`.
+            cell: subset and seed.
+            losses: (m,), finite.
+        """
+        k, s = cell
+        self.store.write(name, (slice(k, k + 1), slice(s, s + 1)), losses[None, None])
+
+    # Reading
+
+    def done(self, name: str) -> set[Cell]:
+        """The retrainings that are there and sound.
+
+        Args:
+            name: `HALVES` or `FULL`.
+
+        Returns:
+            Subsets and seeds.
+        """
+        return {(k, s) for k, s, _ in self.store.sound(name)}
+
+    def complete_subsets(self, seeds: int) -> int:
+        """How many subsets, from the first, were retrained on with all of some seeds."""
+        done, k = self.done(HALVES), 0
+        while seeds > 0 and all((k, s) in done for s in range(seeds)):
+            k += 1
+        return k
+
+    def seeds(self) -> int:
+        """With how many seeds the first subset was retrained on."""
+        done, s = self.done(HALVES), 0
+        while (0, s) in done:
+            s += 1
+        return s
+
+    def losses(self, subsets: int, seeds: int) -> tuple[Mask, Floats]:
+        """What was kept of the first subsets.
+
+        Args:
+            subsets: how many.
+            seeds: of each.
+
+        Returns:
+            Which training samples are in each, (M, n), and losses, (M, S, m).
+
+        Raises:
+            StoreError: if a retraining is missing or damaged.
+        """
+        there = self.complete_subsets(seeds)
+        if there < subsets:
+            raise StoreError(
+                f"{self.store} has {there} subsets with {seeds} seeds, and {subsets} are asked "
+                "for. Call validate again, which makes the others."
+            )
+        where = (slice(subsets), slice(seeds))
+        return half_subsets(self.n, subsets, self.subset_seed), self.store.read(HALVES, where)
+
+    def full_losses(self, seeds: int) -> Floats:
+        """Losses after retraining on all samples.
+
+        Args:
+            seeds: how many.
+
+        Returns:
+            Losses, (S, m).
+
+        Raises:
+            StoreError: if one is missing or damaged.
+        """
+        missing = {(0, s) for s in range(seeds)} - self.done(FULL)
+        if missing:
+            raise StoreError(
+                f"{self.store} has no losses after retraining on all samples with {seeds} seeds. "
+                "Call retrain_on_all, which makes them."
+            )
+        losses: Floats = self.store.read(FULL, (0, slice(seeds)))
+        return losses
+
+
+def attributes_in(store: Store) -> dict[str, Any] | None:
+    """The attributes of a bank.
+
+    Args:
+        store: perhaps vacant.
+
+    Returns:
+        They, checked; None where there is nothing.
+
+    Raises:
+        StoreError: if it is of another format, or damaged.
+        StoreExistsError: if there is something else.
+    """
+    if store.path is not None and _is_vacant(store.path):
+        return None
+    try:
+        found: Any = store.group.attrs.asdict()
+    except StoreError as error:
+        if store.path is None and isinstance(error.__cause__, GroupNotFoundError):
+            return None
+        raise StoreExistsError(
+            f"{store} holds something that is no bank of retrainings, or its zarr.json is damaged: "
+            f"{error} Choose another place, or put back a copy of that file."
+        ) from error
+    if found.get("format") != FORMAT:
+        raise StoreExistsError(
+            f"{store} holds something that is no bank of retrainings. Choose another place."
+        )
+    if found.get("format_version") != FORMAT_VERSION:
+        raise StoreError(
+            f"{store} has format version {found.get('format_version')}; this version of the "
+            f"package reads {FORMAT_VERSION}."
+        )
+    _check_fingerprint(store, found.get("fingerprint"))
+    return dict(found)
+
+
+def _is_vacant(path: Path) -> bool:
+    if path.exists() and not path.is_dir():
+        raise StoreExistsError(f"{path} is a file. Choose another place for the bank.")
+    left = path.iterdir() if path.exists() else ()
+    return all(entry.name.endswith(".partial") for entry in left)  # a writer was killed at it
+
+
+_KINDS = {
+    "training samples": int,
+    "test samples": int,
+    "ids": str,
+    "recipe": str,
+    "subset seed": int,
+}
+
+
+def _check_fingerprint(store: Store, told: Any) -> None:
+    is_whole = isinstance(told, dict) and told.keys() == _KINDS.keys()
+    if not is_whole or any(type(told[name]) is not kind for name, kind in _KINDS.items()):
+        raise StoreError(
+            f"The attributes of {store} are damaged: fingerprint is {told!r:.200}. Put back a copy "
+            "of its zarr.json, or delete the bank."
+        )

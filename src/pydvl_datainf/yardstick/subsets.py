@@ -1,0 +1,129 @@
+"""Random halves of the training data, and the change of loss that scores predict for them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from pydvl_datainf.errors import PlanError, StoreError
+from pydvl_datainf.evaluation import Floats, Mask, as_array
+from pydvl_datainf.results.metadata import digest
+from pydvl_datainf.results.reader import InfluenceRun
+
+
+def half_subsets(n: int, count: int, seed: int) -> Mask:
+    """Draws random subsets of half the samples, ⌊n/2⌋ each; more of them begin with the same ones.
+
+    Args:
+        n: training samples, at least 2.
+        count: subsets.
+        seed: of the draws.
+
+    Returns:
+        Which samples are in each subset, (count, n).
+
+    Raises:
+        PlanError: if there are fewer than two samples.
+    """
+    if n < 2:
+        raise PlanError(f"Half of {n} training samples is none; at least 2 are needed.")
+    members = np.zeros((count, n), dtype=bool)
+    for k, row in enumerate(members):  # each from a generator of its own: more change none
+        row[np.random.default_rng((seed, k)).permutation(n)[: n // 2]] = True
+    return members
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Influences of n training samples on m test samples, from a run or an array.
+
+    Attributes:
+        given: what they come from.
+        m: test samples.
+        n: training samples.
+    """
+
+    given: InfluenceRun | Floats
+    m: int
+    n: int
+
+    @classmethod
+    def of(cls, given: Any) -> Self:
+        """Checks what is given.
+
+        Args:
+            given: a complete run, or an array (m, n), positive where a sample helps.
+
+        Returns:
+            The scores.
+
+        Raises:
+            StoreError: if a run is not complete.
+            PlanError: if a run kept its top alone, or an array is not of this shape or not finite.
+        """
+        if isinstance(given, InfluenceRun):
+            given.check_complete()
+            if given.attrs["fingerprint"]["top_k"] is not None:
+                raise PlanError(
+                    f"{given.store} kept only the ends of its scores (top_k), and the sum over a "
+                    "subset takes all of them. Make the run without top_k."
+                )
+            return cls(given, given.plan.m, given.plan.n)
+        array = as_array(given)
+        if array.ndim != 2 or not array.size or array.dtype.kind not in "iuf":
+            raise PlanError(
+                "Scores are a run, or an array of numbers with a row for each test sample and a "
+                f"column for each training sample, not {array.dtype} of shape {array.shape}."
+            )
+        if not np.isfinite(array).all():
+            raise PlanError(f"{(~np.isfinite(array)).sum()} scores are not finite.")
+        return cls(array, *array.shape)
+
+    @property
+    def ids(self) -> str:
+        """A checksum of the ids of both sides; of an array they are positions."""
+        if isinstance(self.given, InfluenceRun):
+            return digest({"test": self.given.test_ids, "train": self.given.train_ids})
+        return digest({"test": np.arange(self.m), "train": np.arange(self.n)})
+
+    def predicted_changes(self, members: Mask) -> Floats:
+        """The change of each test loss that the scores predict for training on subsets.
+
+        To first order, training on S in place of all samples weighs the samples of S with 1/|S|
+        and the others with 0 in place of 1/n, so the loss of t changes by
+
+            Σ_k (1/n − [k in S]/|S|) score[t, k],
+
+        which for half subsets is −(1/n)(Σ over S − Σ over the rest).
+
+        Args:
+            members: which samples are in each subset, (M, n), at least one in each.
+
+        Returns:
+            Changes, (m, M), in float64; exactly 0 where all scores of a test sample are equal.
+
+        Raises:
+            StoreError: if a run is damaged.
+        """
+        weights = 1 / self.n - members / members.sum(axis=1, keepdims=True)
+        changes = np.zeros((self.m, len(members)))
+        low, high = np.full(self.m, np.inf), np.full(self.m, -np.inf)
+        for tests, trains, values in self._tiles():
+            changes[tests] += values @ weights[:, trains].T
+            low[tests] = np.minimum(low[tests], values.min(axis=1))
+            high[tests] = np.maximum(high[tests], values.max(axis=1))
+        changes[low == high] = 0  # rounding would make an order
+        return changes
+
+    def _tiles(self) -> Iterator[tuple[slice, slice, Floats]]:
+        if not isinstance(self.given, InfluenceRun):
+            yield slice(self.m), slice(self.n), self.given.astype(np.float64)
+            return
+        plan, store = self.given.plan, self.given.store
+        for tests in plan.test:
+            for trains in plan.train:
+                tile = store.read("scores", (tests, ..., trains)).astype(np.float64)
+                if not np.isfinite(tile).all():
+                    raise StoreError(f"{store} holds scores that are not finite.")
+                yield tests, trains, tile.sum(axis=1) if tile.ndim == 3 else tile
