@@ -50,6 +50,7 @@ class Retraining:
                 f"The job has no 'training', which says how its model was tuned: {_required()}."
             )
         object.__setattr__(self, "folder", self.folder.resolve())  # other processes are elsewhere
+        _prepared.cache_clear()  # files may have changed since they were read
 
     def __call__(self, indices: Sequence[int] | NDArray[np.intp], seed: int = 0) -> Array:
         """Tunes the model again.
