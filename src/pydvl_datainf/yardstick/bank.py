@@ -4,8 +4,9 @@ A bank is a Zarr group of its own, specified in docs/store-format.md. The losses
 are one chunk, written whole; what is there and sound was done, and there is no other book-keeping.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -128,33 +129,29 @@ class Bank:
         Raises:
             StoreError: if the subsets in the bank are not those that its seed gives now.
         """
-        members = half_subsets(self.n, subsets, self.subset_seed)
-        self._require(MEMBERS, (subsets, self.n), "bool", ("subset", "train"))
-        there = sorted(k for k, _ in self.store.sound(MEMBERS) if k < subsets)
-        other = [k for k in there if not (self.store.read(MEMBERS, k) == members[k]).all()]
-        if other:
-            raise StoreError(
-                f"Subset {other[0]} in {self.store} is not what its seed gives with this version "
-                "of NumPy. Use the version that made the bank, or choose another place."
-            )
-        for k in set(range(subsets)) - set(there):
-            self.store.write(MEMBERS, slice(k, k + 1), members[k : k + 1])
+        members = self.members(subsets)
         self._require(HALVES, (subsets, seeds, self.m), "float64", ("subset", "seed", "test"))
         self._require(FULL, (1, seeds, self.m), "float64", ("all", "seed", "test"))
+        self._require(MEMBERS, (subsets, self.n), "bool", ("subset", "train"))
+        for k in {*range(subsets)} - {k for k, _ in self.store.sound(MEMBERS)}:
+            self.store.write(MEMBERS, slice(k, k + 1), members[k : k + 1])
+        same = (self.store.read(MEMBERS, slice(subsets)) == members).all(axis=1)
+        if not same.all():
+            raise StoreError(
+                f"Subset {same.argmin()} in {self.store} is not what its seed gives with this "
+                "version of NumPy. Use the one that made the bank, or choose another place."
+            )
         return members
 
     def _require(
         self, name: str, shape: tuple[int, ...], dtype: str, dimensions: tuple[str, ...]
     ) -> None:
-        """An array at least so large; a larger one stays as it is."""
-        try:
-            there = self.store.array(name).shape
-        except StoreError:  # missing or damaged: laid out anew; sound chunks of it stay
-            there = shape
-        if len(there) == len(shape) and there[-1] == shape[-1]:
-            shape = tuple(map(max, shape, there))
-        chunks = (*(1 for _ in shape[:-1]), shape[-1])
-        self.store.require(name, shape, chunks, dtype, dimensions)
+        """An array at least so large, with room for what is there, be its metadata damaged."""
+        there = [chunk for chunk in self.store.present(name) if len(chunk) == len(shape)]
+        ends = [1 + max(along) for along in zip(*there, strict=True)] or [0] * len(shape)
+        sides = tuple(map(max, shape[:-1], ends[:-1]))
+        chunks = (*(1 for _ in sides), shape[-1])
+        self.store.require(name, (*sides, shape[-1]), chunks, dtype, dimensions)
 
     def write(self, name: str, cell: Cell, losses: Floats) -> None:
         """Keeps the losses of one retraining.
@@ -180,21 +177,11 @@ class Bank:
         """
         return {(k, s) for k, s, _ in self.store.sound(name)}
 
-    def complete_subsets(self, seeds: int) -> int:
-        """How many subsets, from the first, were retrained on with all of some seeds."""
-        done, k = self.done(HALVES), 0
-        while seeds > 0 and all((k, s) in done for s in range(seeds)):
-            k += 1
-        return k
+    def members(self, subsets: int) -> Mask:
+        """Which training samples are in each of the first subsets, (M, n)."""
+        return half_subsets(self.n, subsets, self.subset_seed)
 
-    def seeds(self) -> int:
-        """With how many seeds the first subset was retrained on."""
-        done, s = self.done(HALVES), 0
-        while (0, s) in done:
-            s += 1
-        return s
-
-    def losses(self, subsets: int, seeds: int) -> tuple[Mask, Floats]:
+    def losses(self, subsets: int, seeds: int) -> Floats:
         """What was kept of the first subsets.
 
         Args:
@@ -202,19 +189,12 @@ class Bank:
             seeds: of each.
 
         Returns:
-            Which training samples are in each, (M, n), and losses, (M, S, m).
+            Losses, (M, S, m).
 
         Raises:
             StoreError: if a retraining is missing or damaged.
         """
-        there = self.complete_subsets(seeds)
-        if there < subsets:
-            raise StoreError(
-                f"{self.store} has {there} subsets with {seeds} seeds, and {subsets} are asked "
-                "for. Call validate again, which makes the others."
-            )
-        where = (slice(subsets), slice(seeds))
-        return half_subsets(self.n, subsets, self.subset_seed), self.store.read(HALVES, where)
+        return self.store.read(HALVES, (slice(subsets), slice(seeds)))
 
     def full_losses(self, seeds: int) -> Floats:
         """Losses after retraining on all samples.
@@ -228,14 +208,18 @@ class Bank:
         Raises:
             StoreError: if one is missing or damaged.
         """
-        missing = {(0, s) for s in range(seeds)} - self.done(FULL)
-        if missing:
-            raise StoreError(
-                f"{self.store} has no losses after retraining on all samples with {seeds} seeds. "
-                "Call retrain_on_all, which makes them."
-            )
         losses: Floats = self.store.read(FULL, (0, slice(seeds)))
         return losses
+
+
+def complete_subsets(done: Collection[Cell], seeds: int) -> int:
+    """How many subsets, from the first, were retrained on with each of some seeds."""
+    return next(k for k in count() if any((k, s) not in done for s in range(seeds)))
+
+
+def seeds_of_first(done: Collection[Cell]) -> int:
+    """With how many seeds, from the first, the first subset was retrained on."""
+    return next(s for s in count() if (0, s) not in done)
 
 
 def attributes_in(store: Store) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from pydvl_datainf.errors import ClusterError, NonFiniteError, ObjectiveError, P
 from pydvl_datainf.evaluation import Floats, Indices, Mask, as_array
 from pydvl_datainf.runner.executors import Dask, Executor, Joblib, executor_for
 from pydvl_datainf.runner.waiting import Watch
-from pydvl_datainf.yardstick.bank import FULL, HALVES, Bank, Cell
+from pydvl_datainf.yardstick.bank import FULL, HALVES, Bank, Cell, complete_subsets
 from pydvl_datainf.yardstick.statistics import expected_error
 from pydvl_datainf.yardstick.subsets import half_subsets
 
@@ -111,22 +111,22 @@ def retrain_on_halves(
         PlanError: if there would be too few subsets, or both a number and a time are given.
         ClusterError: if workers cannot be reached or were lost.
     """
-    count = _check_budget(subsets, seeds, minutes)
+    asked = _check_budget(subsets, seeds, minutes)
     executor = executor_for(client, n_jobs, progress)
     try:
         with bank.locked():
-            shared = [executor.share(train)]
-            there = bank.complete_subsets(seeds)
-            members = bank.extend(there + 1 if count is None else count, seeds)
-            cells = _missing(bank, HALVES, len(members), seeds)
-            # Measured by one that is needed anyhow.
-            seconds = sum(_train(bank, HALVES, members, cells[:1], executor, shared))
+            bank.extend(asked or 1, seeds)
+            done, shared = bank.done(HALVES), [executor.share(train)]
+            there = complete_subsets(done, seeds)
+            count = asked or there + 1
+            members = bank.extend(count, seeds)
+            first = _missing(done, count, seeds)[:1]  # measured by one that is needed anyhow
+            seconds = sum(_train(bank, HALVES, members, first, executor, shared))
             at_once = _at_once(executor)
-            count = len(members)
             if minutes is not None:
                 count = _affordable(60 * minutes * at_once, seconds, there, seeds)
                 members = bank.extend(count, seeds)
-            cells = _missing(bank, HALVES, count, seeds)
+            cells = _missing(done.union(first), count, seeds)
             if progress and cells:
                 error = expected_error(predicted(half_subsets(bank.n, 200, 0)), count)
                 _tell(len(cells), seconds, at_once, count, error)
@@ -166,9 +166,9 @@ def retrain_on_all(
     executor = executor_for(client, n_jobs, progress)
     try:
         with bank.locked():
-            bank.extend(0, seeds)
+            bank.extend(1, seeds)
             every = np.ones((1, bank.n), dtype=bool)
-            cells = _missing(bank, FULL, 1, seeds)
+            cells = _missing(bank.done(FULL), 1, seeds)
             for _ in _train(bank, FULL, every, cells, executor, [executor.share(train)]):
                 pass
     finally:
@@ -208,9 +208,8 @@ def _affordable(seconds: float, each: float, there: int, seeds: int) -> int:
     return count
 
 
-def _missing(bank: Bank, name: str, subsets: int, seeds: int) -> list[Cell]:
+def _missing(done: set[Cell], subsets: int, seeds: int) -> list[Cell]:
     """In the order of subsets: those of a stopped call are then complete from the first on."""
-    done = bank.done(name)
     return [cell for cell in product(range(subsets), range(seeds)) if cell not in done]
 
 

@@ -14,6 +14,10 @@ from pydvl_datainf.evaluation import Floats, Indices
 DRAWS = 1000
 """Bootstrap draws; the standard deviation of so many is itself known to about 2%."""
 
+TEST_SPREAD = 0.2
+"""Standard deviation, between test samples, of the correlation that retraining without end would
+show; what simulated regressions had."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Validation:
@@ -172,8 +176,9 @@ def ceiling(losses: Floats) -> float:
     pairs = combinations(np.moveaxis(losses, 1, 0), 2)
     # A loss that is constant with either of both seeds is left out.
     both = [_defined_both(rank_correlations(a.T, b.T, each), a) for a, b in pairs]
-    r = float(mean_of_defined(np.concatenate(both, axis=None)))
-    return float("nan") if np.isnan(r) else max(0.0, S * r / (1 + (S - 1) * r)) ** 0.5
+    # Below 0 there is no reliability; a NaN stays.
+    r = float(np.maximum(mean_of_defined(np.concatenate(both, axis=None)), 0))
+    return float((S * r / (1 + (S - 1) * r)) ** 0.5)
 
 
 def _defined_both(correlations: Floats, losses: Floats) -> Floats:
@@ -207,12 +212,10 @@ def expected_error(predicted: Floats, subsets: int) -> float:
     """About what the standard error of the score will be, before anything is retrained.
 
     Two test samples whose predicted changes correlate by r over subsets have errors that correlate
-    by about r² (their losses being as alike as the predictions), each with variance 1/(M − 1):
+    by about r² (their losses being as alike as the predictions), each with variance 1/(M − 1).
+    The scores of single test samples differ besides, by about σ = 0.2 (`TEST_SPREAD`):
 
-        error² = mean over pairs (t, u) of r[t, u]² / (M − 1),
-
-    between 1/(m (M − 1)), for test samples that have nothing in common, and 1/(M − 1). How much
-    the score itself differs between test samples is not in it, nor is the noise of retraining.
+        error² = mean over pairs (t, u) of r[t, u]² / (M − 1) + σ²/m.
 
     Args:
         predicted: changes for P subsets, more than 2, (m, P).
@@ -229,7 +232,7 @@ def expected_error(predicted: Floats, subsets: int) -> float:
         return 0.0
     squares = float(np.square(unit.T @ unit).sum())  # of r over pairs, from the smaller side
     others = max(0.0, squares - k - (k * k - squares) / (P - 2))  # unbiased, as the adjusted R²
-    return float(((k + others) / k**2 / (subsets - 1)) ** 0.5)
+    return float(((k + others) / k**2 / (subsets - 1) + TEST_SPREAD**2 / k) ** 0.5)
 
 
 def mean_of_defined(values: Floats) -> Floats:

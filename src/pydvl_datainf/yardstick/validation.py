@@ -14,7 +14,7 @@ from rich.text import Text
 from pydvl_datainf.errors import PlanError, StoreError
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.terminal import visible
-from pydvl_datainf.yardstick.bank import Bank
+from pydvl_datainf.yardstick.bank import HALVES, Bank, complete_subsets, seeds_of_first
 from pydvl_datainf.yardstick.retraining import FEWEST, Train, retrain_on_halves
 from pydvl_datainf.yardstick.statistics import Validation, difference, measure
 from pydvl_datainf.yardstick.subsets import Scores
@@ -92,8 +92,8 @@ def validate(
         n_jobs=n_jobs,
         progress=progress,
     )
-    members, losses = kept.losses(count, seeds)
-    return measure(scores.predicted_changes(members) / checkpoints, losses)
+    changes = scores.predicted_changes(kept.members(count)) / checkpoints
+    return measure(changes, kept.losses(count, seeds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +180,16 @@ def compare(
     """
     _check_names(methods, against, checkpoints or {})
     kept = Bank.open(bank)
-    seeds = kept.seeds() if seeds is None else seeds
-    complete = kept.complete_subsets(seeds)
-    if complete < FEWEST:
+    done = kept.done(HALVES)
+    seeds = seeds_of_first(done) or 1 if seeds is None else seeds
+    complete = complete_subsets(done, seeds)
+    if complete < max(FEWEST, subsets or 0):
         raise StoreError(
-            f"{kept.store} has {complete} subsets with {seeds} seeds, and fewer than {FEWEST} tell "
-            "nothing. Call validate, which makes them."
+            f"{kept.store} has {complete} subsets with {seeds} seeds; {max(FEWEST, subsets or 0)} "
+            "are needed. Call validate, which makes them."
         )
-    members, losses = kept.losses(complete if subsets is None else subsets, seeds)
+    M = complete if subsets is None else subsets
+    members, losses = kept.members(M), kept.losses(M, seeds)
     scores = {name: Scores.of(given) for name, given in methods.items()}
     for name, given in scores.items():
         _check_data(name, given, kept)
