@@ -35,6 +35,7 @@ from pydvl_datainf.tables import (
     top_tables,
 )
 from pydvl_datainf.terminal import visible
+from pydvl_datainf.yardstick.retraining import FEWEST
 
 Function: TypeAlias = Callable[..., None]
 
@@ -360,7 +361,7 @@ def _check_same_job(place: Store, job: dict[str, object]) -> None:
     help="Retrain on as many halves of the training data as this allows, measured by the first.",
 )
 @click.option(
-    "--subsets", type=click.IntRange(min=1), help="How many halves instead.  [default: 50]"
+    "--subsets", type=click.IntRange(min=FEWEST), help="How many halves instead.  [default: 50]"
 )
 @click.option(
     "--seeds",
@@ -400,6 +401,8 @@ def validate(
     Exit codes: 0 it is done; 1 it failed, or the recipe is another; 2 the job, its data or its
     model is not valid; 130 it was stopped by Ctrl-C. What was retrained is kept.
     """  # noqa: D301 - click reads the backspaces
+    if minutes is not None and subsets is not None:
+        raise click.UsageError("--minutes and --subsets exclude each other; give one.")
     with _errors_as_messages():
         check_extra()
     # These need the extra [hf], which is known to be installed only here.

@@ -231,3 +231,20 @@ def test_what_it_means_when_nothing_can_be_told():
     told = found.to_json()
     assert (told["lds"], told["slope"], told["ceiling"]) == (0, None, None)
     assert told["constant_scores"] == M
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--minutes", 1, "--subsets", 10], "--minutes and --subsets exclude each other"),
+        (["--subsets", 9], "9 is not in the range x>=10"),
+        (["--minutes", 0], "0.0 is not in the range x>0"),
+    ],
+)
+def test_budgets_that_do_not_suit_are_refused_before_anything_is_tuned(
+    folder, calls, options, message
+):
+    result = invoke("validate", folder / "job.yaml", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert calls["made"] == []
