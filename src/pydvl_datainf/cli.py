@@ -401,8 +401,7 @@ def validate(
     Exit codes: 0 it is done; 1 it failed, or the recipe is another; 2 the job, its data or its
     model is not valid; 130 it was stopped by Ctrl-C. What was retrained is kept.
     """  # noqa: D301 - click reads the backspaces
-    if minutes is not None and subsets is not None:
-        raise click.UsageError("--minutes and --subsets exclude each other; give one.")
+    _check_budget(minutes, subsets)
     with _errors_as_messages():
         check_extra()
     # These need the extra [hf], which is known to be installed only here.
@@ -439,6 +438,11 @@ def validate(
         return
     _show([found])
     _say(found.meaning)
+
+
+def _check_budget(minutes: float | None, subsets: int | None) -> None:
+    if minutes is not None and subsets is not None:
+        raise click.UsageError("--minutes and --subsets exclude each other; give one.")
 
 
 def _finished(place: Store, job: dict[str, object], command: str) -> InfluenceRun:
