@@ -53,8 +53,7 @@ class InfluenceBuilder:
         """Builds the influence model, not fitted."""
         model = self.files.load()
         select_parameters(model, self.parameters)
-        if not getattr(model, "is_quantized", False):  # those are where they can be
-            model.to(device_called(self.device))
+        move_model(model, device_called(self.device))
         return METHODS[self.method](
             model,
             self.objective,
@@ -82,3 +81,14 @@ def device_called(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ModelError('device="cuda", but torch sees no CUDA device. Say "cpu" or "auto".')
     return torch.device(name)
+
+
+def move_model(model: nn.Module, device: torch.device) -> None:
+    """Moves a model in place; a quantized one stays where it was loaded, which is where it can be.
+
+    Args:
+        model: any.
+        device: where to.
+    """
+    if not getattr(model, "is_quantized", False):
+        model.to(device)

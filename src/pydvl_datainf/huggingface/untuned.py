@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -34,12 +35,21 @@ def load_untuned(
 
     Returns:
         The model, in evaluation mode.
+
+    Raises:
+        ModelError: if what the tuning began with cannot be made again.
     """
     if files.adapter is None:
+        if Path(files.model, "adapter_config.json").exists():
+            raise ModelError(
+                f"{files.model} holds an adapter. To tune it again, name that folder as adapter, "
+                "and as model what it was tuned on."
+            )
         source = str(base)
         replace(files, model=source).check()
         model, _ = files.pretrained(source)
-        select_parameters(model, trained or "all")
+        if trained is not None and trained != "all":  # all: as the model's class has it
+            select_parameters(model, trained)
     else:
         files.check()
         model, _ = files.pretrained(files.model)

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydvl_datainf.errors import JobError
-from pydvl_datainf.huggingface.builder import device_called
+from pydvl_datainf.huggingface.builder import device_called, move_model
 from pydvl_datainf.huggingface.models import ModelFiles
 from pydvl_datainf.huggingface.untuned import load_untuned, seeded
 from pydvl_datainf.jobfile.data import Side
 from pydvl_datainf.jobfile.paths import model_in, path_in
 from pydvl_datainf.jobfile.preparation import Prepared, prepare
 from pydvl_datainf.jobfile.reference import with_reference
-from pydvl_datainf.jobfile.schema import Job, Training
+from pydvl_datainf.jobfile.schema import TEXTS, Job, Training
 from pydvl_datainf.jobfile.tuning import Losses, bar_of, compute_losses, tune
 
 Array = NDArray[np.float64]
@@ -37,7 +37,7 @@ class Retraining:
         progress: show bars of steps on stderr.
 
     Raises:
-        JobError: if the job does not say how its model was tuned.
+        JobError: if the job is on images, or does not say how its model was tuned.
     """
 
     job: Job
@@ -45,6 +45,11 @@ class Retraining:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        if self.job.task not in TEXTS:
+            raise JobError(
+                f"Models of task {self.job.task} are not tuned again from a job. Give "
+                "pydvl_datainf.yardstick.validate a function that does."
+            )
         if self.job.training is None:
             raise JobError(
                 f"The job has no 'training', which says how its model was tuned: {_required()}."
@@ -66,7 +71,8 @@ class Retraining:
         positions, device = sorted(int(i) for i in indices), device_called(self.job.device)
         seed += self.training.seed
         with seeded(seed, device):
-            model = load_untuned(self._files, self._base, self.training.trained).to(device)
+            model = load_untuned(self._files, self._base, self.training.trained)
+            move_model(model, device)
             with bar_of(self.training, len(positions), shown=self.progress) as bar:
                 tune(model, self._losses(material.train), positions, self.training, seed, bar)
             return compute_losses(model, self._losses(material.test))

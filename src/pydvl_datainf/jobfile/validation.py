@@ -76,6 +76,8 @@ class JobValidation:
             "recipe": {
                 "distance": self.recipe.distance,
                 "between_seeds": self.recipe.between_seeds,
+                "distance_of_means": self.recipe.distance_of_means,
+                "means_between_seeds": self.recipe.means_between_seeds,
                 "seeds": len(self.recipe.retrained),
             },
             "bank": self.bank,
