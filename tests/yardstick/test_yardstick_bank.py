@@ -119,13 +119,24 @@ def test_a_loss_that_is_not_finite_on_disk_is_trained_again(place):
 
 
 @pytest.mark.parametrize("array", ["losses", "members", "full_losses"])
-def test_damaged_metadata_are_laid_out_again(place, whole, array):
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.unlink()])
+def test_damaged_or_missing_metadata_are_laid_out_again(place, whole, array, damage):
+    """Missing as after a kill while the array was made longer."""
     validated(place)
-    (place / array / "zarr.json").write_text("{")
+    damage(place / array / "zarr.json")
     train = linear.Regression()
     found = validated(place, train)
     assert train.calls == []
     assert (found.actual == whole[1].actual).all()
+
+
+def test_damaged_attributes_are_refused_and_the_losses_stay(place):
+    validated(place)
+    (place / "zarr.json").write_text("{")
+    before = content(place)
+    with pytest.raises(StoreExistsError, match=r"its zarr\.json is damaged"):
+        validated(place)
+    assert content(place) == before
 
 
 def test_a_damaged_subset_is_written_again(place):
@@ -237,7 +248,7 @@ def test_there_has_to_be_a_bank_to_compare(place):
 @pytest.mark.parametrize("answer", [0.5, np.zeros(4), np.zeros((5, 1)), np.array(["a"] * 5), None])
 def test_a_training_that_does_not_return_losses_is_refused(place, answer):
     with pytest.raises(
-        ObjectiveError, match=r"subset 0 \(12 samples\) with seed 0 gave .* of the 5"
+        ObjectiveError, match=r"12 samples \(subset 0\) with seed 0 gave .* of the 5"
     ):
         validated(place, lambda indices, seed: answer)
 

@@ -21,6 +21,7 @@ from pydvl_datainf.plots.distributions import influence_distribution, score_dist
 from pydvl_datainf.plots.heatmap import score_heatmap
 from pydvl_datainf.plots.images import influential_images, perturbation_image
 from pydvl_datainf.plots.removal import removal_curves
+from pydvl_datainf.plots.retraining import lds_of_methods, predicted_against_actual
 from pydvl_datainf.plots.style import COLOURS, DIVERGING, HARMFUL, HELPFUL, MARKERS, STYLES
 from pydvl_datainf.plots.texts import influential_texts
 
@@ -38,7 +39,9 @@ __all__ = [
     "influential_images",
     "influential_texts",
     "inspection_curves",
+    "lds_of_methods",
     "perturbation_image",
+    "predicted_against_actual",
     "removal_curves",
     "roc_curves",
     "score_distribution",

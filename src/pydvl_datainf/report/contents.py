@@ -28,6 +28,7 @@ from pydvl_datainf.report.pictures import (
     labels_picture,
     shares_picture,
 )
+from pydvl_datainf.report.retraining import Retraining, retraining_of
 from pydvl_datainf.report.samples import samples_of
 from pydvl_datainf.report.summary import Extent, Facts, facts_of, query_name, store_name, tiles_of
 from pydvl_datainf.report.thumbnails import Thumbnails
@@ -51,6 +52,7 @@ class Contents:
         held: what of the run the page holds, in sentences.
         left_out: what it does not, in sentences.
         trust: what is said of the distance from the exact inverse.
+        retraining: what is said of retraining, where that was done.
         blocks: picture of their λ and errors; None where no λ takes part.
         shares: picture of their shares in the influences, where the run keeps these by block.
         labels: how influence is distributed over labels, where there are any.
@@ -69,6 +71,7 @@ class Contents:
     held: Sequence[str]
     left_out: Sequence[str]
     trust: Trust
+    retraining: Retraining | None
     blocks: Picture | None
     shares: Picture | None
     labels: LabelCounts | None
@@ -121,6 +124,7 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
         held=list(extent.held()),
         left_out=list(extent.left_out()),
         trust=trust,
+        retraining=retraining_of(run),
         blocks=blocks_picture(labels, np.array([*damping.values()]), error) if damping else None,
         shares=None if by_block is None else shares_picture(labels, by_block),
         labels=counts,

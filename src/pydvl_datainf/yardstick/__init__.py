@@ -6,21 +6,25 @@ beside them on the same retrainings.
 """
 
 from pydvl_datainf.yardstick.bank import Bank
+from pydvl_datainf.yardstick.removal import Removal, validate_removal
 from pydvl_datainf.yardstick.retraining import Train, retrain_on_all
 from pydvl_datainf.yardstick.statistics import Validation, expected_error, measure
 from pydvl_datainf.yardstick.subsets import Scores, half_subsets
-from pydvl_datainf.yardstick.validation import Comparison, compare, validate
+from pydvl_datainf.yardstick.validation import Comparison, bank_beside, compare, validate
 
 __all__ = [
     "Bank",
     "Comparison",
+    "Removal",
     "Scores",
     "Train",
     "Validation",
+    "bank_beside",
     "compare",
     "expected_error",
     "half_subsets",
     "measure",
     "retrain_on_all",
     "validate",
+    "validate_removal",
 ]

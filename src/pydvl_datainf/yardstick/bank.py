@@ -4,12 +4,13 @@ A bank is a Zarr group of its own, specified in docs/store-format.md. The losses
 are one chunk, written whole; what is there and sound was done, and there is no other book-keeping.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.errors import GroupNotFoundError
 
@@ -24,8 +25,11 @@ FORMAT_VERSION = 1
 MEMBERS, HALVES, FULL = "members", "losses", "full_losses"
 """The arrays: who is in each subset, losses after training on it, and on all samples."""
 
+REMOVED, REMOVALS = "removed", "removal_losses"
+"""Further ones: who was removed, and losses after training on the others."""
+
 Cell = tuple[int, int]
-"""A subset, or 0 for all samples, and a seed."""
+"""A subset, a removal, or 0 for all samples; and a seed."""
 
 
 class Bank:
@@ -143,6 +147,33 @@ class Bank:
             )
         return members
 
+    def add_removals(self, removed: Mask, seeds: int) -> list[int]:
+        """Makes room for retrainings without some samples, where there is none.
+
+        Args:
+            removed: which samples are left out each time, (r, n).
+            seeds: of each.
+
+        Returns:
+            Where each is along the arrays `REMOVED` and `REMOVALS`.
+        """
+        self._require(REMOVED, (1, self.n), "bool", ("removal", "train"))
+        known = {self.store.read(REMOVED, k).tobytes(): k for k, _ in self.store.sound(REMOVED)}
+        # After whatever is there, losses of a damaged row included.
+        there = self.store.present(REMOVED) | self.store.present(REMOVALS)
+        free = count(1 + max((chunk[0] for chunk in there), default=-1))
+        new = {}
+        for row in removed:
+            if row.tobytes() not in known:
+                known[row.tobytes()] = k = next(free)
+                new[k] = row
+        size = 1 + max(known.values())
+        self._require(REMOVED, (size, self.n), "bool", ("removal", "train"))
+        self._require(REMOVALS, (size, seeds, self.m), "float64", ("removal", "seed", "test"))
+        for k, row in new.items():
+            self.store.write(REMOVED, slice(k, k + 1), row[None])
+        return [known[row.tobytes()] for row in removed]
+
     def _require(
         self, name: str, shape: tuple[int, ...], dtype: str, dimensions: tuple[str, ...]
     ) -> None:
@@ -157,8 +188,8 @@ class Bank:
         """Keeps the losses of one retraining.
 
         Args:
-            name: `HALVES` or `FULL`.
-            cell: subset and seed.
+            name: `HALVES`, `FULL` or `REMOVALS`.
+            cell: subset or removal, and seed.
             losses: (m,), finite.
         """
         k, s = cell
@@ -170,7 +201,7 @@ class Bank:
         """The retrainings that are there and sound.
 
         Args:
-            name: `HALVES` or `FULL`.
+            name: `HALVES`, `FULL` or `REMOVALS`.
 
         Returns:
             Subsets and seeds.
@@ -195,6 +226,21 @@ class Bank:
             StoreError: if a retraining is missing or damaged.
         """
         return self.store.read(HALVES, (slice(subsets), slice(seeds)))
+
+    def removal_losses(self, places: Sequence[int], seeds: int) -> Floats:
+        """What was kept of retrainings without some samples.
+
+        Args:
+            places: of them, as `add_removals` gave them.
+            seeds: of each.
+
+        Returns:
+            Losses, (r, S, m).
+
+        Raises:
+            StoreError: if one is missing or damaged.
+        """
+        return np.stack([self.store.read(REMOVALS, (k, slice(seeds))) for k in places])
 
     def full_losses(self, seeds: int) -> Floats:
         """Losses after retraining on all samples.

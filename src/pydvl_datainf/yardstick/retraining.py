@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from pydvl_datainf.errors import ClusterError, NonFiniteError, ObjectiveError, P
 from pydvl_datainf.evaluation import Floats, Indices, Mask, as_array
 from pydvl_datainf.runner.executors import Dask, Executor, Joblib, executor_for
 from pydvl_datainf.runner.waiting import Watch
-from pydvl_datainf.yardstick.bank import FULL, HALVES, Bank, Cell, complete_subsets
+from pydvl_datainf.yardstick.bank import FULL, HALVES, REMOVALS, Bank, Cell, complete_subsets
 from pydvl_datainf.yardstick.statistics import expected_error
 from pydvl_datainf.yardstick.subsets import half_subsets
 
@@ -63,7 +63,7 @@ def retrain(work: Retraining, train: Train) -> tuple[Cell, Floats, float]:
     began = time.monotonic()
     losses = np.asarray(as_array(train(np.flatnonzero(work.members), seed)))
     seconds = time.monotonic() - began
-    what = f"Training on subset {k} ({work.members.sum():,} samples) with seed {seed}"
+    what = f"Training on {work.members.sum():,} samples (subset {k}) with seed {seed}"
     if losses.shape != (work.m,) or losses.dtype.kind not in "iuf":
         raise ObjectiveError(
             f"{what} gave {losses.dtype} of shape {losses.shape}; train(indices, seed) returns the "
@@ -120,13 +120,13 @@ def retrain_on_halves(
             there = complete_subsets(done, seeds)
             count = asked or there + 1
             members = bank.extend(count, seeds)
-            first = _missing(done, count, seeds)[:1]  # measured by one that is needed anyhow
+            first = _missing(done, range(count), seeds)[:1]  # measured by one that is needed anyhow
             seconds = sum(_train(bank, HALVES, members, first, executor, shared))
             at_once = _at_once(executor)
             if minutes is not None:
                 count = _affordable(60 * minutes * at_once, seconds, there, seeds)
                 members = bank.extend(count, seeds)
-            cells = _missing(done.union(first), count, seeds)
+            cells = _missing(done.union(first), range(count), seeds)
             if progress and cells:
                 error = expected_error(predicted(half_subsets(bank.n, 200, 0)), count)
                 _tell(len(cells), seconds, at_once, count, error)
@@ -167,13 +167,54 @@ def retrain_on_all(
     try:
         with bank.locked():
             bank.extend(1, seeds)
-            every = np.ones((1, bank.n), dtype=bool)
-            cells = _missing(bank.done(FULL), 1, seeds)
+            every = {0: np.ones(bank.n, dtype=bool)}
+            cells = _missing(bank.done(FULL), every, seeds)
             for _ in _train(bank, FULL, every, cells, executor, [executor.share(train)]):
                 pass
     finally:
         executor.close()
     return bank.full_losses(seeds)
+
+
+def retrain_without(
+    bank: Bank,
+    train: Train,
+    removed: Mask,
+    *,
+    seeds: int = 2,
+    client: Client | str | None = None,
+    n_jobs: int | None = None,
+    progress: bool = True,
+) -> Floats:
+    """Makes those retrainings without some samples that are not in a bank.
+
+    Args:
+        bank: where losses are kept.
+        train: as in `retrain_on_halves`.
+        removed: which samples are left out each time, (r, n).
+        seeds: 0, 1, ..., how many.
+        client: as in `run_influences`.
+        n_jobs: as in `run_influences`.
+        progress: whether to show a bar.
+
+    Returns:
+        Test losses, (r, S, m).
+
+    Raises:
+        ClusterError: if workers cannot be reached or were lost.
+    """
+    _check_budget(None, seeds, None)
+    executor = executor_for(client, n_jobs, progress)
+    try:
+        with bank.locked():
+            places = bank.add_removals(removed, seeds)
+            members = dict(zip(places, ~removed, strict=True))
+            cells = _missing(bank.done(REMOVALS), members, seeds)
+            for _ in _train(bank, REMOVALS, members, cells, executor, [executor.share(train)]):
+                pass
+    finally:
+        executor.close()
+    return bank.removal_losses(places, seeds)
 
 
 def _check_budget(subsets: int | None, seeds: int, minutes: float | None) -> int | None:
@@ -208,20 +249,22 @@ def _affordable(seconds: float, each: float, there: int, seeds: int) -> int:
     return count
 
 
-def _missing(done: set[Cell], subsets: int, seeds: int) -> list[Cell]:
+def _missing(done: set[Cell], subsets: Iterable[int], seeds: int) -> list[Cell]:
     """In the order of subsets: those of a stopped call are then complete from the first on."""
-    return [cell for cell in product(range(subsets), range(seeds)) if cell not in done]
+    return [cell for cell in product(subsets, range(seeds)) if cell not in done]
 
 
 def _train(
     bank: Bank,
     name: str,
-    members: Mask,
+    members: Mask | Mapping[int, Mask],
     cells: Sequence[Cell],
     executor: Executor,
     shared: Sequence[Any],
 ) -> Iterator[float]:
     """Trains and keeps losses as they come; yields seconds."""
+    if not cells:  # no bar of nothing
+        return
     items = [Retraining(cell, members[cell[0]], bank.m) for cell in cells]
     try:
         for cell, losses, seconds in executor.map(retrain, items, shared, "retraining"):

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from pydvl_datainf.errors import PlanError, StoreError
-from pydvl_datainf.evaluation import Floats, Mask, as_array
+from pydvl_datainf.evaluation import Floats, Indices, Mask, as_array, largest
 from pydvl_datainf.results.metadata import digest
 from pydvl_datainf.results.reader import InfluenceRun
 
@@ -115,6 +115,21 @@ class Scores:
             high[tests] = np.maximum(high[tests], values.max(axis=1))
         changes[low == high] = 0  # rounding would make an order
         return changes
+
+    def most_helpful(self, test: int, k: int) -> Indices:
+        """The training samples with the largest scores; of equal ones the first comes first.
+
+        Args:
+            test: position of a test sample.
+            k: how many, at most n.
+
+        Returns:
+            Positions, (k,).
+        """
+        if not isinstance(self.given, InfluenceRun):
+            return largest(self.given[test], k)
+        row = self.given.store.read("scores", (slice(test, test + 1),))
+        return largest(row.reshape(-1, self.n).sum(axis=0), k)
 
     def _tiles(self) -> Iterator[tuple[slice, slice, Floats]]:
         if not isinstance(self.given, InfluenceRun):

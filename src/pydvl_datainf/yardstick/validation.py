@@ -180,6 +180,9 @@ def compare(
     """
     _check_names(methods, against, checkpoints or {})
     kept = Bank.open(bank)
+    scores = {name: Scores.of(given) for name, given in methods.items()}
+    for name, given in scores.items():
+        _check_data(name, given, kept)
     done = kept.done(HALVES)
     seeds = seeds_of_first(done) or 1 if seeds is None else seeds
     complete = complete_subsets(done, seeds)
@@ -190,9 +193,6 @@ def compare(
         )
     M = complete if subsets is None else subsets
     members, losses = kept.members(M), kept.losses(M, seeds)
-    scores = {name: Scores.of(given) for name, given in methods.items()}
-    for name, given in scores.items():
-        _check_data(name, given, kept)
     divisors = {name: (checkpoints or {}).get(name, 1) for name in scores}
     validations = {
         name: measure(given.predicted_changes(members) / divisors[name], losses)
@@ -229,9 +229,21 @@ def _check_data(name: str, scores: Scores, bank: Bank) -> None:
         raise PlanError(f"The run {name!r} has other ids than {bank}, or in another order.")
 
 
+def bank_beside(run: InfluenceRun) -> str | None:
+    """Where `validate` keeps the losses of a run, if it is not told: beside its store.
+
+    Args:
+        run: complete or not.
+
+    Returns:
+        A path or URL; None where the store is an object in memory.
+    """
+    place = run.store.path or run.store.location
+    return f"{str(place).rstrip('/')}.bank" if isinstance(place, str | Path) else None
+
+
 def _place(run_or_scores: Any) -> str:
-    if isinstance(run_or_scores, InfluenceRun):
-        place = run_or_scores.store.path or run_or_scores.store.location
-        if isinstance(place, str | Path):
-            return f"{str(place).rstrip('/')}.bank"
-    raise PlanError("Say where to keep the losses: bank=..., such as a path.")
+    place = bank_beside(run_or_scores) if isinstance(run_or_scores, InfluenceRun) else None
+    if place is None:
+        raise PlanError("Say where to keep the losses: bank=..., such as a path.")
+    return place

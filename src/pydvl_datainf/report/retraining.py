@@ -1,0 +1,72 @@
+"""What retraining said of the scores of a run, in words."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+
+from pydvl_datainf.errors import DataInfError
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.yardstick import Validation, bank_beside, compare
+
+UNUSABLE = (
+    "There are retrainings beside this run, but they are too few yet, damaged, or of other data. "
+    "Call validate of pydvl_datainf.yardstick again: it makes what is missing, or says what is "
+    "wrong."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Retraining:
+    """What is said of retraining.
+
+    Attributes:
+        value: the linear datamodelling score, or why there is none.
+        says: sentences.
+    """
+
+    value: str
+    says: tuple[str, ...]
+
+
+def retraining_of(run: InfluenceRun) -> Retraining | None:
+    """Puts into words how well a run predicts the retrainings that are kept beside it.
+
+    Args:
+        run: complete.
+
+    Returns:
+        What is said of it; None where there are no retrainings.
+    """
+    place = bank_beside(run) if run.store.path is not None else None
+    if place is None or not Path(place).is_dir():
+        return None
+    try:
+        found = compare({"run": run}, place).validations["run"]
+    except DataInfError:  # names places, which are nobody's business elsewhere
+        return Retraining("not known", (UNUSABLE,))
+    return Retraining(_with_error(found.lds, found.error), tuple(_sentences(found)))
+
+
+def _sentences(found: Validation) -> Iterator[str]:
+    m, M = found.actual.shape
+    yield (
+        f"Models were trained again on {M:,} random halves of the training data, {found.seeds:,} "
+        f"times on each. For each of {m:,} test samples, the order of its losses was compared with "
+        "the order that the scores predict (linear datamodelling score: 1 = the same, 0 = none in "
+        "common; ± is a standard error)."
+    )
+    if not isnan(found.ceiling):
+        yield f"A perfect prediction would reach {found.ceiling:.2f}: retraining is noisy."
+    if not isnan(found.slope):
+        yield (
+            f"Size: a loss changes by {_with_error(found.slope, found.slope_error)} times what is "
+            "predicted (median over test samples; a sum over checkpoints is not divided by their "
+            "number here)."
+        )
+    if found.constant_losses:
+        yield f"Left out, since no retraining changed their loss: {found.constant_losses:,}."
+
+
+def _with_error(value: float, error: float) -> str:
+    return "undefined" if isnan(value) else f"{value:.2f} ± {error:.2f}"
