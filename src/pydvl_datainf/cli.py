@@ -35,6 +35,7 @@ from pydvl_datainf.tables import (
     top_tables,
 )
 from pydvl_datainf.terminal import visible
+from pydvl_datainf.yardstick import bank_beside
 from pydvl_datainf.yardstick.retraining import FEWEST
 
 Function: TypeAlias = Callable[..., None]
@@ -370,7 +371,7 @@ def _check_same_job(place: Store, job: dict[str, object]) -> None:
     show_default=True,
     help="Retrainings of each half; two or more also tell the most that can be reached.",
 )
-@click.option("--bank", help="Where losses are kept.  [default: beside the run]")
+@click.option("--bank", help="Where losses are kept.  [default: beside the run, OUT.bank]")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
 @click.option("--jobs", type=int, help="Processes on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
@@ -408,7 +409,7 @@ def validate(
     from pydvl_datainf.jobfile.paths import path_in
     from pydvl_datainf.jobfile.reading import read_job
     from pydvl_datainf.jobfile.retraining import Retraining
-    from pydvl_datainf.jobfile.validation import bank_of, validate_job
+    from pydvl_datainf.jobfile.validation import validate_job
 
     with _errors_as_messages(_Invalid):
         what = read_job(job, {"scheduler": scheduler, "jobs": jobs})
@@ -418,12 +419,12 @@ def validate(
     with _errors_as_messages(of_job=lambda: True):
         finished = _finished(place, what.as_told(), f"pydvl-datainf run {shlex.quote(str(job))}")
         with _errors_as_messages(_Invalid):
-            kept = bank or bank_of(finished, again)  # reads the data
+            again.prepared  # noqa: B018 - reads the data
         try:
             found = validate_job(
                 finished,
                 again,
-                kept,
+                bank or str(bank_beside(finished)),
                 lambda line: _say(line, err=True),
                 subsets=subsets,
                 seeds=seeds,
@@ -431,7 +432,7 @@ def validate(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            _say(f"Stopped. What was retrained is kept in {kept}; the same command goes on.")
+            _say("Stopped. What was retrained is kept, and the same command goes on.")
             sys.exit(130)
     if as_json:
         _say(json.dumps(found.to_json(), indent=2))

@@ -163,6 +163,9 @@ def test_the_numbers_and_that_what_was_retrained_is_used_again(folder, calls):
     assert f"ceiling {found['ceiling']:.3f}" in shown
     assert result.stdout.rstrip().endswith(found["meaning"])
     assert "'training' fits: test losses differ by" in result.stderr
+    page = folder / "report.html"
+    assert invoke("report", folder / "out.zarr", "-o", page).exit_code == 0
+    assert f"{found['lds']:.2f} ± {found['error']:.2f}" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("done", [1, 7])
@@ -170,8 +173,7 @@ def test_a_call_that_was_stopped_goes_on(folder, finished, calls, done):
     calls["stop"] = done
     result = invoke("validate", folder / "job.yaml", "--subsets", SUBSETS)
     assert result.exit_code == 130, result.output
-    (bank,) = folder.glob("out.zarr.*.bank")
-    assert f"What was retrained is kept in {bank}; the same command" in result.stdout
+    assert "Stopped. What was retrained is kept, and the same command goes on." in result.stdout
     assert len(calls["made"]) == done
     calls["stop"] = None
     found = numbers(folder)
@@ -219,8 +221,12 @@ def test_a_recipe_that_did_not_make_the_model(folder, calls):
     message = failed(1, folder)
     assert "'training' is not the recipe that made the model. Tuned again on all" in message
     assert calls["made"] == [(N, seed) for seed in range(6)]
-    changed(folder, training=TRAINING)
-    numbers(folder)  # corrected, it begins anew
+    changed(folder, training=TRAINING)  # corrected, it begins anew in the same place
+    assert numbers(folder)["bank"] == str(folder / "out.zarr.bank")
+    changed(folder, training=TRAINING | {"seed": 3})
+    before = len(calls["made"])
+    assert "are others than those asked for" in failed(1, folder)
+    assert len(calls["made"]) == before
 
 
 def test_what_it_means_when_nothing_can_be_told():

@@ -103,7 +103,7 @@ def validate_job(
     Args:
         run: of the job, complete.
         again: tunes the job's model.
-        bank: where losses are kept.
+        bank: where losses are kept; those after tuning on all data beside it.
         announce: is told what is done next.
         subsets: halves of the training data, or as many as `minutes` allow.
         seeds: trainings of each half.
@@ -117,7 +117,11 @@ def validate_job(
     check_same_data(run, again)
     job, recipe = again.job, recipe_of(again)
     where: Any = {"client": job.scheduler, "n_jobs": job.jobs, "progress": progress}
-    kept = Bank(bank, n=scores.n, m=scores.m, ids=scores.ids, recipe=recipe)
+    known: Any = {"n": scores.n, "m": scores.m, "ids": scores.ids, "recipe": recipe}
+    Bank(bank, **known)  # refuses another recipe before anything is tuned
+    # Apart, so that a recipe which is not the right one leaves nothing in the bank.
+    name = blake2b(recipe.encode(), digest_size=4).hexdigest()
+    kept = Bank(f"{bank.rstrip('/')}.recipe-{name}", **known)
 
     def retrained(count: int) -> Any:
         announce(f"Tuning the model on all training data with {count} seeds, to check 'training'.")
@@ -152,22 +156,6 @@ def check_same_data(run: InfluenceRun, again: Retraining) -> None:
             f"The training or test data is not what the run in {run.store} was made of. Put it "
             "back, or make the run again with overwrite=True."
         )
-
-
-def bank_of(run: InfluenceRun, again: Retraining) -> str:
-    """Where losses are kept unless a place is named: beside the run, by the recipe.
-
-    A recipe that is corrected then begins anew, and one that is put back finds what it had.
-
-    Args:
-        run: of the job.
-        again: tunes the job's model.
-
-    Returns:
-        A path or a URL.
-    """
-    name = blake2b(recipe_of(again).encode(), digest_size=4).hexdigest()
-    return f"{str(run.store).rstrip('/')}.{name}.bank"
 
 
 def recipe_of(again: Retraining) -> str:
