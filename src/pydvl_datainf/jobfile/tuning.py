@@ -160,5 +160,5 @@ def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) 
 def bar_of(training: Training, n: int, *, shown: bool) -> Any:
     """A bar of steps on stderr."""
     return tqdm(
-        total=steps_of(training, n), desc="retraining", unit="step", leave=False, disable=not shown
+        total=steps_of(training, n), desc="tuning", unit="step", leave=False, disable=not shown
     )
