@@ -39,7 +39,7 @@ def test_retrainings_beside_the_run_are_put_into_words(run, tmp_path):
     sentences = " ".join(said.says)
     assert "on 12 random halves of the training data, 2 times on each" in sentences
     assert f"A perfect prediction would reach {found.ceiling:.2f}" in sentences
-    assert f"changes by {found.slope:.2f} ± {found.slope_error:.2f} times" in sentences
+    assert f"changes by {found.slope:.2g} ± {found.slope_error:.1g} times" in sentences
     assert "Left out, since no retraining changed their loss: 1." in sentences
     text = write_report(run, tmp_path / "report.html", bounds=Bounds(k=2)).read_text("utf-8")
     assert f"Agreement with retraining: {said.value}" in text

@@ -97,6 +97,9 @@ def test_the_table_has_a_line_for_each_method_and_the_ceiling(place):
     assert f"{-exact.lds:.3f} ± " in none
     assert any("ceiling" in line and f"{exact.ceiling:.3f}" in line for line in lines)
     assert any("40 halves" in line for line in lines)
+    small = compare({"large": 1e5 * linear.scores()}, place).validations["large"]
+    assert f" {small.slope:.2g} ± " in text(Comparison({"large": small}, "large"))
+    assert small.slope < 1e-4
     alone = text(Comparison({"exact": exact}, "exact"))
     assert "difference" not in alone
 

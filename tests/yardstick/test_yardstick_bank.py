@@ -1,7 +1,10 @@
 """The bank: made once, goes on after a stop, and is never mistaken for another."""
 
 import json
+import signal
+from multiprocessing import get_context
 
+import killed
 import linear
 import numpy as np
 import pytest
@@ -80,6 +83,18 @@ def test_a_stopped_call_goes_on_to_the_same_numbers(place, whole, stop):
     assert len(train.calls) == 24 - stop
     assert (found.draws == whole[1].draws).all()
     assert (found.actual == whole[1].actual).all()
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_it_had_done(place, whole):
+    process = get_context("spawn").Process(target=killed.validate_until_killed, args=(place, 9))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    train = linear.Regression()
+    found = validated(place, train)
+    assert len(train.calls) == 24 - 9
+    assert (found.draws == whole[1].draws).all()
 
 
 def test_more_subsets_and_seeds_begin_with_the_same(place):

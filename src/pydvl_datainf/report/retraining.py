@@ -8,6 +8,7 @@ from pathlib import Path
 from pydvl_datainf.errors import DataInfError
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.yardstick import Validation, bank_beside, compare
+from pydvl_datainf.yardstick.validation import size_of_changes
 
 UNUSABLE = (
     "There are retrainings beside this run, but they are too few yet, damaged, or of other data. "
@@ -60,7 +61,7 @@ def _sentences(found: Validation) -> Iterator[str]:
         yield f"A perfect prediction would reach {found.ceiling:.2f}: retraining is noisy."
     if not isnan(found.slope):
         yield (
-            f"Size: a loss changes by {_with_error(found.slope, found.slope_error)} times what is "
+            f"Size: a loss changes by {size_of_changes(found)} times what is "
             "predicted (median over test samples; a sum over checkpoints is not divided by their "
             "number here)."
         )

@@ -126,7 +126,7 @@ class Comparison:
         for name in ("LDS", "size of changes", *(["difference in LDS"] if differences else [])):
             table.add_column(name, justify="right")
         for name, one in self.validations.items():
-            sizes = _with_error(one.slope, one.slope_error)
+            sizes = size_of_changes(one)
             paired = differences.get(name)
             cells = [] if not differences else [_with_error(*paired, "+") if paired else ""]
             table.add_row(Text(visible(name)), _with_error(one.lds, one.error), sizes, *cells)
@@ -137,6 +137,18 @@ class Comparison:
 
 def _with_error(value: float, error: float, sign: str = "") -> str:
     return "undefined" if isnan(value) else f"{value:{sign}.3f} ± {error:.3f}"
+
+
+def size_of_changes(one: Validation) -> str:
+    """The slope with its error, in digits that count, however small it is.
+
+    Args:
+        one: of any method.
+
+    Returns:
+        A text.
+    """
+    return "undefined" if isnan(one.slope) else f"{one.slope:.2g} ± {one.slope_error:.1g}"
 
 
 def _caption(one: Validation) -> Text:
