@@ -58,8 +58,7 @@ class InfluenceBuilder:
         """Builds the influence model, not fitted."""
         model = self.files.load()
         select_parameters(model, self.parameters)
-        if not getattr(model, "is_quantized", False):  # those are where they can be
-            model.to(self._device)
+        move_model(model, device_called(self.device))
         return METHODS[self.method](
             model,
             self.objective,
@@ -71,10 +70,32 @@ class InfluenceBuilder:
             **self.settings,
         )
 
-    @property
-    def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ModelError('device="cuda", but torch sees no CUDA device. Say "cpu" or "auto".')
-        return torch.device(self.device)
+
+def device_called(name: str) -> torch.device:
+    """The device that an option names.
+
+    Args:
+        name: "cpu", "cuda", or "auto" (CUDA where there is a device).
+
+    Returns:
+        The device.
+
+    Raises:
+        ModelError: if it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError('device="cuda", but torch sees no CUDA device. Say "cpu" or "auto".')
+    return torch.device(name)
+
+
+def move_model(model: nn.Module, device: torch.device) -> None:
+    """Moves a model in place; a quantized one stays where it was loaded, which is where it can be.
+
+    Args:
+        model: any.
+        device: where to.
+    """
+    if not getattr(model, "is_quantized", False):
+        model.to(device)

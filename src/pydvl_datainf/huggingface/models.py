@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,22 +149,11 @@ class ModelFiles:
                 is not trusted.
         """
         self.check()
-        kind = getattr(imported("transformers"), AUTO_CLASSES[self.task])
-        wanted = {} if self.attention is None else {"attn_implementation": self.attention}
-        with loading("the model", self.model, "config.json"), quiet_transformers(), _seeded():
-            model, loaded = kind.from_pretrained(
-                self.model,
-                config=self.config(),
-                dtype=self.dtype,
-                trust_remote_code=self.trust_remote_code,
-                use_safetensors=None if self.trust_pickle else True,
-                output_loading_info=True,
-                **wanted,
-            )
-        self._set_padding(model)
+        with _seeded():
+            model, missing = self.pretrained(self.model)
         if self.adapter is not None:
             model = self._adapted(model)
-        new = [name for name in sorted(loaded["missing_keys"]) if not _is_replaced(model, name)]
+        new = [name for name in sorted(missing) if not _is_replaced(model, name)]
         if new:
             raise ModelError(
                 f"{self.model} has no weights for {', '.join(new[:5])}, which {self.task} needs: "
@@ -173,6 +162,31 @@ class ModelFiles:
             )
         loaded_model: nn.Module = model.eval()
         return loaded_model
+
+    def pretrained(self, source: str) -> tuple[Any, Sequence[str]]:
+        """Loads weights, without the adapter, into a model of this configuration.
+
+        Args:
+            source: folder of the weights, or their name on the hub.
+
+        Returns:
+            The model, and the names of weights that are not there: these are drawn from torch's
+            global generator.
+        """
+        kind = getattr(imported("transformers"), AUTO_CLASSES[self.task])
+        wanted = {} if self.attention is None else {"attn_implementation": self.attention}
+        with loading("the model", source, "config.json"), quiet_transformers():
+            model, loaded = kind.from_pretrained(
+                source,
+                config=self.config(),
+                dtype=self.dtype,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=None if self.trust_pickle else True,
+                output_loading_info=True,
+                **wanted,
+            )
+        self._set_padding(model)
+        return model, loaded["missing_keys"]
 
     def padding(self) -> int:
         """The token that fills batches: behind the mask any will do, but for some classifiers.

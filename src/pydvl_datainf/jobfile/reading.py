@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pydvl_datainf.errors import JobError
 from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.huggingface.records import MOST_DIGITS, brief, check_is_file, is_text
-from pydvl_datainf.jobfile.schema import COLUMNS, FIELDS, Columns, Job
+from pydvl_datainf.jobfile.schema import COLUMNS, FIELDS, Columns, Job, Training
 
 MOST_BYTES = 2**20
 
@@ -152,6 +152,10 @@ def _line(node: yaml.Node, loc: tuple[Any, ...]) -> int:
 # What is wrong
 
 
+_PARTS: Mapping[str, type[BaseModel]] = {"columns": Columns, "training": Training}
+"""Fields that have fields."""
+
+
 def _of_fields(error: ValidationError, place: Any) -> Iterator[str]:
     """One line for each field that is wrong, whatever the number of types that it could have."""
     seen: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -161,9 +165,9 @@ def _of_fields(error: ValidationError, place: Any) -> Iterator[str]:
     for loc, several in seen.items():
         name, kind = ".".join(map(str, loc))[:100], several[0]["type"]
         if kind == "missing":
-            yield f"{place(())}: '{name}' is required."
+            yield f"{place(loc)}: '{name}' is required."
         elif kind == "extra_forbidden":
-            allowed = Columns if loc[0] == "columns" and len(loc) > 1 else Job
+            allowed = _PARTS[loc[0]] if len(loc) > 1 else Job
             yield (
                 f"{place(loc)}: '{name}' is unknown; there are "
                 f"{', '.join(sorted(allowed.model_fields))}."
@@ -175,8 +179,7 @@ def _of_fields(error: ValidationError, place: Any) -> Iterator[str]:
 
 def _field_of(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     """The path of a field, without what pydantic adds for the variants of a type."""
-    depth = 2 if loc[0] == "columns" else 1
-    return loc[:depth]
+    return loc[: 2 if loc[0] in _PARTS else 1]
 
 
 def _allowed(found: Mapping[str, Any]) -> str:
@@ -234,3 +237,23 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if job.scheduler is not None and job.jobs is not None:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
+    if job.training is not None:
+        yield from _of_training(job.training, has_adapter=job.adapter is not None)
+
+
+def _of_training(training: Training, *, has_adapter: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name in ("base", "trained"):
+        is_given = getattr(training, name) is not None
+        if has_adapter and is_given:
+            yield (
+                ("training", name),
+                f"'training.{name}' is for models without an adapter; the base of one is 'model', "
+                "and what was trained stands in its configuration.",
+            )
+        if not has_adapter and not is_given:
+            yield ("training",), f"'training.{name}' is required where there is no adapter."
+    if training.momentum and training.optimizer != "sgd":
+        yield (
+            ("training", "momentum"),
+            f"'training.momentum' does not belong to optimizer {training.optimizer}, but to sgd.",
+        )

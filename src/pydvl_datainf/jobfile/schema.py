@@ -40,6 +40,8 @@ Positive = Annotated[
     float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth), AfterValidator(_in_float32)
 ]
 Amount = Annotated[str, AfterValidator(_amount)]
+Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_no_truth)]
+Weight = Annotated[float, Field(ge=0, le=1e30), BeforeValidator(_no_truth)]
 Truth = StrictBool
 
 OUTSIDE = frozenset(
@@ -52,6 +54,7 @@ OUTSIDE = frozenset(
         "exact_sample",
         "self_influence",
         "trust_pickle",
+        "training",
     }
 )
 """Fields that say where and how a run is done, or what is computed beside its scores: these they
@@ -80,6 +83,7 @@ FIELDS = {
     "max_tokens": TEXTS,
     "attention": TEXTS,
     "trust_remote_code": TEXTS,
+    "training": TEXTS,
 }
 """The tasks to which a field belongs; other fields belong to all."""
 
@@ -129,6 +133,42 @@ class Columns(_Part):
     show: tuple[Text, ...] = ()
 
 
+class Training(_Part):
+    """How the model was tuned; the settings of an adapter are in its own configuration.
+
+    Attributes:
+        base: what the tuning of a model without an adapter began with: its folder or its name on
+            the hub.
+        trained: which parameters of such a model were trained: all, or those that fit one of some
+            patterns.
+        epochs: passes over the training data.
+        batch_size: samples in a step of the optimizer.
+        optimizer: of PyTorch, with its betas.
+        learning_rate: the highest.
+        weight_decay: of all that is trained.
+        momentum: of sgd.
+        clip: what the norm of the gradient is cut to in each step; it is not cut otherwise.
+        schedule: how the learning rate falls.
+        warmup: the share of the steps in which it first rises from 0.
+        dropout: whether there was dropout where the configurations of model and adapter have some.
+        seed: of the first retraining; others count on from it.
+    """
+
+    base: Text | None = None
+    trained: Literal["all"] | Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    epochs: Count
+    batch_size: Count
+    optimizer: Literal["adamw", "adam", "sgd"]
+    learning_rate: Positive
+    weight_decay: Weight
+    momentum: Share = 0.0
+    clip: Positive | None = None
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup: Share = 0.0
+    dropout: Truth = True
+    seed: Position = 0
+
+
 class Job(_Part):
     """A run: a tuned model, training and test data, and what is to be computed.
 
@@ -172,6 +212,7 @@ class Job(_Part):
         trust_pickle: whether weights may be pickles, where there are no safetensors.
         scheduler: address of a Dask scheduler whose workers do the work.
         jobs: processes on this machine.
+        training: how the model was tuned, from which it is tuned again to validate scores.
     """
 
     task: Literal[
@@ -220,6 +261,7 @@ class Job(_Part):
     trust_pickle: Truth = False
     scheduler: Text | None = None
     jobs: Annotated[Count, Field(le=1024)] | None = None
+    training: Training | None = None
 
     def as_told(self) -> dict[str, object]:
         """The job as it is kept in the result, as JSON holds it."""
