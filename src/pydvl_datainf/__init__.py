@@ -28,6 +28,7 @@ with warnings.catch_warnings():
     from pydvl_datainf.results.reader import InfluenceRun
     from pydvl_datainf.runner.options import RunOptions
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
+    from pydvl_datainf.runner.sums import sum_runs
 from pydvl_datainf.objectives import (
     CausalLM,
     Denoising,
@@ -72,4 +73,5 @@ __all__ = [
     "influence_from_trainer",
     "reference_log_probabilities",
     "run_influences",
+    "sum_runs",
 ]

@@ -47,7 +47,7 @@ UNLIMITED = 10**6
 """Columns of a line that is not shown on a terminal: tables are then as wide as they need."""
 
 _RUN = {"C": "R", "c": "r"}
-AGAIN = re.compile(r"\b([Cc])all run_influences again( with the same arguments)?")
+AGAIN = re.compile(r"\b([Cc])all (?:run_influences|sum_runs) again( with the same arguments)?")
 """What Python users are told, and whoever has a job does by a command."""
 
 BOUNDS = Bounds()

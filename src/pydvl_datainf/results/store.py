@@ -43,8 +43,8 @@ _PARTIAL = re.compile(r"zarr\.[0-9a-f]{32}\.partial")
 """Metadata that a writer was killed at."""
 
 REPAIR = (
-    " Call run_influences again with the same arguments: what is damaged or missing is made again, "
-    "and nothing else is computed."
+    " Call {} again with the same arguments: what is damaged or missing is made again, and nothing "
+    "else is computed."
 )
 FEW = 1000
 """Chunks that are read without looking first whether there are so many."""
@@ -67,6 +67,7 @@ class Store:
         self.writer = writer
         self.layouts: Mapping[str, Layout] = {}  # as far as known, arrays must look like these
         self.checksum: str | None = None  # of the run that is read, where one is
+        self.maker = "run_influences"  # what is called to make the run, and to mend it
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._counts: dict[str, int] = {}
 
@@ -82,6 +83,11 @@ class Store:
 
     def __str__(self) -> str:
         return str(self.path or self.location)
+
+    @property
+    def repair(self) -> str:
+        """What to do about damage, as the end of a message."""
+        return REPAIR.format(self.maker)
 
     @property
     def group(self) -> zarr.Group:
@@ -395,13 +401,13 @@ class Store:
         """
         if name not in self._arrays:
             if name not in self:
-                raise StoreError(f"{self} has no array '{name}'.{REPAIR}")
+                raise StoreError(f"{self} has no array '{name}'.{self.repair}")
             array = self._as_described(name)
             layout = self.layouts.get(name)
             if layout is not None and not layout.is_that_of(name, array):
                 raise StoreError(
                     f"The array '{name}' in {self} is not laid out as its run says: {array.shape} "
-                    f"in chunks of {array.chunks}, {array.dtype}.{REPAIR}"
+                    f"in chunks of {array.chunks}, {array.dtype}.{self.repair}"
                 )
             if is_compressed(name):
                 array = self._opened(guarded(self._files, array), name)
@@ -419,7 +425,7 @@ class Store:
             return self._opened(self._files, name)
         except Exception as error:  # damaged metadata raise anything
             raise StoreError(
-                f"The metadata of the array '{name}' in {self} are damaged: {error}.{REPAIR}"
+                f"The metadata of the array '{name}' in {self} are damaged: {error}.{self.repair}"
             ) from error
 
     def _opened(self, files: ZarrStore, name: str) -> "zarr.Array[Any]":
@@ -647,7 +653,7 @@ class Store:
         more = total - len(keys[:NAMED])
         some = ", ".join(keys[:NAMED]) + (f" and {more:,} more" if more else "")
         return StoreError(
-            f"{self} has {total:,} missing or damaged chunks: {some}. Call run_influences again "
+            f"{self} has {total:,} missing or damaged chunks: {some}. Call {self.maker} again "
             "with the same arguments, which recomputes just these."
         )
 
@@ -726,7 +732,7 @@ def os_errors_named(store: Store) -> Iterator[None]:
         remedy = "make room" if error.errno in (ENOSPC, EDQUOT) else "mend the cause"
         raise StoreError(
             f"Writing to {store} failed: {error}. What was written before stays; {remedy}, and "
-            "call run_influences again with the same arguments to go on."
+            f"call {store.maker} again with the same arguments to go on."
         ) from error
     except ValueError as error:
         if "read-only" not in str(error):
