@@ -1,6 +1,6 @@
 """The runs that were added to a sum, as its attributes name them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,3 @@ def parts_of(attributes: Mapping[str, Any]) -> tuple[Part, ...]:
         Part(place, part["method"], float(part["weight"]), part["run"])
         for place, part in zip(attributes["parts_in"], told, strict=True)
     )
-
-
-def sum_name(methods: Iterable[str]) -> str:
-    """What stands for the method of a sum: those of its parts, each once."""
-    return f"sum of {', '.join(dict.fromkeys(methods))}"

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -18,11 +17,11 @@ from tqdm.auto import tqdm
 from pydvl_datainf.errors import PlanError, StoreError, StoreExistsError
 from pydvl_datainf.results.layout import arrays_said, extras_in, opened
 from pydvl_datainf.results.metadata import json_of
-from pydvl_datainf.results.parts import sum_name
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import EXTRAS, NO_ROWS, SELF_INFLUENCE, sealed_attributes
 from pydvl_datainf.results.store import Array, Store, differences, listed
 from pydvl_datainf.runner.entry import UNDONE, about, check_same
+from pydvl_datainf.sums import checked_weights, sum_name
 
 ALIKE = ("objective", "training samples", "test samples", "query groups")
 """Parts of the fingerprint that are the same in all runs of a sum."""
@@ -78,7 +77,7 @@ def sum_runs(
             repair, full or read-only.
         StoreExistsError: if the store holds another run or something else, or one of the runs.
     """
-    given = _weights(weights, len(runs))
+    given = checked_weights(weights, len(runs), "runs")
     _check_addable(runs, check_data)
     place = Store(store)
     work = _Sum(runs, given, place, _attributes(runs, given, metadata), progress)
@@ -94,20 +93,6 @@ def sum_runs(
 
 
 # What is asked
-
-
-def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    if not count:
-        raise PlanError("There are no runs to add. Pass one or more.")
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if len(given) != count:
-        raise PlanError(f"There are {len(given)} weights and {count} runs; pass one for each run.")
-    if not all(isfinite(w) and w >= 0 for w in given) or not any(given):
-        raise PlanError(
-            f"Weights must be finite, not negative, and not all zero; got {given}. To compare two "
-            "runs, subtract their scores."
-        )
-    return given
 
 
 def _check_addable(runs: Sequence[InfluenceRun], check_data: bool) -> None:
