@@ -3,7 +3,15 @@
 from typing import Annotated, Any, Literal
 
 from dask.utils import parse_bytes
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    model_validator,
+)
 
 
 def _no_truth(value: Any) -> Any:
@@ -39,6 +47,7 @@ Position = Annotated[int, Field(ge=0, le=MOST), BeforeValidator(_no_truth)]
 Positive = Annotated[
     float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_truth), AfterValidator(_in_float32)
 ]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_truth)]
 Amount = Annotated[str, AfterValidator(_amount)]
 Truth = StrictBool
 
@@ -136,6 +145,9 @@ class Job(_Part):
         task: what the model does.
         model: its folder or its name on the hub.
         adapter: folder of a peft adapter, or its name on the hub.
+        checkpoints: adapters of the model, or, where no model is named, models that were tuned
+            whole; the influences of all of them are added.
+        weights: of the checkpoints in the sum, such as their learning rates; 1 otherwise.
         train: file of the training data.
         test: file of the test data.
         out: where the result goes.
@@ -181,6 +193,8 @@ class Job(_Part):
     ]
     model: Text
     adapter: Text | None = None
+    checkpoints: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    weights: tuple[Weight, ...] | None = None
     train: Text
     test: Text
     out: Text
@@ -214,6 +228,27 @@ class Job(_Part):
     trust_pickle: Truth = False
     scheduler: Text | None = None
     jobs: Annotated[Count, Field(le=1024)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_checkpoints(cls, given: Any) -> Any:
+        """Checkpoints without a model are models themselves, and the first stands for them."""
+        paths = given.get("checkpoints") if isinstance(given, dict) else None
+        if isinstance(paths, list | tuple) and paths and "model" not in given:
+            return given | {"model": paths[0]}
+        return given
+
+    @property
+    def tunes_adapters(self) -> bool:
+        """Whether an adapter is named, or the checkpoints are adapters."""
+        return self.adapter is not None or (
+            self.checkpoints is not None and self.model not in self.checkpoints
+        )
+
+    def of_checkpoint(self, path: str) -> "Job":
+        """The job on one of its checkpoints alone."""
+        place = "adapter" if self.tunes_adapters else "model"
+        return self.model_copy(update={"checkpoints": None, "weights": None, place: path})
 
     def as_told(self) -> dict[str, object]:
         """The job as it is kept in the result, as JSON holds it."""
