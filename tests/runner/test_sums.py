@@ -1,6 +1,10 @@
 """Sums of runs against the dense oracle of each model, however they are cut, stopped or damaged."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import zarr
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from zarr.storage import MemoryStore
 
 import dense
 from pydvl_datainf import (
@@ -117,7 +122,7 @@ def test_sums_are_those_of_the_formula(made, tmp_path, weights):
         close(done.scores[...], sum(truth(seed)[0].sum(1) for seed in range(2)))
 
 
-@pytest.mark.parametrize("tile", [(1, 1), (50, 50), (3, 7)])
+@pytest.mark.parametrize("tile", [(2, 3), (50, 50), (3, 7)])
 def test_runs_may_be_cut_otherwise(made, tmp_path, tile):
     """The tiles of the sum are those of the first run, and divide no tile of the others."""
     other = run(tmp_path / "other.zarr", 1, tile=tile)
@@ -127,6 +132,30 @@ def test_runs_may_be_cut_otherwise(made, tmp_path, tile):
         expected = sum(a * truth(s)[0].sum(1) for a, s in zip([2.0, 3.0], seeds, strict=True))
         close(done.scores[...], expected)
         assert done.plan.test_tile == runs[0].plan.test_tile
+
+
+def test_one_chunk_is_held_at_a_time(made, tmp_path, monkeypatch):
+    blocks = run(tmp_path / "blocks.zarr", 1, by_block=True)
+    read, sizes = Store.read, []
+
+    def counted(self, name, where=...):
+        values = read(self, name, where)
+        sizes.append((name, values.size))
+        return values
+
+    monkeypatch.setattr(Store, "read", counted)
+    add([made[0], blocks], tmp_path / "sum.zarr", [1.0, 1.0])
+    scores = [size for name, size in sizes if name == "scores"]
+    assert max(scores) == 5 * 4  # a tile of the first run
+    assert sum(scores) == (1 + 2) * M * N  # each number once
+
+
+def test_a_store_in_memory(made):
+    store = MemoryStore()
+    done = add(made, store)
+    close(done.scores[...], sum(w * truth(s)[0].sum(1) for s, w in enumerate(WEIGHTS)))
+    nested = add([done], MemoryStore(), [2.0])
+    np.testing.assert_array_equal(nested.scores[...], 2 * done.scores[...])
 
 
 def test_one_run_alone(made, tmp_path):
@@ -294,7 +323,7 @@ def test_values_of_pydvl_bear_the_name_of_the_sum(made, tmp_path):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0], "1 weights and 3 runs"),
+        ([1.0], "1 weights for 3 runs"),
         ([1.0, -1.0, 1.0], "not negative"),
         ([1.0, np.nan, 1.0], "must be finite"),
         ([1.0, np.inf, 1.0], "must be finite"),
@@ -362,6 +391,8 @@ def test_a_sum_that_overflows(tmp_path):
     runs = [run(tmp_path / f"{seed}.zarr", seed, dtype=torch.float32) for seed in (0, 1)]
     with pytest.raises(PlanError, match=r"'scores' overflows float32. Pass smaller weights"):
         add(runs, tmp_path / "sum.zarr", [1e38, 1e38])
+    with pytest.raises(PlanError, match="overflows float32"):
+        add(runs, tmp_path / "larger.zarr", [1e308, 1e308])
 
 
 @pytest.mark.parametrize("name", ["scores", "mean_influence", "self_influence", "test", "width"])
@@ -470,6 +501,40 @@ def test_a_sum_stopped_at_any_write_goes_on_to_the_same_bits(tmp_path, monkeypat
         assert len(written) == len(names) - stop  # nothing is done twice
         assert content(place) == whole
         InfluenceRun(place).check()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pydvl_datainf import InfluenceRun, sum_runs
+
+folder, key = Path(sys.argv[1]), sys.argv[2]
+replace = Path.replace
+
+def replace_or_die(self, target):
+    if Path(target).as_posix().endswith(key):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+
+Path.replace = replace_or_die
+sum_runs([InfluenceRun(p) for p in sys.argv[3:]], folder / "sum.zarr", [0.5, 2.0], progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_sum_that_is_killed_within_a_file_goes_on_to_the_same_bits(made, tmp_path):
+    add(made[:2], tmp_path / "whole.zarr", [0.5, 2.0])
+    places = [str(r.store) for r in made[:2]]
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, tmp_path, "scores/c/1/2", *places]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    place = tmp_path / "sum.zarr"
+    assert not InfluenceRun(place).is_complete
+    assert list(place.rglob("*.partial"))  # the premise: the file was being written
+    add(made[:2], place, [0.5, 2.0])
+    assert content(place) == content(tmp_path / "whole.zarr")
+    assert not list(place.rglob("*.partial"))
+    InfluenceRun(place).check()
 
 
 def test_a_stopped_sum_goes_on_with_overwrite_too(made, tmp_path, monkeypatch):

@@ -233,6 +233,12 @@ def _of_checkpoints(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             "'adapter' and 'checkpoints' exclude each other: name adapters as 'checkpoints' of "
             "'model', or models that were tuned whole as 'checkpoints' alone.",
         )
+    if job.model in paths[1:]:
+        yield (
+            ("model",),
+            "'model' is one of the 'checkpoints': leave 'model' out where they are models, and "
+            "name their base where they are adapters.",
+        )
     if len(set(paths)) < len(paths):
         yield ("checkpoints",), "'checkpoints' must differ from each other."
     if weights is not None and len(weights) != len(paths):

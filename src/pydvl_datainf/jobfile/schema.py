@@ -241,9 +241,8 @@ class Job(_Part):
     @property
     def tunes_adapters(self) -> bool:
         """Whether an adapter is named, or the checkpoints are adapters."""
-        return self.adapter is not None or (
-            self.checkpoints is not None and self.model not in self.checkpoints
-        )
+        of_base = self.checkpoints is not None and self.model != self.checkpoints[0]
+        return self.adapter is not None or of_base
 
     def of_checkpoint(self, path: str) -> "Job":
         """The job on one of its checkpoints alone."""

@@ -296,11 +296,11 @@ class _Sum:
     def _added(self, name: str, where: tuple[slice, ...]) -> Array:
         """Σ_k w_k (what run k has there), rounded to the data type of the array."""
         total = np.zeros([side.stop - side.start for side in where])
-        for run, weight in zip(self.runs, self.weights, strict=True):
-            for values in _read(run, name, where):
-                total += weight * values.astype(np.float64)
         dtype = self.store.array(name).dtype
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # told below
+            for run, weight in zip(self.runs, self.weights, strict=True):
+                for values in _read(run, name, where):
+                    total += weight * values.astype(np.float64)
             rounded = total.astype(dtype)
         if not np.isfinite(rounded).all():
             raise PlanError(
