@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from pydvl_datainf.huggingface import influence_from_trainer
     from pydvl_datainf.influence import (
         DataInfInfluence,
+        EnsembleInfluence,
         ExactInfluence,
         HessianFreeInfluence,
         LissaInfluence,
@@ -33,6 +34,7 @@ with warnings.catch_warnings():
     from pydvl_datainf.results.reader import InfluenceRun
     from pydvl_datainf.runner.options import RunOptions
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
+    from pydvl_datainf.runner.sums import sum_runs
 from pydvl_datainf.objectives import (
     CausalLM,
     Denoising,
@@ -54,6 +56,7 @@ __all__ = [
     "DataInfError",
     "DataInfInfluence",
     "Denoising",
+    "EnsembleInfluence",
     "ExactInfluence",
     "HessianFreeInfluence",
     "InfluenceRun",
@@ -78,4 +81,5 @@ __all__ = [
     "influence_from_trainer",
     "reference_log_probabilities",
     "run_influences",
+    "sum_runs",
 ]

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -52,7 +52,7 @@ UNLIMITED = 10**6
 """Columns of a line that is not shown on a terminal: tables are then as wide as they need."""
 
 _RUN = {"C": "R", "c": "r"}
-AGAIN = re.compile(r"\b([Cc])all run_influences again( with the same arguments)?")
+AGAIN = re.compile(r"\b([Cc])all (?:run_influences|sum_runs) again( with the same arguments)?")
 """What Python users are told, and whoever has a job does by a command."""
 
 BOUNDS = Bounds()
@@ -287,6 +287,10 @@ def run(
 
     A run that was stopped goes on where it was when the same command is given again.
 
+    With "checkpoints: [adapters/a, adapters/b]" in place of adapter (or, for models that were tuned
+    whole, of model) each of them gets a run of its own in OUT.parts, and the result is their sum,
+    with "weights: [2.0e-4, 1.0e-4]" if these are given.
+
     Weights are loaded from safetensors. Pickles, which can run code, are refused unless JOB says
     trust_pickle: true; code that comes with a model, unless it says trust_remote_code: true.
 
@@ -308,9 +312,9 @@ def _run_job(
     with _errors_as_messages():
         check_extra()
     # These need the extra [hf], which is known to be installed only here.
+    from pydvl_datainf.jobfile.checkpoints import prepare_job
     from pydvl_datainf.jobfile.estimate import estimate_tables
     from pydvl_datainf.jobfile.paths import anchored, path_in
-    from pydvl_datainf.jobfile.preparation import prepare
     from pydvl_datainf.jobfile.reading import read_job
 
     with _errors_as_messages(_Invalid):
@@ -322,7 +326,9 @@ def _run_job(
         if not (is_new or overwrite or dry_run):
             _check_same_job(place, what.as_told())
     with _errors_as_messages(_Invalid):
-        prepared = prepare(what, folder, progress)
+        prepared = prepare_job(what, folder, progress)
+        places = prepared.places(place)  # the last of which is the result's
+        all_new = is_new and all(part.is_vacant() for part in places[:-1])
     with _errors_as_messages(of_job=lambda: True):
         try:
             if dry_run:
@@ -330,12 +336,12 @@ def _run_job(
                 return
             result = prepared.run(place.location, overwrite=overwrite, progress=progress)
         except DataInfError as error:  # what shows only when the model is loaded or planned for
-            is_begun = isinstance(error, ClusterError) or not is_new or not place.is_vacant()
+            is_begun = isinstance(error, ClusterError) or not all_new or _latest(places)
             if is_begun:
                 raise
             raise _Invalid(str(error)) from error
         except KeyboardInterrupt:
-            _say(_stopped(place))
+            _say(_stopped(_latest(places) or place))
             sys.exit(130)
         _show(info_tables(result))
     name = shlex.quote(str(place))
@@ -467,6 +473,11 @@ def _finished(place: Store, job: dict[str, object], command: str) -> InfluenceRu
     return run
 
 
+def _latest(places: Sequence[Store]) -> Store | None:
+    """The last of several places, in which one run after the other is made, that is begun."""
+    return next((place for place in reversed(places) if not place.is_vacant()), None)
+
+
 def _stopped(place: Store) -> str:
     """What is kept of a run that was stopped, and what is computed again."""
     try:
@@ -474,6 +485,8 @@ def _stopped(place: Store) -> str:
     except StoreError:
         return "Stopped before there was anything of the result: the same command starts anew."
     kept = "Stopped. What there is of the result is kept, and the same command goes on"
+    if run.parts or run.is_complete:  # a sum, or one of several checkpoints
+        return f"{kept}."
     if run.plan.rows == "zarr":
         return f"{kept}; the training gradients on disk are not computed again."
     if run.plan.rows == "recompute":

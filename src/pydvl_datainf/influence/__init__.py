@@ -3,6 +3,7 @@
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping, Inputs
 from pydvl_datainf.influence.by_name import METHODS, Method, check_method
 from pydvl_datainf.influence.datainf import DataInfInfluence
+from pydvl_datainf.influence.ensemble import EnsembleInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
 from pydvl_datainf.influence.lissa import LissaInfluence
@@ -12,6 +13,7 @@ __all__ = [
     "BlockwiseInfluence",
     "Damping",
     "DataInfInfluence",
+    "EnsembleInfluence",
     "ExactInfluence",
     "HessianFreeInfluence",
     "Inputs",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pydvl_datainf.errors import DampingError, SourceError
+from pydvl_datainf.errors import DampingError, ModelError, SourceError
 from pydvl_datainf.influence import BlockwiseInfluence, Inputs
 from pydvl_datainf.inverse.agreement import compared_with_exact
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
@@ -70,6 +70,7 @@ def approximation_error(
         The errors, with n, d_l and λ_l beside them.
 
     Raises:
+        ModelError: if it is an ensemble; compare its members.
         DampingError: if the inverse is not damped, so that it approximates nothing.
         SourceError: if `samples` is not positive, or the inverse is not made of the gradients.
 
@@ -83,6 +84,11 @@ def approximation_error(
     """
     if samples is not None and (type(samples) is not int or samples < 1):
         raise SourceError(f"samples must be a positive number or None, got {samples!r}.")
+    if not isinstance(influence, BlockwiseInfluence):
+        raise ModelError(
+            f"A {type(influence).__name__} has no inverse to compare. Compare a single influence "
+            "model, such as one of the members of an ensemble."
+        )
     if not influence.inverse.is_damped:
         raise DampingError(
             "Plain products of gradients have no damping, so they approximate no damped inverse. "

@@ -226,6 +226,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """How many training samples `fit` saw; None before."""
         return None if self._fit is None else self._fit.source.n
 
+    @property
+    def fitted_data(self) -> Mapping[str, int] | None:
+        """Checksums of the tensors that `fit` saw; None before, or if they had no fixed order."""
+        return self._fit.data if self._fit is not None and self._fit.has_fixed_order else None
+
     def unfitted(self, *, fix_damping: bool = True) -> Self:
         """A copy that shares the model but not the rows.
 

@@ -10,6 +10,7 @@ from dask.utils import format_bytes
 from rich.table import Table
 
 from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.jobfile.checkpoints import PreparedSum
 from pydvl_datainf.jobfile.preparation import Prepared
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.store import Store
@@ -41,24 +42,27 @@ class Rates:
     flops: float
 
 
-def estimate_tables(prepared: Prepared, store: Store) -> Iterator[Table]:
+def estimate_tables(job: Prepared | PreparedSum, store: Store) -> Iterator[Table]:
     """Loads the model, plans the run, times a few batches, and tells what the run would take.
 
+    Of several checkpoints the first is loaded; gradients, time and disk are those of all.
+
     Args:
-        prepared: the job's data.
+        job: the job's data.
         store: where the result would go; nothing is written.
 
     Yields:
         Tables, in the order in which to show them.
     """
+    prepared, runs = (job.first, len(job.checkpoints)) if isinstance(job, PreparedSum) else (job, 1)
     influence = prepared.builder()
     inputs = Inputs(influence, as_batched(prepared.loader("test"), None, "test"), None)
     model = inputs.describe()
     plan = plan_of(prepared, model, store)
     yield facts_table("The data", _data(prepared))
     yield facts_table("The model", _model(prepared, influence))
-    yield facts_table("The plan", _plan(prepared, plan, model))
-    yield facts_table("The time, on this machine", _time(prepared, plan, model, influence))
+    yield facts_table("The plan", _plan(prepared, plan, model, runs))
+    yield facts_table("The time, on this machine", _time(prepared, plan, model, influence, runs))
 
 
 def plan_of(prepared: Prepared, model: Description, store: Store) -> Plan:
@@ -190,11 +194,13 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
     return facts
 
 
-def _plan(prepared: Prepared, plan: Plan, model: Description) -> dict[str, str]:
+def _plan(prepared: Prepared, plan: Plan, model: Description, runs: int) -> dict[str, str]:
     rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
     scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
     passing = bytes_passing(plan, model)
-    return {
+    several = {"Checkpoints": f"{runs:,}, one after the other, and their sum"} if runs > 1 else {}
+    size = runs * (rows + scores) + (scores if runs > 1 else 0)
+    return several | {
         "Rows": {
             "memory": "kept in memory",
             "zarr": "kept on disk, in half precision",
@@ -206,12 +212,16 @@ def _plan(prepared: Prepared, plan: Plan, model: Description) -> dict[str, str]:
         ),
         "Groups of test samples": f"{len(plan.groups):,}",
         "Memory for our arrays": f"{prepared.job.memory} in each process, beside the model",
-        "Disk": f"{format_bytes(rows + scores)}, and as much as {format_bytes(passing)} for a time",
+        "Disk": f"{format_bytes(size)}, and as much as {format_bytes(passing)} for a time",
     }
 
 
 def _time(
-    prepared: Prepared, plan: Plan, model: Description, influence: BlockwiseInfluence
+    prepared: Prepared,
+    plan: Plan,
+    model: Description,
+    influence: BlockwiseInfluence,
+    runs: int,
 ) -> dict[str, str]:
     rates = measured_rates(prepared, plan, influence, model.method.precision(model.dtype))
     train, test = gradients(plan, model)
@@ -221,9 +231,11 @@ def _time(
     again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
     count += again * sum(lengths) // len(lengths)
-    seconds = count / rates.units, operations(plan, model) / rates.flops
+    count *= runs
+    number = runs * (train * plan.n + test * plan.m + again)
+    seconds = count / rates.units, runs * operations(plan, model) / rates.flops
     return {
-        "Gradients": f"{train * plan.n + test * plan.m + again:,}, of {count:,} {unit}",
+        "Gradients": f"{number:,}, of {count:,} {unit}",
         "Measured": f"{rates.units:,.0f} {unit} a second",
         "For gradients": duration(seconds[0]),
         "For the inverse and the scores": duration(seconds[1]),

@@ -37,6 +37,23 @@ def image_material(job: Job, folder: Path) -> Material:
     Returns:
         The material of a run.
     """
+    files = checked_files(job, folder)
+    conditions = Conditions(files, job)
+    objective = Denoising.from_scheduler(files.scheduler(), job.timesteps)
+    test, train = (_side(job, file_in(folder, name), conditions) for name in (job.test, job.train))
+    return Material(files, objective, test, train, (), unit="images")
+
+
+def checked_files(job: Job, folder: Path) -> DiffusionFiles:
+    """Where the model and its adapter are, once it is known that they are there.
+
+    Args:
+        job: names them.
+        folder: from which relative paths are meant.
+
+    Returns:
+        The files.
+    """
     files = DiffusionFiles(
         model=path_in(folder, job.model),
         adapter=None if job.adapter is None else path_in(folder, job.adapter),
@@ -44,10 +61,7 @@ def image_material(job: Job, folder: Path) -> Material:
         trust_pickle=job.trust_pickle,
     )
     files.check()
-    conditions = Conditions(files, job)
-    objective = Denoising.from_scheduler(files.scheduler(), job.timesteps)
-    test, train = (_side(job, file_in(folder, name), conditions) for name in (job.test, job.train))
-    return Material(files, objective, test, train, (), unit="images")
+    return files
 
 
 class Conditions:

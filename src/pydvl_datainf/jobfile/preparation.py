@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader
 from pydvl_datainf.errors import JobError
 from pydvl_datainf.huggingface import InfluenceBuilder
 from pydvl_datainf.jobfile.data import Material, Side
-from pydvl_datainf.jobfile.images import image_material
+from pydvl_datainf.jobfile.images import checked_files, image_material
 from pydvl_datainf.jobfile.paths import model_in
 from pydvl_datainf.jobfile.reference import with_reference
 from pydvl_datainf.jobfile.schema import Job
-from pydvl_datainf.jobfile.texts import text_material
+from pydvl_datainf.jobfile.texts import check_text_files, text_material
 from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.run import run_influences
 
 PACKAGES = {"denoising": ("diffusers", "peft")}
@@ -77,13 +78,20 @@ class Prepared:
         """Batches of a side, in the order of the file."""
         return self.sides[side].samples.to_loader(self.job.batch_size)
 
-    def run(self, store: str, *, overwrite: bool, progress: bool) -> InfluenceRun:
+    def places(self, store: Store) -> list[Store]:
+        """Where the results are, in the order in which they are made."""
+        return [store]
+
+    def run(
+        self, store: str, *, overwrite: bool, progress: bool, reference: str | None = None
+    ) -> InfluenceRun:
         """Computes the influences, or what is missing of them.
 
         Args:
             store: where the result goes.
             overwrite: replace another run.
             progress: show bars on stderr.
+            reference: run whose reference of a preference serves again; None = that in `store`.
 
         Returns:
             The complete run.
@@ -91,6 +99,7 @@ class Prepared:
         whole = self
         if self.job.task == "preference":
             begun = None if overwrite else store
+            begun = begun if reference is None else reference
             material = with_reference(
                 self.material, self.builder, begun, self.job.batch_size, progress
             )
@@ -136,6 +145,20 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
         method=job.method,
     )
     return Prepared(job, material, builder)
+
+
+def check_files(job: Job, folder: Path) -> None:
+    """Checks that the model of a job is there, and reads no data.
+
+    Args:
+        job: what is to be done.
+        folder: from which relative paths are meant.
+    """
+    _check_has_adapter(job, folder)
+    if job.task == "denoising":
+        checked_files(job, folder)
+    else:
+        check_text_files(job, folder)
 
 
 def _check_has_adapter(job: Job, folder: Path) -> None:

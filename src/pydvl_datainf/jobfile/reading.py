@@ -210,7 +210,8 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("labels",), "'labels' must differ from each other."
     if job.out.startswith("memory:"):
         yield ("out",), "'out' must be a place that lasts; memory is gone when the command ends."
-    if job.task == "preference" and job.adapter is None:
+    yield from _of_checkpoints(job)
+    if job.task == "preference" and not job.tunes_adapters:
         yield (), "'adapter' is required: without it the model is the reference of a preference."
     if job.top_k is not None and job.by_block:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
@@ -257,3 +258,32 @@ def _of_training(training: Training, *, has_adapter: bool) -> Iterator[tuple[tup
             ("training", "momentum"),
             f"'training.momentum' does not belong to optimizer {training.optimizer}, but to sgd.",
         )
+
+
+def _of_checkpoints(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not go together in a job on several checkpoints."""
+    paths, weights = job.checkpoints, job.weights
+    if paths is None:
+        if weights is not None:
+            yield ("weights",), "'weights' are those of 'checkpoints', which are not named."
+        return
+    if job.adapter is not None:
+        yield (
+            ("adapter",),
+            "'adapter' and 'checkpoints' exclude each other: name adapters as 'checkpoints' of "
+            "'model', or models that were tuned whole as 'checkpoints' alone.",
+        )
+    if job.model in paths[1:]:
+        yield (
+            ("model",),
+            "'model' is one of the 'checkpoints': leave 'model' out where they are models, and "
+            "name their base where they are adapters.",
+        )
+    if len(set(paths)) < len(paths):
+        yield ("checkpoints",), "'checkpoints' must differ from each other."
+    if weights is not None and len(weights) != len(paths):
+        yield ("weights",), f"there are {len(weights)} 'weights' for {len(paths)} 'checkpoints'."
+    if weights is not None and not any(weights):
+        yield ("weights",), "'weights' must not be all zero."
+    if job.top_k is not None:
+        yield ("top_k",), "'top_k' keeps the ends of scores, which 'checkpoints' cannot add."

@@ -3,7 +3,15 @@
 from typing import Annotated, Any, Literal
 
 from dask.utils import parse_bytes
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    model_validator,
+)
 
 
 def _no_truth(value: Any) -> Any:
@@ -176,6 +184,9 @@ class Job(_Part):
         task: what the model does.
         model: its folder or its name on the hub.
         adapter: folder of a peft adapter, or its name on the hub.
+        checkpoints: adapters of the model, or, where no model is named, models that were tuned
+            whole; the influences of all of them are added.
+        weights: of the checkpoints in the sum, such as their learning rates; 1 otherwise.
         train: file of the training data.
         test: file of the test data.
         out: where the result goes.
@@ -225,6 +236,8 @@ class Job(_Part):
     ]
     model: Text
     adapter: Text | None = None
+    checkpoints: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    weights: tuple[Weight, ...] | None = None
     train: Text
     test: Text
     out: Text
@@ -262,6 +275,26 @@ class Job(_Part):
     scheduler: Text | None = None
     jobs: Annotated[Count, Field(le=1024)] | None = None
     training: Training | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_checkpoints(cls, given: Any) -> Any:
+        """Checkpoints without a model are models themselves, and the first stands for them."""
+        paths = given.get("checkpoints") if isinstance(given, dict) else None
+        if isinstance(paths, list | tuple) and paths and "model" not in given:
+            return given | {"model": paths[0]}
+        return given
+
+    @property
+    def tunes_adapters(self) -> bool:
+        """Whether an adapter is named, or the checkpoints are adapters."""
+        of_base = self.checkpoints is not None and self.model != self.checkpoints[0]
+        return self.adapter is not None or of_base
+
+    def of_checkpoint(self, path: str) -> "Job":
+        """The job on one of its checkpoints alone."""
+        place = "adapter" if self.tunes_adapters else "model"
+        return self.model_copy(update={"checkpoints": None, "weights": None, place: path})
 
     def as_told(self) -> dict[str, object]:
         """The job as it is kept in the result, as JSON holds it."""

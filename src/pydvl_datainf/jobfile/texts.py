@@ -44,16 +44,7 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
     Returns:
         The material of a run.
     """
-    files = ModelFiles(
-        task=cast(Task, job.task),
-        model=model_in(folder, job.model),
-        adapter=None if job.adapter is None else model_in(folder, job.adapter),
-        labels=job.labels,
-        dtype=job.dtype,
-        attention=job.attention,
-        trust_remote_code=job.trust_remote_code,
-        trust_pickle=job.trust_pickle,
-    )
+    files = _files(job, folder)
     with absent_folders_named(folder, job.model, job.adapter):
         files.check()
         heads = files.adapter_heads()
@@ -71,6 +62,28 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
 
     test, train = side(job.test, "test"), side(job.train, "training")
     return Material(files, objective_of(job), test, train, heads, unit="tokens")
+
+
+def check_text_files(job: Job, folder: Path) -> None:
+    """Checks that a model and its adapter are there, as far as they are read before the data."""
+    files = _files(job, folder)
+    with absent_folders_named(folder, job.model, job.adapter):
+        files.check()
+        files.adapter_heads()
+        files.config()
+
+
+def _files(job: Job, folder: Path) -> ModelFiles:
+    return ModelFiles(
+        task=cast(Task, job.task),
+        model=model_in(folder, job.model),
+        adapter=None if job.adapter is None else model_in(folder, job.adapter),
+        labels=job.labels,
+        dtype=job.dtype,
+        attention=job.attention,
+        trust_remote_code=job.trust_remote_code,
+        trust_pickle=job.trust_pickle,
+    )
 
 
 def _check_lengths(samples: TokenSamples, records: list[Placed], config: Any) -> None:

@@ -32,7 +32,7 @@ from pydvl_datainf.report.retraining import Retraining, retraining_of
 from pydvl_datainf.report.samples import samples_of
 from pydvl_datainf.report.summary import Extent, Facts, facts_of, query_name, store_name, tiles_of
 from pydvl_datainf.report.thumbnails import Thumbnails
-from pydvl_datainf.report.trust import Trust, trust_of
+from pydvl_datainf.report.trust import Trust, trust_of, trust_of_sum
 from pydvl_datainf.results.reader import InfluenceRun
 
 
@@ -106,10 +106,14 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     extent = Extent(run, bounds, tops, samples, limit, thumbnails, uncounted(told))
 
     mean, error = measures.values[MEAN], run.approximation_error
-    method = method_of(run.attrs["fingerprint"])
-    damping = run.damping if method.is_damped else {}
-    trust = trust_of(method.name, error, is_query=run.attrs["rows_in"] is not None)
-    labels = block_labels(list(run.damping))
+    method = None if run.parts else method_of(run.attrs["fingerprint"])
+    damping = run.damping if method is not None and method.is_damped else {}
+    trust = (
+        trust_of_sum()
+        if method is None
+        else trust_of(method.name, error, is_query=run.attrs["rows_in"] is not None)
+    )
+    labels = block_labels(list(run.widths))
     by_block = scores_by_block(run)
     counts = label_counts(told, mean, largest(-mean, bounds.suspects))
     return Contents(
@@ -118,7 +122,7 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
         sign=run.attrs["sign"],
         created=run.attrs["created"],
         query=query_name(run),
-        tiles=list(tiles_of(run, method, trust)),
+        tiles=list(tiles_of(run, damping, trust)),
         facts=list(facts_of(run)),
         suspects=min(bounds.suspects, run.plan.n),
         held=list(extent.held()),

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.influences import MOST_SCORES, Tops, count_by_block
 from pydvl_datainf.report.labels import MOST as MOST_LABELS
@@ -157,24 +156,26 @@ def facts_of(run: InfluenceRun) -> Iterator[Facts]:
         yield Facts(title, [(visible(name), _cut(visible(fact))) for name, fact in facts.items()])
 
 
-def tiles_of(run: InfluenceRun, method: Method, trust: Trust) -> Iterator[tuple[str, str, str]]:
+def tiles_of(
+    run: InfluenceRun, damping: Mapping[str, float], trust: Trust
+) -> Iterator[tuple[str, str, str]]:
     """The most important facts.
 
     Args:
         run: complete.
-        method: that it took.
+        damping: λ of each block, where it has one.
         trust: what is said of it.
 
     Yields:
         Names, values, and where on the page to read on.
     """
-    plan, damping = run.plan, run.damping.values()
-    yield "method", method.name, "run"
+    plan, values = run.plan, damping.values()
+    yield "method", run.attrs["fingerprint"]["method"], "run"
     yield "training samples", f"{plan.n:,}", "suspects"
     yield f"{query_name(run)}s", f"{plan.m:,}", "queries"
-    yield f"blocks, {plan.n_parameters:,} parameters", f"{len(damping):,}", "blocks"
-    if method.is_damped:
-        yield "damping λ", _span(min(damping), max(damping)), "blocks"
+    yield f"blocks, {plan.n_parameters:,} parameters", f"{len(run.widths):,}", "blocks"
+    if values:
+        yield "damping λ", _span(min(values), max(values)), "blocks"
     yield trust.measure, trust.value, "trust"
     yield "computed in", _duration(sum(run.attrs["seconds"].values())), "run"
 

@@ -76,6 +76,15 @@ def trust_of(method: str, error: ApproximationError | None, is_query: bool = Fal
     return Trust(MEASURE, "not measured", how, SILENT)
 
 
+def trust_of_sum() -> Trust:
+    """What is said of a sum of runs."""
+    says = (
+        "This is a sum of runs, each of which has an inverse of its own. How far each is from the "
+        "exact inverse is told by its own report."
+    )
+    return Trust(MEASURE, "that of its parts", (says,), SILENT)
+
+
 def _measured(method: str, error: ApproximationError) -> Iterator[str]:
     if error.rank_correlation is not None:
         yield (

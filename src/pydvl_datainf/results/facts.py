@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ def run_facts(
     kept = _kept(run, names, None if rows_in is None else place(rows_in))
     facts = {"The run": _size(run, damping) | _trust(run) | kept | _origin(run)}
     facts |= {"What was told of it": told} if told else {}
+    if run.parts:
+        facts["What was added, by weight"] = dict(_parts(run, place))
     facts |= {"How far it is": _state(run), "What it cost": _cost(run)}
     if blocks:
         values = (f"{value:.3e}" for value in damping.values())
@@ -52,7 +54,9 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         "Parameters in them": f"{plan.n_parameters:,}",
         "Damping λ, smallest to largest": (
             "none"
-            if not method_of(told).is_damped
+            if not run.parts and not method_of(told).is_damped
+            else "those of the parts, each with its own"
+            if run.parts
             else f"{min(values):.2e} to {max(values):.2e}"
             if values
             else "not chosen yet"
@@ -63,7 +67,14 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
     }
 
 
+def _parts(run: InfluenceRun, place: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+    for k, part in enumerate(run.parts, 1):
+        yield f"Run {k}, x {part.weight:g}", f"{part.method}, in {place(part.place)}"
+
+
 def _trust(run: InfluenceRun) -> dict[str, str]:
+    if run.parts:
+        return {"Compared with the exact inverse": "each part by itself: see there"}
     found = run.approximation_error
     if found is None:
         return {}
@@ -116,7 +127,7 @@ def _state(run: InfluenceRun) -> dict[str, str]:
     }
     if run.is_complete:
         return state
-    again = "call run_influences with the same arguments, or the same command, again"
+    again = f"call {run.store.maker} with the same arguments, or the same command, again"
     return state | {"To go on": RUN_JOB if is_of_job(run) else again}
 
 

@@ -9,9 +9,11 @@ from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
     APPROXIMATION,
     EXTRAS,
+    OF_ONE_INVERSE,
     SELF_INFLUENCE,
     comparison_said,
     faults,
+    is_sum,
 )
 from pydvl_datainf.results.stored import Stored
 
@@ -92,7 +94,7 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
         Layouts by name.
     """
     said, plan = attributes["fingerprint"], Plan.from_attributes(attributes["plan"])
-    return arrays_of(
+    tables = arrays_of(
         plan,
         len(said["blocks"]),
         said["dtype"],
@@ -101,6 +103,9 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
         stores_rows=plan.rows == "zarr" and attributes["rows_in"] is None,
         columns=attributes["columns"],
     )
+    if not is_sum(attributes):
+        return tables
+    return {name: layout for name, layout in tables.items() if name not in OF_ONE_INVERSE}
 
 
 def column_type(dtype: Any) -> str:
@@ -131,6 +136,7 @@ def opened(store: Stored) -> dict[str, Any]:
             "copy of its zarr.json, or make the run anew with overwrite=True."
         )
     store.layouts, store.checksum = arrays_said(attributes), attributes["checksum"]
+    store.maker = "sum_runs" if is_sum(attributes) else "run_influences"
     return attributes
 
 

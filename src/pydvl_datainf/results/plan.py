@@ -57,7 +57,7 @@ class Plan:
         part: test samples whose gradients are summed before they are stored, for groups of them.
         self_tiles: training tiles whose self-influences are computed together, where rows are
             computed again.
-        rows: "memory", "zarr" or "recompute".
+        rows: "memory", "zarr" or "recompute"; "none" of a sum of runs.
     """
 
     n: int

@@ -11,10 +11,11 @@ from pydvl_datainf.influence.approximation import ApproximationError
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, opened
 from pydvl_datainf.results.linked_rows import is_followed, rows_store
+from pydvl_datainf.results.parts import Part, parts_of
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.ranking import Best
 from pydvl_datainf.results.record import APPROXIMATION, EXTRAS, SELF_INFLUENCE
-from pydvl_datainf.results.stored import REPAIR, Stored
+from pydvl_datainf.results.stored import Stored
 
 
 class InfluenceRun:
@@ -76,8 +77,22 @@ class InfluenceRun:
         return bool(self.attrs["complete"])
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The runs that were added, where this one is a sum (`sum_runs`); otherwise none."""
+        return parts_of(self.attrs)
+
+    @property
     def damping(self) -> dict[str, float]:
-        """λ of each block."""
+        """λ of each block.
+
+        Raises:
+            StoreError: if this is a sum of runs, each of which has its own.
+        """
+        if self.parts:
+            raise StoreError(
+                f"{self._store} is a sum of runs, each with its own λ: open one of them, "
+                "InfluenceRun(run.parts[0].place).damping."
+            )
         names = self._store.read("block").tolist()
         return dict(zip(names, self._store.read("damping").tolist(), strict=True))
 
@@ -139,7 +154,7 @@ class InfluenceRun:
         if other:
             raise StoreError(
                 f"The consolidated metadata in the zarr.json of {self._store} are not those of "
-                f"{', '.join(map(repr, other))}.{REPAIR}"
+                f"{', '.join(map(repr, other))}.{self._store.repair}"
             )
 
     # What was found
@@ -247,7 +262,10 @@ class InfluenceRun:
             return self.run_of_rows().self_influence()
         if not self.has_self_influence:
             how = (
-                "compute_self_influence(run) makes them from the rows that it kept"
+                "It is a sum, and a sum has them where all of its parts do: make theirs, and call "
+                "sum_runs again with the same arguments"
+                if self.parts
+                else "compute_self_influence(run) makes them from the rows that it kept"
                 if self.plan.rows == "zarr"
                 else "Call run_influences again with the same arguments and self_influence=True; "
                 "the scores are not computed again"
@@ -286,7 +304,13 @@ class InfluenceRun:
 
     @property
     def approximation_error(self) -> ApproximationError | None:
-        """How far the inverse is from the exact one; None where the run did not compare them."""
+        """How far the inverse is from the exact one; None where the run did not compare them.
+
+        A sum of runs has none: each of its `parts` has an inverse of its own.
+
+        Raises:
+            StoreError: if it is damaged.
+        """
         run = InfluenceRun(self._store.location)  # a later call may have compared anew
         self._store.check_same_run()
         store = run._store
@@ -294,7 +318,9 @@ class InfluenceRun:
             return None
         told = comparison_in(store)
         if told is None:
-            raise StoreError(f"The metadata of '{APPROXIMATION}' in {store} are damaged.{REPAIR}")
+            raise StoreError(
+                f"The metadata of '{APPROXIMATION}' in {store} are damaged.{store.repair}"
+            )
         errors, cosines = store.read(APPROXIMATION)
         return ApproximationError(
             blocks=tuple(store.read("block").tolist()),
@@ -358,7 +384,7 @@ class InfluenceRun:
             there, all_chunks = self.progress()
             raise StoreError(
                 f"{self._store} is not complete ({there} of {all_chunks} chunks of results). Call "
-                "run_influences again with the same arguments to go on."
+                f"{self._store.maker} again with the same arguments to go on."
             )
 
     def _position(self, test: Any) -> int:

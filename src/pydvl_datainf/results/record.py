@@ -18,6 +18,9 @@ APPROXIMATION = "approximation"
 EXTRAS = (SELF_INFLUENCE, APPROXIMATION)
 """Arrays that a run has only where they were asked for."""
 
+OF_ONE_INVERSE = ("squared_norms", "damping", APPROXIMATION)
+"""Arrays that a sum of runs has not: each of its parts has its own."""
+
 SEALED = ("fingerprint", "plan", "columns")
 """Attributes whose checksum stands beside them."""
 
@@ -26,6 +29,15 @@ LARGEST = 2**53
 
 COLUMN = re.compile(r"string|bool|u?int(8|16|32|64)|float(16|32|64)")
 """Data types of the caller's columns."""
+
+
+NO_ROWS = "none"
+"""How a sum of runs keeps rows."""
+
+
+def is_sum(attributes: Mapping[str, Any]) -> bool:
+    """Whether a run is a sum of others, by its attributes."""
+    return "parts" in attributes["fingerprint"]
 
 
 def checksum(values: Mapping[str, Any]) -> str:
@@ -99,6 +111,16 @@ def _are_columns(value: Any) -> bool:
     return named and all(type(k) is str and COLUMN.fullmatch(k) for k in value.values())
 
 
+def _is_part(value: Any) -> bool:
+    is_named = type(value) is dict and value.keys() == {"method", "weight", "run"}
+    texts = is_named and type(value["method"]) is type(value["run"]) is str
+    return texts and _is_number(value["weight"]) and value["weight"] >= 0
+
+
+def _are_parts(value: Any) -> bool:
+    return _all_in(list, _is_part)(value) and len(value) > 0
+
+
 def _are_blocks(value: Any) -> bool:
     return _all_in(dict, _all_in(list, _is(str)))(value) and len(value) > 0
 
@@ -136,9 +158,12 @@ _FINGERPRINT: dict[str, Fits] = {
     "ids and metadata": _is(str),
     "run metadata": _is(dict),
 }
+_SUM: dict[str, Fits] = {"method": _is(str), "parts": _are_parts}
+"""What is otherwise in the fingerprint of a sum of runs."""
+
 _PLAN: dict[str, Fits] = {field.name: _is_count for field in fields(Plan)} | {
     "pieces": lambda value: _all_in(list, _is_pair)(value) and len(value) > 0,
-    "rows": lambda value: value in ("memory", "zarr", "recompute"),
+    "rows": lambda value: value in ("memory", "zarr", "recompute", NO_ROWS),
 }
 _COMPARISON: dict[str, Fits] = {
     "n": _is_count,
@@ -160,7 +185,12 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
     """
     yield from _misfits("", _ATTRIBUTES, attributes)
     said, plan = attributes["fingerprint"], attributes["plan"]
-    yield from _misfits("fingerprint: ", _FINGERPRINT, said)
+    of_sum = is_sum(attributes)
+    yield from _misfits("fingerprint: ", _FINGERPRINT | (_SUM if of_sum else {}), said)
+    if of_sum:
+        yield from _misfits("", {"parts_in": _all_in(list, _is(str))}, attributes)
+        if len(attributes["parts_in"]) != len(said["parts"]):
+            yield "parts_in are not the places of all parts"
     yield from _misfits("plan: ", _PLAN, plan)
     if plan.keys() != _PLAN.keys():
         yield f"plan has the entries {_short(sorted(plan))}"
@@ -171,6 +201,8 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
     if plan["n"] != said["training samples"] or plan["m"] > said["test samples"]:
         yield "fingerprint and plan tell of different numbers of samples"
     sides = (("test_tile", "m"), ("train_tile", "n"), ("columns", "n_parameters"))
+    if of_sum != (plan["rows"] == NO_ROWS):
+        yield "plan: rows are those of a sum, or of a run, and this is the other"
     yield from (f"plan: {a} is larger than {b}" for a, b in sides if plan[a] > plan[b])
     sums = [sum(counts) for counts in zip(*plan["pieces"], strict=True)]
     if sums != [len(said["blocks"]), plan["n_parameters"]]:

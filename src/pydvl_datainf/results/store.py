@@ -326,7 +326,7 @@ def os_errors_named(store: Store) -> Iterator[None]:
         remedy = "make room" if error.errno in (ENOSPC, EDQUOT) else "mend the cause"
         raise StoreError(
             f"Writing to {store} failed: {error}. What was written before stays; {remedy}, and "
-            "call run_influences again with the same arguments to go on."
+            f"call {store.maker} again with the same arguments to go on."
         ) from error
     except ValueError as error:
         if "read-only" not in str(error):

@@ -33,8 +33,8 @@ METADATA = ("test_", "train_")
 """How the names of the caller's columns begin; only these may hold NaN."""
 
 REPAIR = (
-    " Call run_influences again with the same arguments: what is damaged or missing is made again, "
-    "and nothing else is computed."
+    " Call {} again with the same arguments: what is damaged or missing is made again, and nothing "
+    "else is computed."
 )
 FEW = 1000
 """Chunks that are read without looking first whether there are so many."""
@@ -55,6 +55,7 @@ class Stored:
         self.location = location.location if known else as_location(location)
         self.layouts: Mapping[str, Layout] = {}  # as far as known, arrays must look like these
         self.checksum: str | None = None  # of the run that is read, where one is
+        self.maker = "run_influences"  # what is called to make the run, and to mend it
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._counts: dict[str, int] = {}
 
@@ -76,6 +77,11 @@ class Stored:
 
     def __str__(self) -> str:
         return str(self.path or self.location)
+
+    @property
+    def repair(self) -> str:
+        """What to do about damage, as the end of a message."""
+        return REPAIR.format(self.maker)
 
     @property
     def group(self) -> zarr.Group:
@@ -169,13 +175,13 @@ class Stored:
         """
         if name not in self._arrays:
             if name not in self:
-                raise StoreError(f"{self} has no array '{name}'.{REPAIR}")
+                raise StoreError(f"{self} has no array '{name}'.{self.repair}")
             array = self._as_described(name)
             layout = self.layouts.get(name)
             if layout is not None and not layout.is_that_of(name, array):
                 raise StoreError(
                     f"The array '{name}' in {self} is not laid out as its run says: {array.shape} "
-                    f"in chunks of {array.chunks}, {array.dtype}.{REPAIR}"
+                    f"in chunks of {array.chunks}, {array.dtype}.{self.repair}"
                 )
             if is_compressed(name):
                 array = self._opened(guarded(self._files, array), name)
@@ -193,7 +199,7 @@ class Stored:
             return self._opened(self._files, name)
         except Exception as error:  # damaged metadata raise anything
             raise StoreError(
-                f"The metadata of the array '{name}' in {self} are damaged: {error}.{REPAIR}"
+                f"The metadata of the array '{name}' in {self} are damaged: {error}.{self.repair}"
             ) from error
 
     def _opened(self, files: ZarrStore, name: str) -> "zarr.Array[Any]":
@@ -384,7 +390,7 @@ class Stored:
         more = total - len(keys[:NAMED])
         some = ", ".join(keys[:NAMED]) + (f" and {more:,} more" if more else "")
         return StoreError(
-            f"{self} has {total:,} missing or damaged chunks: {some}. Call run_influences again "
+            f"{self} has {total:,} missing or damaged chunks: {some}. Call {self.maker} again "
             "with the same arguments, which recomputes just these."
         )
 

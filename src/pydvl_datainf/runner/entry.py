@@ -10,13 +10,12 @@ import numpy as np
 
 from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
-from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import ENDS, arrays_of, opened
 from pydvl_datainf.results.metadata import digest, json_of
 from pydvl_datainf.results.plan import Plan
-from pydvl_datainf.results.record import EXTRAS, sealed_attributes
+from pydvl_datainf.results.record import EXTRAS, is_sum, sealed_attributes
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex
@@ -45,7 +44,19 @@ def asked_of(
 
 
 def stored_in(store: Store, executor: Executor, options: RunOptions) -> dict[str, Any] | None:
-    """The attributes of the run that is to go on; None where a new one is made."""
+    """The attributes of the run that is to go on; None where a new one is made.
+
+    Args:
+        store: where to.
+        executor: does the work.
+        options: what is asked.
+
+    Returns:
+        Attributes, or None.
+
+    Raises:
+        StoreError: if workers do not see the store, or it is damaged.
+    """
     if not (executor.shares_memory or store.is_shared):
         raise StoreError(f"{store} is in this process's memory, which workers do not see.")
     if store.is_vacant():
@@ -56,6 +67,8 @@ def stored_in(store: Store, executor: Executor, options: RunOptions) -> dict[str
         if options.overwrite:
             return None
         raise
+    if not options.overwrite and is_sum(stored):
+        check_same(store, ["it is a sum of runs"])
     return None if options.overwrite and stored["complete"] else stored
 
 
@@ -130,7 +143,8 @@ def enter(
         }
     )
     if stored is None:
-        store.create(_about(spec.method) | mine | _UNDONE | {"writer": spec.writer})
+        what = f"{spec.method.name}: {spec.method.formula}"
+        store.create(about(what) | mine | UNDONE | {"writer": spec.writer})
         return
     parts = ("fingerprint", "plan")
     check_same(store, [line for part in parts for line in differences(stored[part], mine[part])])
@@ -154,13 +168,21 @@ def check_same(store: Store, other: Sequence[str]) -> None:
         )
 
 
-_UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}
+UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}
 
 
-def _about(method: Method) -> dict[str, Any]:
+def about(method: str) -> dict[str, Any]:
+    """What a store tells people of its run.
+
+    Args:
+        method: what was computed, in a line.
+
+    Returns:
+        Attributes.
+    """
     return {
         "title": "Influences of training samples (train) on test samples (test)",
-        "method": f"{method.name}: {method.formula}",
+        "method": method,
         "sign": "positive: more weight on the training sample lowers the test sample's loss",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),

@@ -10,6 +10,7 @@ from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import opened, rows_name
 from pydvl_datainf.results.linked_rows import rows_store
 from pydvl_datainf.results.plan import Plan
+from pydvl_datainf.results.record import is_sum
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchIndex
@@ -82,6 +83,11 @@ class StoredRows:
             raise StoreError(
                 f"{self.store} is not complete. Call run_influences again with the same arguments, "
                 "and query it then."
+            )
+        if is_sum(self.attributes):
+            raise StoreError(
+                f"{self.store} is a sum of runs, which keeps no training rows. Query each of its "
+                "parts (InfluenceRun.parts), and add these queries with sum_runs."
             )
         if self.plan.rows != "zarr":
             raise StoreError(

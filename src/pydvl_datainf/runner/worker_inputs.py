@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError, PlanError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
-from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.influence import BlockwiseInfluence, EnsembleInfluence
 from pydvl_datainf.inverse.damping import SHARE
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.inverse.methods import METHODS, method_entries
@@ -90,13 +90,15 @@ class Inputs:
         """The model, built or unpacked on first use, in a copy that holds no rows.
 
         Raises:
-            ModelError: if a builder returned something else.
+            ModelError: if a builder returned something else, or it is an ensemble.
             PlanError: if its curvature is not that of the gradients.
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
+            _check_single(made)
             if not isinstance(made, BlockwiseInfluence):
                 made = made()
+            _check_single(made)
             if not isinstance(made, BlockwiseInfluence):
                 raise ModelError(
                     f"The influence builder returned a {type(made).__name__}. Pass a "
@@ -225,3 +227,11 @@ def _told(value: Any) -> str | None:
     inner = value if isinstance(value, tuple) else (value,)
     is_simple = all(isinstance(v, str | int | float | bool | None) for v in inner)
     return repr(value) if is_simple else None
+
+
+def _check_single(influence: Any) -> None:
+    if isinstance(influence, EnsembleInfluence):
+        raise ModelError(
+            "A run has one inverse, and this is an ensemble. Make a run of each member with "
+            "run_influences, and add these with sum_runs(runs, store, weights)."
+        )

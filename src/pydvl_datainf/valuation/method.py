@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from pydvl_datainf.batches import Pair
 from pydvl_datainf.errors import BatchError, DataInfError, ModelError, PlanError, SourceError
-from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.influence import BlockwiseInfluence, EnsembleInfluence
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner.run import run_influences
 from pydvl_datainf.valuation.data import batches, check_alike, check_test_data, input_dtype
@@ -55,7 +55,8 @@ class DataInfValuation(Valuation):
     sample, an `aggregate` of the caller's) is NaN.
 
     Args:
-        influence: a `DataInfInfluence` or one of its siblings, fitted or not. `fit` fits a copy of
+        influence: a `DataInfInfluence`, one of its siblings or an `EnsembleInfluence` of them
+            (without a store or processes), fitted or not. `fit` fits a copy of
             it to the data, with λ chosen anew where they were not given, unless it is fitted on
             exactly this data, and leaves it as it is: one model can be shared by valuations of any
             data.
@@ -78,7 +79,8 @@ class DataInfValuation(Valuation):
     Raises:
         ModelError: if `influence` is no influence model of this package.
         SourceError: if the test data is of no such kind.
-        PlanError: if there is no such aggregate, or a client without a store or beside n_jobs.
+        PlanError: if there is no such aggregate, a client without a store or beside n_jobs, or
+            an ensemble with a store or n_jobs.
         BatchError: if batch_size is not a positive integer.
 
     Examples:
@@ -96,7 +98,7 @@ class DataInfValuation(Valuation):
 
     def __init__(
         self,
-        influence: BlockwiseInfluence,
+        influence: BlockwiseInfluence | EnsembleInfluence,
         test_data: Any,
         aggregate: Aggregate = "mean",
         *,
@@ -108,7 +110,7 @@ class DataInfValuation(Valuation):
         progress: bool = False,
     ):
         super().__init__()
-        if not isinstance(influence, BlockwiseInfluence):
+        if not isinstance(influence, BlockwiseInfluence | EnsembleInfluence):
             raise ModelError(
                 f"influence is a {type(influence).__name__}. Pass a DataInfInfluence, "
                 "ExactInfluence or HessianFreeInfluence."
@@ -124,6 +126,8 @@ class DataInfValuation(Valuation):
             )
         if client is not None and n_jobs is not None:
             raise PlanError("Pass client or n_jobs, not both.")
+        if isinstance(influence, EnsembleInfluence) and (store is not None or n_jobs is not None):
+            raise _no_run()
         check_test_data(test_data, in_order=store is not None)
         self.influence = influence
         self.test_data = test_data
@@ -134,7 +138,9 @@ class DataInfValuation(Valuation):
         self.n_jobs = n_jobs
         self.memory = memory
         self.progress = progress
-        self.algorithm_name = influence.inverse.name
+        self.algorithm_name = (
+            influence.name if isinstance(influence, EnsembleInfluence) else influence.inverse.name
+        )
         if callable(aggregate):
             self.algorithm_name += f" ({getattr(aggregate, '__name__', type(aggregate).__name__)})"
 
@@ -222,6 +228,8 @@ class DataInfValuation(Valuation):
         return aggregated((unit_sums(tile, positions) for tile in tiles_of(run)), self.aggregate)
 
     def _run(self, data: Dataset, store: Any) -> InfluenceRun:
+        if isinstance(self.influence, EnsembleInfluence):  # with joblib.parallel_config
+            raise _no_run()
         train, tests = self._train_and_tests(data)
         # The λ of a fitted model may be those of other data, and a run would keep them.
         influence = self.influence.unfitted(fix_damping=False)
@@ -239,13 +247,14 @@ class DataInfValuation(Valuation):
             progress=self.progress,
         )
 
-    def _fitted(self, train: list[Pair]) -> BlockwiseInfluence:
+    def _fitted(self, train: list[Pair]) -> BlockwiseInfluence | EnsembleInfluence:
         if self.influence.is_fitted_on(train):
             return self.influence
         return copy.copy(self.influence).fit(train)
 
     def _train_and_tests(self, data: Dataset) -> tuple[list[Pair], Iterable[Pair]]:
-        dtype = input_dtype(self.influence.model)
+        one = self.influence
+        dtype = input_dtype((one.members[0] if isinstance(one, EnsembleInfluence) else one).model)
         train = list(batches(data, dtype, self.batch_size))
         tests = self._tests(train[0], batches(self.test_data, dtype, self.batch_size))
         first = next(tests, None)  # before any work
@@ -257,3 +266,11 @@ class DataInfValuation(Valuation):
         for test in tests:
             check_alike(train[0], test[0])
             yield test
+
+
+def _no_run() -> PlanError:
+    return PlanError(
+        "Values of an ensemble are computed in this process and kept nowhere. Leave out store, "
+        "client and n_jobs; or make a run of each member with run_influences, add these with "
+        "sum_runs, and take to_valuation_result."
+    )
