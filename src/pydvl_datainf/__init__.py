@@ -23,7 +23,12 @@ with warnings.catch_warnings():
     # Importing pyDVL 0.10 announces deprecations of its own.
     warnings.simplefilter("ignore", FutureWarning)
     from pydvl_datainf.huggingface import influence_from_trainer
-    from pydvl_datainf.influence import DataInfInfluence, ExactInfluence, HessianFreeInfluence
+    from pydvl_datainf.influence import (
+        DataInfInfluence,
+        EkfacInfluence,
+        ExactInfluence,
+        HessianFreeInfluence,
+    )
     from pydvl_datainf.influence.approximation import ApproximationError, approximation_error
     from pydvl_datainf.results.reader import InfluenceRun
     from pydvl_datainf.runner.options import RunOptions
@@ -49,6 +54,7 @@ __all__ = [
     "DataInfError",
     "DataInfInfluence",
     "Denoising",
+    "EkfacInfluence",
     "ExactInfluence",
     "HessianFreeInfluence",
     "InfluenceRun",

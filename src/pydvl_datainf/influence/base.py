@@ -111,10 +111,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model's per-sample gradients are not defined.
         """
         self._select_parameters()
-        widths = self.blocks.widths
-        reader, given = self._reader(data), self._given_damping
-        self._fit = Fitted.read(reader, self.model, self.rows_kept, given, widths, self.dtype)
+        self._fit = self._read(self._reader(data))
         return self
+
+    def _read(self, reader: Reader) -> Fitted:
+        widths, given = self.blocks.widths, self._given_damping
+        return Fitted.read(reader, self.model, self.rows_kept, given, widths, self.dtype)
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
         """Whether `fit` saw these samples, in this order, and the model is as it was then.
@@ -168,6 +170,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def block_names(self) -> list[str]:
         """The names of the blocks: paths of modules or parameters, or the caller's names."""
         return list(self.blocks.names)
+
+    @property
+    def inverses(self) -> Mapping[str, Method]:
+        """What takes the place of the inverse in each block, and is fed rows."""
+        return dict.fromkeys(self.blocks.names, self.inverse)
 
     @property
     def parameter_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -498,7 +505,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             check_order(fitted.has_fixed_order if data is None else has_fixed_order(data))
             own = fitted.source.chunks() if data is None else self._reader(as_batches(data)).rows()
             groups = grouped(map(widened, own), _GROUP_BYTES)
-            parts = [fitted.solve(self.inverse.forms, group) for group in groups]
+            parts = [self._forms(fitted, group) for group in groups]
         if not parts:
             raise SourceError("The data is empty; self-influences need at least one sample.")
         joined = concatenated(parts, dim=0)
@@ -510,6 +517,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         factors = fitted.solve(self.inverse.times, vectors)
         check_finite(factors)
         return factors
+
+    def _forms(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+        return fitted.solve(self.inverse.forms, vectors)
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model

@@ -21,7 +21,7 @@ from pydvl_datainf.gradients.sources import (
 )
 from pydvl_datainf.gradients.supported import preserved_rng
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
-from pydvl_datainf.inverse.method import Make, solve
+from pydvl_datainf.inverse.method import Makes, solve
 from pydvl_datainf.vectors import BlockVectors
 
 
@@ -101,7 +101,7 @@ class Fitted:
         """Names of the model's tensors that are not as they were."""
         return differences(self.model, fingerprint(model))
 
-    def solve(self, make: Make, vectors: BlockVectors) -> BlockVectors:
+    def solve(self, make: Makes, vectors: BlockVectors) -> BlockVectors:
         """The inverse times vectors, or its forms, over the rows."""
         is_kept = isinstance(self.source, MemoryRows)  # then a pass is free: one solver at a time
         parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]

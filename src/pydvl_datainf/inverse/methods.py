@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.identity import HessianFree, ScaledHessianFree
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.inverse.sherman_morrison import DataInf
@@ -9,6 +10,7 @@ from pydvl_datainf.inverse.woodbury import Exact
 
 DATAINF = DataInf()
 EXACT = Exact()
+EKFAC = Ekfac()
 HESSIAN_FREE = HessianFree()
 SCALED_HESSIAN_FREE = ScaledHessianFree()
 

@@ -12,12 +12,12 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.errors import ModelError, PlanError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
 from pydvl_datainf.inverse.method import Method
-from pydvl_datainf.inverse.methods import METHODS
+from pydvl_datainf.inverse.methods import EKFAC, METHODS
 from pydvl_datainf.objectives import Objective, OutputLoss
 from pydvl_datainf.runner.batched_data import BatchedData
 
@@ -90,6 +90,7 @@ class Inputs:
 
         Raises:
             ModelError: if a builder returned something else.
+            PlanError: if its method is EK-FAC.
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
@@ -99,6 +100,12 @@ class Inputs:
                 raise ModelError(
                     f"The influence builder returned a {type(made).__name__}. Pass a "
                     "DataInfInfluence, or a function without arguments that returns one."
+                )
+            if made.inverse == EKFAC:
+                raise PlanError(
+                    "A run keeps rows alone, and EK-FAC needs the second moments of layers' inputs "
+                    "and output gradients too. Use ExactInfluence or DataInfInfluence in runs, or "
+                    "fit this EkfacInfluence and call its influences."
                 )
             if made.inverse.name not in METHODS:
                 raise ModelError(
