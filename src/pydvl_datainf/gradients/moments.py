@@ -42,6 +42,14 @@ class LinearBlock:
     modules: Sequence[nn.Module]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs o and inputs i, that of the bias among them."""
+        p = self.bias if self.weight is None else self.weight
+        assert p is not None
+        inputs = 0 if self.weight is None else self.weight[0].numel()
+        return len(p), inputs + (self.bias is not None)
+
+    @property
     def has_both(self) -> bool:
         """Whether there are a weight and a bias."""
         return self.weight is not None and self.bias is not None

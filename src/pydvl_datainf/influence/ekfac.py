@@ -7,16 +7,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pydvl_datainf.batches import Batch, split_batch
 from pydvl_datainf.blocks import BlockStructure
-from pydvl_datainf.errors import BlockError, DampingError
+from pydvl_datainf.errors import BlockError
 from pydvl_datainf.gradients import Gradients
 from pydvl_datainf.gradients.by_length import pieces_by_length
-from pydvl_datainf.gradients.moments import LayerMoments, linear_blocks
+from pydvl_datainf.gradients.moments import LayerMoments, LinearBlock, linear_blocks
 from pydvl_datainf.gradients.sources import Reader, RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
 from pydvl_datainf.influence.fitted import Fitted
 from pydvl_datainf.inverse.damping import check_finite
-from pydvl_datainf.inverse.ekfac import Eigenbasis, Ekfac, mean_squares
+from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.methods import EKFAC
 from pydvl_datainf.objectives import Objective
 from pydvl_datainf.vectors import BlockVectors
@@ -84,7 +85,7 @@ class EkfacInfluence(BlockwiseInfluence):
             progress=progress,
         )
         self._max_tokens = max_tokens
-        if not linear_blocks(model, self.blocks):
+        if not self.layers:
             raise BlockError(
                 "No block is a linear layer or a convolution without groups, so EK-FAC has none to "
                 'factor. Use block_structure="module", or ExactInfluence.'
@@ -105,14 +106,34 @@ class EkfacInfluence(BlockwiseInfluence):
         return {block: Ekfac(method.basis) for block, method in self._bases.items()}
 
     @property
+    def layers(self) -> Mapping[str, LinearBlock]:
+        """The blocks that are a linear layer, whether or not it takes part."""
+        return linear_blocks(self.model, self.blocks)
+
+    def layer_moments(self, batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Computes A = Σ x xᵀ and S = Σ g gᵀ of the layers that take part. Does not need `fit`.
+
+        Args:
+            batches: pairs (x, y), or mappings that carry their labels.
+
+        Returns:
+            For each block with such a layer A (i, i) and S (o, o), summed over all batches.
+        """
+        moments = LayerMoments(self.model, self.objective, self.layers)
+        for given in batches:
+            x, y = (given, None) if isinstance(given, Mapping) else given
+            for batch in split_batch(self._batch(x, y), self.batch_size):
+                _add(moments, batch, self._max_tokens)
+        return moments.sums
+
+    @property
     def _bases(self) -> Mapping[str, Ekfac]:
         fitted = self._fitted()
         assert isinstance(fitted, FittedLayers)  # from `_read`
         return fitted.methods
 
     def _read(self, reader: Reader) -> Fitted:
-        layers = linear_blocks(self.model, self.blocks)
-        moments = LayerMoments(self.model, self.objective, layers)
+        moments = LayerMoments(self.model, self.objective, self.layers)
         settings = (reader.device, reader.batch_size, reader.progress)
         watched = _MomentsReader(
             reader.data,
@@ -150,11 +171,16 @@ class _MomentsReader(Reader):
         self.moments.sums.clear()  # of a pass before this one
         for batch in self.batches("gradients"):
             yield self.engine.rows(batch)
-            if self.max_tokens is None:
-                self.moments.add(batch)
-            else:
-                for _, piece in pieces_by_length(batch, self.max_tokens):
-                    self.moments.add(piece)
+            _add(self.moments, batch, self.max_tokens)
+
+
+def _add(moments: LayerMoments, batch: Batch, max_tokens: int | None) -> None:
+    """Adds those of a batch, in pieces of at most so many tokens."""
+    if max_tokens is None:
+        moments.add(batch)
+        return
+    for _, piece in pieces_by_length(batch, max_tokens):
+        moments.add(piece)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,8 +209,12 @@ class FittedLayers(Fitted):
         """
         methods = {}
         for block in fitted.damping:
-            rows = (chunk[block] for chunk in fitted.source.chunks())
-            methods[block] = _method(block, moments, rows)
+            if block in moments.sums:
+                has_bias = moments.layers[block].has_both
+                rows = (chunk[block] for chunk in fitted.source.chunks())
+                methods[block] = Ekfac.of(*moments.sums[block], has_bias=has_bias).knowing(rows)
+            else:
+                methods[block] = EKFAC
         told = {f.name: getattr(fitted, f.name) for f in fields(fitted)}
         return cls(**told, methods=methods)
 
@@ -192,17 +222,3 @@ class FittedLayers(Fitted):
         """The same on another device."""
         methods = {block: method.to(device) for block, method in self.methods.items()}
         return replace(self, source=self.source.to(device), device=device, methods=methods)
-
-
-def _method(block: str, moments: LayerMoments, rows: Iterable[Tensor]) -> Ekfac:
-    if block not in moments.sums:
-        return EKFAC
-    A, S = moments.sums[block]
-    if not (A.isfinite().all() and S.isfinite().all()):
-        raise DampingError(
-            f"The squared inputs or output gradients of block '{block}' overflow. Scale the "
-            "inputs, multiply the loss by a constant < 1, or leave the block out with a "
-            "block_structure."
-        )
-    basis = Eigenbasis.of(A, S, has_bias=moments.layers[block].has_both)
-    return Ekfac(basis, mean_squares(basis, rows))

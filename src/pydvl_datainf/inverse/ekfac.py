@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pydvl_datainf.errors import SourceError
+from pydvl_datainf.errors import DampingError, SourceError
 from pydvl_datainf.inverse.identity import Known
 from pydvl_datainf.inverse.method import Method, OnePass, Solver, float64_bytes
 from pydvl_datainf.inverse.woodbury import Exact
@@ -76,6 +76,22 @@ class Eigenbasis:
         return Eigenbasis(self.Q_S.to(device), self.Q_A.to(device), self.has_bias)
 
 
+def check_moments(*moments: Tensor) -> None:
+    """Checks that moments of a layer did not overflow.
+
+    Args:
+        moments: any of them.
+
+    Raises:
+        DampingError: if any entry is infinite or NaN.
+    """
+    if not all(moment.isfinite().all() for moment in moments):
+        raise DampingError(
+            "The squared inputs or output gradients of a layer overflow. Scale the inputs, "
+            "multiply the loss by a constant < 1, or leave the layer out with a block_structure."
+        )
+
+
 def mean_squares(basis: Eigenbasis, rows: Iterable[Tensor]) -> Float[Tensor, "o i"]:
     """Λ = (1/n) Σ_i (Q_Sᵀ G_i Q_A)², over n rows (b, d) in chunks."""
     total, n = torch.zeros(()), 0
@@ -104,6 +120,30 @@ class Ekfac(Method):
         "in their basis; the exact inverse in others"
     )
     is_damped = True
+
+    @classmethod
+    def of(
+        cls, A: Float[Tensor, "i i"], S: Float[Tensor, "o o"], *, has_bias: bool = False
+    ) -> "Ekfac":
+        """The method of a layer.
+
+        Args:
+            A: second moment of its inputs, or a multiple.
+            S: of its output gradients; zero where it took no part.
+            has_bias: as in `Eigenbasis`.
+
+        Returns:
+            The method, without eigenvalues; with an eigenbasis, if the layer took part.
+
+        Raises:
+            DampingError: if a moment overflowed.
+        """
+        check_moments(A, S)
+        return cls(Eigenbasis.of(A, S, has_bias=has_bias)) if S.any() else cls()
+
+    def knowing(self, rows: Iterable[Tensor]) -> "Ekfac":
+        """The same with the eigenvalues that all training rows (b, d), in chunks, give it."""
+        return self if self.basis is None else Ekfac(self.basis, mean_squares(self.basis, rows))
 
     @property
     def passes(self) -> int:
@@ -159,7 +199,7 @@ class Ekfac(Method):
             raise SourceError(
                 "EK-FAC takes its eigenvalues, and the exact inverse of blocks that are no linear "
                 "layer, from the gradients of all samples together, so they cannot be computed "
-                'again piece by piece. Use rows="memory".'
+                'again piece by piece. Use rows="memory", or run_influences with rows="zarr".'
             )
 
     def to(self, device: torch.device) -> "Ekfac":

@@ -15,5 +15,5 @@ HESSIAN_FREE = HessianFree()
 SCALED_HESSIAN_FREE = ScaledHessianFree()
 
 METHODS: Mapping[str, Method] = {
-    method.name: method for method in (DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE)
+    method.name: method for method in (DATAINF, EXACT, EKFAC, HESSIAN_FREE, SCALED_HESSIAN_FREE)
 }

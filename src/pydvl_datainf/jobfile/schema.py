@@ -196,7 +196,7 @@ class Job(_Part):
     timesteps: Count | Annotated[tuple[Position, ...], Field(min_length=1)] = 8
     noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
-    method: Literal["datainf", "exact", "hessian-free", "scaled-hessian-free"] = "datainf"
+    method: Literal["datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free"] = "datainf"
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
     rows: Literal["auto", "memory", "zarr", "recompute"] = "auto"

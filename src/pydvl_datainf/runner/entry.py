@@ -11,7 +11,7 @@ import numpy as np
 from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
 from pydvl_datainf.inverse.method import Method
-from pydvl_datainf.results.layout import ENDS, arrays_of, opened
+from pydvl_datainf.results.layout import ENDS, arrays_of, moments_of, opened
 from pydvl_datainf.results.metadata import digest, json_of
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import EXTRAS, sealed_attributes
@@ -192,6 +192,7 @@ def lay_out(
         top_k=spec.top_k,
         stores_rows=spec.plan.rows == "zarr" and spec.train is not None,
         columns=types,
+        moments=moments_of(spec.widths, spec.layers if spec.train is not None else {}),
     )
     for name in [name for name in store.layouts if name not in EXTRAS]:
         store.require(name, *store.layouts[name])

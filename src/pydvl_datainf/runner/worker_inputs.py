@@ -4,7 +4,7 @@ import inspect
 import io
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -12,12 +12,12 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError, PlanError
+from pydvl_datainf.errors import ModelError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
-from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence
 from pydvl_datainf.inverse.damping import SHARE
 from pydvl_datainf.inverse.method import Method
-from pydvl_datainf.inverse.methods import EKFAC, METHODS
+from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.objectives import Objective, OutputLoss
 from pydvl_datainf.runner.batched_data import BatchedData
 
@@ -38,6 +38,8 @@ class Description:
         objective: in words.
         model: a checksum of each parameter and buffer.
         method: of the inverse.
+        layers: for EK-FAC, of each block that is a linear layer its outputs, inputs, and whether it
+            has both weight and bias.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -49,11 +51,13 @@ class Description:
     objective: str
     model: Mapping[str, int]
     method: Method
+    layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What makes two influence models the same, as JSON holds it."""
-        return {
+        layers = {block: list(layer) for block, layer in self.layers.items()}
+        return ({"layers": layers} if layers else {}) | {
             "method": self.method.name,
             "objective": self.objective,
             "dtype": self.dtype,
@@ -90,7 +94,6 @@ class Inputs:
 
         Raises:
             ModelError: if a builder returned something else.
-            PlanError: if its method is EK-FAC.
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
@@ -100,12 +103,6 @@ class Inputs:
                 raise ModelError(
                     f"The influence builder returned a {type(made).__name__}. Pass a "
                     "DataInfInfluence, or a function without arguments that returns one."
-                )
-            if made.inverse == EKFAC:
-                raise PlanError(
-                    "A run keeps rows alone, and EK-FAC needs the second moments of layers' inputs "
-                    "and output gradients too. Use ExactInfluence or DataInfInfluence in runs, or "
-                    "fit this EkfacInfluence and call its influences."
                 )
             if made.inverse.name not in METHODS:
                 raise ModelError(
@@ -118,9 +115,16 @@ class Inputs:
             self._built = made.unfitted()
         return self._built
 
+    @property
+    def influence_of_layers(self) -> EkfacInfluence:
+        """The model, where its method is EK-FAC."""
+        assert isinstance(self.influence, EkfacInfluence)  # the run has layers
+        return self.influence
+
     def describe(self) -> Description:
         """What the client must know of the model."""
         influence = self.influence
+        layers = influence.layers if isinstance(influence, EkfacInfluence) else {}
         return Description(
             members=influence.blocks.members,
             widths=influence.blocks.widths,
@@ -131,6 +135,7 @@ class Inputs:
             objective=_in_words(influence.objective),
             model=fingerprint(influence.model),
             method=METHODS[influence.inverse.name],
+            layers={block: (*layer.shape, layer.has_both) for block, layer in layers.items()},
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.inverse.damping import check_finite
-from pydvl_datainf.inverse.method import Make, solve
+from pydvl_datainf.inverse.method import Make, Method, solve
 from pydvl_datainf.results.arrays import WORK
 from pydvl_datainf.results.store import Array
 from pydvl_datainf.runner.tasks.context import Context, split
 from pydvl_datainf.runner.tasks.matrices import read_vectors
+from pydvl_datainf.runner.tasks.moments import ready_method
 from pydvl_datainf.runner.tasks.rows import Chunks, PieceRows
 from pydvl_datainf.runner.tasks.scores import parts_name, write_tiles
 from pydvl_datainf.runner.worker_inputs import Inputs
@@ -48,13 +49,14 @@ def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> N
         scores = flat.new_zeros(len(flat), spec.plan.n)
     for block in spec.piece(rows.p):
         chunks = rows.of_block(block)
+        method = ready_method(block, chunks, context, inputs)
         if scores is not None and vectors is not None:
-            _add_scores(scores, block, vectors[block], chunks, context)
+            _add_scores(scores, block, vectors[block], method, chunks, context)
             if spec.by_block:
                 _write(scores, block, wanted, context)
                 scores.zero_()
         if wanted.self_influence:
-            own += _self_influences(block, chunks, context)
+            own += _self_influences(block, method, chunks, context)
     if scores is not None and not spec.by_block:
         _write(scores, None, wanted, context)
     if wanted.self_influence:
@@ -68,9 +70,11 @@ def write_self_sum(_: None, context: Context, inputs: Inputs | None) -> None:
     context.store.write("self_influence", ..., sum(parts, np.zeros(1)).astype(context.spec.dtype))
 
 
-def _add_scores(scores: Tensor, block: str, V: Tensor, chunks: Chunks, context: Context) -> None:
+def _add_scores(
+    scores: Tensor, block: str, V: Tensor, method: Method, chunks: Chunks, context: Context
+) -> None:
     """Adds what one block gives to the scores of all training samples, (m, n)."""
-    F, done = _solved(context.spec.method.times, block, V, chunks, context), 0
+    F, done = _solved(method.times, block, V, chunks, context), 0
     check_finite({block: F})
     for G in chunks():
         scores[:, done : done + len(G)] += product(F, G)
@@ -92,12 +96,12 @@ def _write(scores: Tensor, block: str | None, wanted: PieceWork, context: Contex
             write_tiles(context, plan.tiles_of(q), j, values[:, tile])
 
 
-def _self_influences(block: str, chunks: Chunks, context: Context) -> Array:
+def _self_influences(block: str, method: Method, chunks: Chunks, context: Context) -> Array:
     """gᵀ (inverse) g of each training sample in one block; as many at once as there is room for."""
     spec = context.spec
     most = max(1, spec.plan.held // (32 * (spec.widths[block] + 2 * spec.plan.chunk)))
     forms = [
-        _solved(spec.method.forms, block, own, chunks, context) for own in regrouped(chunks(), most)
+        _solved(method.forms, block, own, chunks, context) for own in regrouped(chunks(), most)
     ]
     return torch.cat(forms).double().cpu().numpy()
 
