@@ -52,12 +52,17 @@ def samples_of(batch):
 
 
 def moments(model, loss, batch, layer, inputs=lambda layer, x: x, places=tokens):
-    """Σ x xᵀ and Σ g gᵀ over all samples, calls and places whose output gradient is not zero."""
+    """Σ x xᵀ and Σ g gᵀ over all samples, calls and places with an output gradient.
+
+    What is 1e-10 of the largest in the call is none: it is the rounding of a zero.
+    """
     A = S = 0
     for sample in samples_of(batch):
         for x_call, g_call in calls_of(model, loss, sample, layer):
-            for x, g in places(layer, x_call, g_call):
-                if np.any(g != 0):
+            found = list(places(layer, x_call, g_call))
+            largest = max(np.linalg.norm(g) for _, g in found)
+            for x, g in found:
+                if np.linalg.norm(g) > 1e-10 * largest:
                     x = inputs(layer, x)
                     A, S = A + np.outer(x, x), S + np.outer(g, g)
     return A, S

@@ -576,7 +576,7 @@ def test_token_classification(tuned, tmp_path):
         ({"task": "causal"}, r"job.yaml, line 1: 'task' must be"),
         (
             {"method": "lissa"},
-            "'method' must be 'datainf', 'exact', 'hessian-free' or 'scaled-hessian-free'",
+            "'method' must be 'datainf', 'exact', 'ekfac', 'hessian-free' or 'scaled-hessian-free'",
         ),
         ({"train": "nowhere.jsonl"}, "no file or folder .*nowhere.jsonl"),
         ({"columns": {"prompt": "question"}}, "line 1: no column 'question'; there are id, prompt"),
@@ -682,7 +682,10 @@ def test_too_little_memory_begins_nothing(folder):
 
 def test_an_unknown_method_is_told_with_those_that_there_are(folder):
     message = failed(2, "run", folder / "job.yaml", "--no-progress", "--method", "lissa")
-    assert "option --method: 'method' must be 'datainf', 'exact', 'hessian-free' or" in message
+    assert (
+        "option --method: 'method' must be 'datainf', 'exact', 'ekfac', 'hessian-free' or"
+        in message
+    )
     assert not (folder / "out.zarr").exists()
 
 

@@ -97,6 +97,21 @@ def test_positions_without_an_output_gradient_do_not_count():
     torch.testing.assert_close(shorter, found, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_output_gradients_that_are_rounding_do_not_count(dtype):
+    """Of a bias, so that its input, which is 1, counts the positions."""
+    size = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    model = nn.Linear(1, 1).to(dtype)
+    x, weights = torch.ones(4, 1, dtype=dtype), torch.tensor([[1.0], [40 * size], [4 * size], [0]])
+
+    def loss(output, weight):
+        return (output * weight).sum()
+
+    batch = x, weights.to(dtype)
+    found = moments_of(model, OutputLoss(loss), [batch], "parameter_wise")
+    assert float(found["bias"][0]) == 2
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_of_convolutions_over_patches(bias):
     torch.manual_seed(0)

@@ -81,11 +81,14 @@ def test_options_take_precedence(tmp_path):
     assert (job.model, job.task, job.jobs) == ("other", "causal-lm", 2)
 
 
-@pytest.mark.parametrize("method", ["datainf", "exact", "hessian-free", "scaled-hessian-free"])
+@pytest.mark.parametrize(
+    "method", ["datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free"]
+)
 def test_methods(tmp_path, method):
     assert job_of(tmp_path, MINIMAL + f"method: {method}\n").as_told()["method"] == method
     assert job_of(tmp_path, MINIMAL + "method: exact\n", method=method).method == method
-    assert set(METHODS) == {"datainf", "exact", "hessian-free", "scaled-hessian-free"}
+    names = {"datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free"}
+    assert set(METHODS) == names
 
 
 def test_the_default_method_is_datainf_beside_exact(tmp_path):
@@ -149,11 +152,15 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (MINIMAL + "max_length: many\n", "line 6: 'max_length' must be .*integer.*; got 'many'"),
         (
             MINIMAL + "method: lissa\n",
-            "line 6: 'method' must be 'datainf', 'exact', 'hessian-free' or 'scaled-hessian-free'",
+            "line 6: 'method' must be 'datainf', 'exact', 'ekfac', 'hessian-free' or 'scaled-hess",
         ),
         (
             MINIMAL + "method: exact\nrows: recompute\n",
             "line 7: method exact needs all rows together; let 'rows' be zarr or memory",
+        ),
+        (
+            MINIMAL + "method: ekfac\nrows: recompute\n",
+            "line 7: method ekfac needs all rows together; let 'rows' be zarr or memory",
         ),
         (
             MINIMAL + "method: hessian-free\ndamping: 0.1\n",

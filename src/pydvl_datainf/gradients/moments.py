@@ -20,6 +20,7 @@ from pydvl_datainf.gradients.calls import only_tensor
 from pydvl_datainf.gradients.passes import Passes, backward
 from pydvl_datainf.gradients.places import Places
 from pydvl_datainf.gradients.supported import differentiating
+from pydvl_datainf.inverse.damping import NOISE
 from pydvl_datainf.objectives import Objective
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -114,9 +115,10 @@ def _role(p: nn.Parameter, module: nn.Module) -> str | None:
 class LayerMoments:
     """A = Σ x xᵀ and S = Σ g gᵀ of the layers of some blocks, added up over batches, in float64.
 
-    They run over the positions at which a layer's output gradient g is not zero throughout: others,
-    such as padding that no loss sees, add nothing to a gradient. Layers that are called several
-    times, or tied, add up their calls.
+    They run over the positions at which a layer's output gradient g is larger than 16 machine
+    epsilons of the largest in that call: others, such as padding that no loss sees or queries with
+    a single key, add nothing to a gradient but rounding. Layers that are called several times, or
+    tied, add up their calls.
 
     Args:
         model: left as it was.
@@ -177,7 +179,12 @@ class LayerMoments:
     def _add_call(self, module: nn.Module, x: Tensor, g: Tensor) -> None:
         """Adds one call's part to the blocks that have parameters of the module."""
         x, g = _positions(module, x, g)
-        counts = (g != 0).any(1)
+        if not g.numel():
+            return
+        size = torch.linalg.vector_norm(g, dim=1, dtype=torch.float64)
+        # Narrower numbers have no room for what is dropped here beside what is not.
+        dtype = torch.promote_types(g.dtype, torch.float32)
+        counts = size > NOISE * torch.finfo(dtype).eps * size.max()
         x, g = x[counts].double(), g[counts].double()
         for block, layer in self.layers.items():
             if module in layer.modules:

@@ -32,7 +32,8 @@ class EkfacInfluence(BlockwiseInfluence):
 
     where G_k is the gradient of a layer's weight as a matrix, and Q_A and Q_S are the eigenvectors
     of the second moments of its inputs and its output gradients, over all positions of the training
-    samples at which the output gradient is not zero. A bias is the weight of an input that is 1.
+    samples at which the output gradient is not zero up to rounding. A bias is the weight of an
+    input that is 1.
     `nn.Linear` (LoRA's A and B among them) and convolutions without groups are such layers. Any
     other block (embeddings, norms, several layers in one block, layers that are not called as
     modules) has the exact inverse, which is feasible where a block or the number of samples is

@@ -18,6 +18,7 @@ from pydvl_datainf.runner.choices import exact_sample_of, planned
 from pydvl_datainf.runner.executors import executor_for
 from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.runner.sizing import sampled_queries
+from pydvl_datainf.runner.tasks import moment_spans
 from pydvl_datainf.runner.train_side import NewRows
 from pydvl_datainf.runner.worker_inputs import Description, Inputs
 from pydvl_datainf.tables import facts_table
@@ -107,6 +108,7 @@ def bytes_passing(plan: Plan, model: Description) -> int:
     Returns:
         Bytes: of the gradients of queries, and of what is added up.
     """
+    moments = len(moment_spans(plan)) * stored_moments(model)
     itemsize = np.dtype(model.method.precision(model.dtype)).itemsize
     vectors = plan.m * plan.n_parameters
     queries = plan.group(0).stop
@@ -114,7 +116,12 @@ def bytes_passing(plan: Plan, model: Description) -> int:
         sums = len(plan.spans) * queries * plan.n_parameters if model.method.passes else 0
         return itemsize * (2 * vectors + sums)
     parts = len(plan.pieces) * queries * plan.n if len(plan.pieces) > 1 else 0
-    return itemsize * (vectors + parts)
+    return itemsize * (vectors + parts) + moments
+
+
+def stored_moments(model: Description) -> int:
+    """Bytes of the second moments of layers, which a run keeps for EK-FAC."""
+    return sum(8 * (o**2 + i**2) for o, i, _ in model.layers.values())
 
 
 def compared(plan: Plan, m: int, samples: int) -> int:
@@ -192,6 +199,7 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
 
 def _plan(prepared: Prepared, plan: Plan, model: Description) -> dict[str, str]:
     rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
+    rows += stored_moments(model)
     scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
     passing = bytes_passing(plan, model)
     return {

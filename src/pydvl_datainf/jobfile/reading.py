@@ -213,7 +213,8 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
     if job.method == "hessian-free" and job.damping != "auto":
         yield ("damping",), "'damping' is not used by method hessian-free; leave out one of them."
-    if job.method == "exact" and job.rows == "recompute":
-        yield ("rows",), "method exact needs all rows together; let 'rows' be zarr or memory."
+    if job.method in ("exact", "ekfac") and job.rows == "recompute":
+        told = f"method {job.method} needs all rows together; let 'rows' be zarr or memory."
+        yield ("rows",), told
     if job.scheduler is not None and job.jobs is not None:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
