@@ -9,6 +9,7 @@ import kronecker
 from method_contract import MethodContract, assert_close, random, solved
 from pydvl_datainf import SourceError
 from pydvl_datainf.inverse.ekfac import Eigenbasis, Ekfac, mean_squares
+from pydvl_datainf.inverse.methods import EXACT
 
 SIDES = {9: (3, 3), 60: (5, 12), 3: (3, 1), 4: (2, 2), 40: (8, 5), 8: (2, 4)}
 """Outputs and inputs of a layer of so many parameters."""
@@ -162,6 +163,16 @@ def test_inverses_are_symmetric_with_eigenvalues_of_at_most_one_over_damping(lay
     values = np.linalg.eigvalsh(inverse.numpy())
     assert values.min() > 0
     assert values.max() <= 10 * (1 + 1e-9)
+
+
+def test_of_several_blocks_the_exact_inverse_counts_where_it_is_taken(layer):
+    """n = 1,000: a layer of 500 parameters, and other blocks of at most 20."""
+    in_layer = Ekfac(layer[0]).bytes(1000, 5, 500)
+    assert in_layer == 8 * (4 * 5 * 500 + 500)
+    assert Ekfac().bytes(1000, 5, 500) == EXACT.bytes(1000, 5, 500) > in_layer
+    assert Ekfac(exact_width=20).bytes(1000, 5, 500) == in_layer > EXACT.bytes(1000, 5, 20)
+    assert Ekfac(exact_width=400).bytes(1000, 5, 500) == EXACT.bytes(1000, 5, 400) > in_layer
+    assert Ekfac(exact_width=20) == Ekfac()
 
 
 def test_rows_that_are_computed_again_are_refused_with_a_remedy():

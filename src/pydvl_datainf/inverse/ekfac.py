@@ -101,6 +101,11 @@ def mean_squares(basis: Eigenbasis, rows: Iterable[Tensor]) -> Float[Tensor, "o 
     return total / n
 
 
+def layer_flops(n: int, m: int, o: int, i: int) -> float:
+    """Operations of rotating n rows, and m vectors there and back, in a layer (o, i)."""
+    return 2.0 * (n + 2 * m) * o * i * (o + i)
+
+
 @dataclass(frozen=True)
 class Ekfac(Method):
     """EK-FAC in one block, or the exact inverse in a block that is no linear layer.
@@ -108,10 +113,13 @@ class Ekfac(Method):
     Args:
         basis: of the block; None = it is no linear layer.
         eigenvalues: Λ, (o, i), where it is known; otherwise solvers want the rows for it.
+        exact_width: parameters in the widest block that is no linear layer, where the method of all
+            blocks is meant, whose memory counts; None = any block may be none.
     """
 
     basis: Eigenbasis | None = field(default=None, compare=False)
     eigenvalues: Float[Tensor, "o i"] | None = field(default=None, compare=False)
+    exact_width: int | None = field(default=None, compare=False)
 
     name = "EK-FAC"
     formula = (
@@ -174,17 +182,19 @@ class Ekfac(Method):
         return Known(solver.result())
 
     def bytes(self, n: int, m: int, d: int) -> int:
-        """V, its rotation and Λ; or what the exact inverse takes. An eigenbasis is not counted."""
-        if self.basis is None:
-            return _EXACT.bytes(n, m, d)
-        return float64_bytes((m, d), (m, d), (1, d))
+        """V, its rotations and Λ; or what the exact inverse takes. An eigenbasis is not counted."""
+        in_layer = float64_bytes((4 * m, d), (1, d))
+        if self.basis is not None:
+            return in_layer
+        width = d if self.exact_width is None else min(d, self.exact_width)
+        exact = _EXACT.bytes(n, m, width)
+        return exact if self.exact_width is None else max(exact, in_layer)
 
     def flops(self, n: int, m: int, d: int) -> float:
         """Rotating rows and vectors, by the sum of inputs and outputs."""
         if self.basis is None:
             return _EXACT.flops(n, m, d)
-        sides = len(self.basis.Q_S) + len(self.basis.Q_A)
-        return 2.0 * (n * self.passes + 2 * m) * d * sides
+        return layer_flops(n * self.passes, m, len(self.basis.Q_S), len(self.basis.Q_A))
 
     def check_rows(self, kept: str) -> None:
         """Checks that training rows can serve.

@@ -10,6 +10,7 @@ from dask.utils import format_bytes
 from rich.table import Table
 
 from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.inverse.ekfac import layer_flops
 from pydvl_datainf.jobfile.preparation import Prepared
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.store import Store
@@ -154,8 +155,14 @@ def operations(plan: Plan, model: Description) -> float:
     scores = 2 * plan.n * plan.m * plan.n_parameters
     groups = (plan.group(q) for q in range(len(plan.groups)))  # each is solved for by itself
     queries = [group.stop - group.start for group in groups]
-    flops = model.method.flops
-    return scores + sum(flops(plan.n, m, d) for m in queries for d in model.widths.values())
+    return scores + sum(_solving(plan.n, m, model) for m in queries)
+
+
+def _solving(n: int, m: int, model: Description) -> float:
+    """Operations of the inverse in all blocks, for m queries together."""
+    flops, layers = model.method.flops, model.layers
+    others = sum(flops(n, m, d) for block, d in model.widths.items() if block not in layers)
+    return others + sum(layer_flops(n, m, o, i) for o, i, _ in layers.values())
 
 
 def _survey(prepared: Prepared, side: str) -> BatchIndex:

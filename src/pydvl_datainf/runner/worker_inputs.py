@@ -16,6 +16,7 @@ from pydvl_datainf.errors import ModelError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence
 from pydvl_datainf.inverse.damping import SHARE
+from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.objectives import Objective, OutputLoss
@@ -124,17 +125,20 @@ class Inputs:
     def describe(self) -> Description:
         """What the client must know of the model."""
         influence = self.influence
+        widths, method = influence.blocks.widths, METHODS[influence.inverse.name]
         layers = influence.layers if isinstance(influence, EkfacInfluence) else {}
+        if layers:
+            method = Ekfac(exact_width=max([0, *(widths[b] for b in widths if b not in layers)]))
         return Description(
             members=influence.blocks.members,
-            widths=influence.blocks.widths,
+            widths=widths,
             dtype=str(influence.dtype).removeprefix("torch."),
             fixed_damping=influence.fixed_damping,
             n_samples=self._n_samples,
             batch_size=influence.batch_size,
             objective=_in_words(influence.objective),
             model=fingerprint(influence.model),
-            method=METHODS[influence.inverse.name],
+            method=method,
             layers={block: (*layer.shape, layer.has_both) for block, layer in layers.items()},
         )
 
