@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import kronecker
 import tiny
@@ -231,3 +232,18 @@ def test_the_model_is_left_as_it_was_even_after_an_error():
     assert all(p.grad is None for p in model.parameters())
     assert moments.sums == {}
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_layers_that_are_checkpointed_count_once():
+    class Checkpointed(Flat):
+        def forward(self, x):
+            return checkpoint(self.layers, x, use_reentrant=False).flatten(1)
+
+    torch.manual_seed(0)
+    model = Checkpointed(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    batch = numbers(4, 2, 3, targets=(8,))
+    found = moments_of(model, SUM, [batch])
+    plain = Flat(*model.layers)
+    for i in (0, 2):
+        expected = exact(plain, batch, plain.layers[i], **with_bias)
+        assert_same(found[f"layers.{i}"], expected)
