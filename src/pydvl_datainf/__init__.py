@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from pydvl_datainf.huggingface import influence_from_trainer
     from pydvl_datainf.influence import (
         DataInfInfluence,
+        EkfacInfluence,
         EnsembleInfluence,
         ExactInfluence,
         HessianFreeInfluence,
@@ -56,6 +57,7 @@ __all__ = [
     "DataInfError",
     "DataInfInfluence",
     "Denoising",
+    "EkfacInfluence",
     "EnsembleInfluence",
     "ExactInfluence",
     "HessianFreeInfluence",

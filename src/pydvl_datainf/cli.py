@@ -251,8 +251,8 @@ def report(
 @click.option("--out", help="Where the result goes: a folder or a URL.")
 @click.option(
     "--method",
-    help="datainf, exact, hessian-free, scaled-hessian-free or lissa.  [default: that of JOB, or "
-    "datainf]",
+    help="datainf, exact, ekfac, hessian-free, scaled-hessian-free or lissa.  "
+    "[default: that of JOB, or datainf]",
 )
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers do the work.")
 @click.option("--jobs", type=int, help="Processes on this machine.")

@@ -51,7 +51,7 @@ def test_a_mistyped_file_is_told_with_like_names(folder):
         ({"task": "causal"}, r"job.yaml, line 1: 'task' must be"),
         (
             {"method": "newton"},
-            "'method' must be 'datainf', 'exact', 'hessian-free', 'scaled-hessian-free' or 'lissa'",
+            "'method' must be 'datainf', 'exact', 'ekfac', 'hessian-free', 'scaled-hessian-free'",
         ),
         ({"train": "nowhere.jsonl"}, "no file or folder .*nowhere.jsonl"),
         ({"columns": {"prompt": "question"}}, "line 1: no column 'question'; there are id, prompt"),
@@ -147,7 +147,9 @@ def test_too_little_memory_begins_nothing(folder):
 
 def test_an_unknown_method_is_told_with_those_that_there_are(folder):
     message = failed(2, "run", folder / "job.yaml", "--no-progress", "--method", "newton")
-    assert "option --method: 'method' must be 'datainf', 'exact', 'hessian-free' or" in message
+    assert (
+        "option --method: 'method' must be 'datainf', 'exact', 'ekfac', 'hessian-free'," in message
+    )
     assert not (folder / "out.zarr").exists()
 
 

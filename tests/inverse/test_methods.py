@@ -11,6 +11,7 @@ from pydvl_datainf import DampingError, SourceError
 from pydvl_datainf.inverse.method import Solver, solve
 from pydvl_datainf.inverse.methods import (
     DATAINF,
+    EKFAC,
     EXACT,
     HESSIAN_FREE,
     LISSA,
@@ -70,8 +71,10 @@ def test_the_oracles_tell_methods_apart(matrix):
 
 
 def test_methods_by_name():
-    assert list(METHODS) == ["DataInf", "exact", "Hessian-free", "scaled Hessian-free", "LiSSA"]
-    assert list(METHODS.values()) == [DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE, LISSA]
+    registered = [DATAINF, EXACT, EKFAC, HESSIAN_FREE, SCALED_HESSIAN_FREE, LISSA]
+    names = ["DataInf", "exact", "EK-FAC", "Hessian-free", "scaled Hessian-free", "LiSSA"]
+    assert list(METHODS) == names
+    assert list(METHODS.values()) == registered
     told = {
         m.name: (m.is_damped, m.is_approximate, m.passes, m.joins, m.precision("float32"))
         for m in METHODS.values()
@@ -79,6 +82,7 @@ def test_methods_by_name():
     assert told == {
         "DataInf": (True, True, 1, True, "float64"),
         "exact": (True, False, 1, False, "float64"),
+        "EK-FAC": (True, True, 1, False, "float64"),
         "Hessian-free": (False, False, 0, True, "float32"),
         "scaled Hessian-free": (True, True, 0, True, "float32"),
         "LiSSA": (True, True, 120, False, "float64"),

@@ -82,12 +82,13 @@ def test_options_take_precedence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method", ["datainf", "exact", "hessian-free", "scaled-hessian-free", "lissa"]
+    "method", ["datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free", "lissa"]
 )
 def test_methods(tmp_path, method):
     assert job_of(tmp_path, MINIMAL + f"method: {method}\n").as_told()["method"] == method
     assert job_of(tmp_path, MINIMAL + "method: exact\n", method=method).method == method
-    assert set(METHODS) == {"datainf", "exact", "hessian-free", "scaled-hessian-free", "lissa"}
+    names = {"datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free", "lissa"}
+    assert set(METHODS) == names
 
 
 def test_the_default_method_is_datainf_beside_exact(tmp_path):
@@ -151,8 +152,8 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (MINIMAL + "max_length: many\n", "line 6: 'max_length' must be .*integer.*; got 'many'"),
         (
             MINIMAL + "method: newton\n",
-            "line 6: 'method' must be 'datainf', 'exact', 'hessian-free', 'scaled-hessian-free' "
-            "or 'lissa'",
+            "line 6: 'method' must be 'datainf', 'exact', 'ekfac', 'hessian-free', "
+            "'scaled-hessian-free' or 'lissa'",
         ),
         (
             MINIMAL + "method: exact\nrows: recompute\n",
@@ -185,6 +186,10 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
         (
             MINIMAL + "method: hessian-free\ndamping_scale: 2\n",
             "line 7: 'damping_scale' is not used by method hessian-free",
+        ),
+        (
+            MINIMAL + "method: ekfac\nrows: recompute\n",
+            "line 7: method ekfac needs all rows together; let 'rows' be zarr or memory",
         ),
         (
             MINIMAL + "method: hessian-free\ndamping: 0.1\n",

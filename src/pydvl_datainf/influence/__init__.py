@@ -3,6 +3,7 @@
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping, Inputs
 from pydvl_datainf.influence.by_name import METHODS, Method, check_method
 from pydvl_datainf.influence.datainf import DataInfInfluence
+from pydvl_datainf.influence.ekfac import EkfacInfluence
 from pydvl_datainf.influence.ensemble import EnsembleInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
@@ -13,6 +14,7 @@ __all__ = [
     "BlockwiseInfluence",
     "Damping",
     "DataInfInfluence",
+    "EkfacInfluence",
     "EnsembleInfluence",
     "ExactInfluence",
     "HessianFreeInfluence",

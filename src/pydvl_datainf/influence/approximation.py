@@ -103,7 +103,7 @@ def approximation_error(
     n = influence.n_samples or 0
     chosen = evenly_spaced(n, n if samples is None else samples)
     rows = _rows_at(chosen, influence.training_gradients_by_block())
-    found = compared_with_exact(influence.inverse, vectors, rows, influence.damping)
+    found = compared_with_exact(influence.inverses, vectors, rows, influence.damping)
     widths = influence.blocks.widths
     return ApproximationError(
         blocks=tuple(found.errors),

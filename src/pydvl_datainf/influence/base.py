@@ -125,11 +125,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model's per-sample gradients are not defined.
         """
         self._select_parameters()
-        widths = self.blocks.widths
-        reader, given = self._reader(data), self._given_damping
-        settings = (given, widths, self.dtype, self._damping_scale, self.curvature_engine)
-        self._fit = Fitted.read(reader, self.model, self.rows_kept, *settings)
+        self._fit = self._read(self._reader(data))
         return self
+
+    def _read(self, reader: Reader) -> Fitted:
+        settings = (self._given_damping, self.blocks.widths, self.dtype, self._damping_scale)
+        return Fitted.read(reader, self.model, self.rows_kept, *settings, self.curvature_engine)
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
         """Whether `fit` saw these samples, in this order, and the model is as it was then.
@@ -194,6 +195,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def block_names(self) -> list[str]:
         """The names of the blocks: paths of modules or parameters, or the caller's names."""
         return list(self.blocks.names)
+
+    @property
+    def inverses(self) -> Mapping[str, Method]:
+        """What takes the place of the inverse in each block, and is fed rows."""
+        return dict.fromkeys(self.blocks.names, self.inverse)
 
     @property
     def parameter_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -534,7 +540,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             check_order(fitted.has_fixed_order if data is None else has_fixed_order(data))
             own = fitted.source.chunks() if data is None else self._reader(as_batches(data)).rows()
             groups = grouped(map(widened, own), _GROUP_BYTES)
-            parts = [self._solved(fitted, self.inverse.forms, group) for group in groups]
+            parts = [self._forms(fitted, group) for group in groups]
         if not parts:
             raise SourceError("The data is empty; self-influences need at least one sample.")
         joined = concatenated(parts, dim=0)
@@ -552,6 +558,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         solved = fitted.solve(make, vectors, residuals)
         self.inverse.warn_of(max((float(r.max()) for r in residuals.values()), default=0.0))
         return solved
+
+    def _forms(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+        return self._solved(fitted, self.inverse.forms, vectors)
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model

@@ -7,15 +7,19 @@ from typing import Literal, TypeAlias
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.datainf import DataInfInfluence
+from pydvl_datainf.influence.ekfac import EkfacInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
 from pydvl_datainf.influence.lissa import LissaInfluence
 
-Method: TypeAlias = Literal["datainf", "exact", "hessian-free", "scaled-hessian-free", "lissa"]
+Method: TypeAlias = Literal[
+    "datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free", "lissa"
+]
 
 METHODS: Mapping[Method, Callable[..., BlockwiseInfluence]] = {
     "datainf": DataInfInfluence,
     "exact": ExactInfluence,
+    "ekfac": EkfacInfluence,
     "hessian-free": HessianFreeInfluence,
     "scaled-hessian-free": partial(HessianFreeInfluence, scaled=True),
     "lissa": LissaInfluence,

@@ -22,7 +22,7 @@ from pydvl_datainf.gradients.sources import (
 )
 from pydvl_datainf.gradients.supported import preserved_rng
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
-from pydvl_datainf.inverse.method import Make, solve
+from pydvl_datainf.inverse.method import Makes, solve
 from pydvl_datainf.vectors import BlockVectors
 
 
@@ -124,7 +124,7 @@ class Fitted:
         return differences(self.model, fingerprint(model))
 
     def solve(
-        self, make: Make, vectors: BlockVectors, residuals: dict[str, Tensor] | None = None
+        self, make: Makes, vectors: BlockVectors, residuals: dict[str, Tensor] | None = None
     ) -> BlockVectors:
         """The inverse times vectors, or its forms, over the rows; see `inverse.method.solve`."""
         source = self.curvature_source

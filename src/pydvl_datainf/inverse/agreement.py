@@ -32,7 +32,10 @@ class Comparison:
 
 
 def compared_with_exact(
-    method: Method, vectors: BlockVectors, rows: BlockVectors, damping: Mapping[str, float]
+    method: Method | Mapping[str, Method],
+    vectors: BlockVectors,
+    rows: BlockVectors,
+    damping: Mapping[str, float],
 ) -> Comparison:
     """Sets a method beside the exact one, both taken over the same n rows G.
 
@@ -40,7 +43,7 @@ def compared_with_exact(
     are S = A Gᵀ and T = E Gᵀ, summed over blocks.
 
     Args:
-        method: the approximate one.
+        method: the approximate one, or one for each block.
         vectors: for each block vectors as rows, (m, d_l).
         rows: for each block gradients of n training samples as rows, (n, d_l).
         damping: λ of each block.
@@ -49,8 +52,10 @@ def compared_with_exact(
         Errors, which are 0, and cosines, which are 1, where both transforms are zero.
     """
     n = length(rows)
+    methods = method if isinstance(method, Mapping) else dict.fromkeys(vectors, method)
+    times = {block: one.times for block, one in methods.items()}
     approximate, exact = (
-        solve(make, vectors, lambda: [rows], n, damping) for make in (method.times, Exact().times)
+        solve(make, vectors, lambda: [rows], n, damping) for make in (times, Exact().times)
     )
     S, T = total(products(approximate, rows)), total(products(exact, rows))
     return Comparison(

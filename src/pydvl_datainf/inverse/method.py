@@ -147,6 +147,9 @@ class Method(Protocol):
 Make: TypeAlias = Callable[[Tensor, float, int], Solver]
 """`Method.times` or `Method.forms`."""
 
+Makes: TypeAlias = Make | Mapping[str, Make]
+"""One for all blocks, or one for each."""
+
 
 class OnePass(Solver):
     """What solvers that read the rows once have in common.
@@ -168,7 +171,7 @@ class OnePass(Solver):
 
 
 def solve(
-    make: Make,
+    make: Makes,
     vectors: Mapping[str, Tensor],
     passes: Callable[[], Iterable[BlockVectors]],
     n: int,
@@ -178,7 +181,7 @@ def solve(
     """Solves for vectors of every block, with as many passes over the training rows as it takes.
 
     Args:
-        make: `times` or `forms` of a method.
+        make: `times` or `forms` of a method, or of one for each block.
         vectors: for each block vectors v as rows, (m, d_l).
         passes: starts a pass over the rows of all n training samples, in pieces, which may hold
             further blocks; is not called if no solver wants rows.
@@ -193,7 +196,8 @@ def solve(
     Raises:
         DampingError: if a block cannot be solved; names it.
     """
-    solvers = {block: make(V, damping[block], n) for block, V in vectors.items()}
+    makes = make if isinstance(make, Mapping) else dict.fromkeys(vectors, make)
+    solvers = {block: makes[block](V, damping[block], n) for block, V in vectors.items()}
     while wanting := [block for block, solver in solvers.items() if solver.wants_rows]:
         for rows in passes():
             for block in wanting:

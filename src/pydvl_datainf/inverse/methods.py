@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.identity import HessianFree, ScaledHessianFree
 from pydvl_datainf.inverse.lissa import Lissa
 from pydvl_datainf.inverse.method import Method
@@ -12,12 +13,14 @@ from pydvl_datainf.inverse.woodbury import Exact
 
 DATAINF = DataInf()
 EXACT = Exact()
+EKFAC = Ekfac()
 HESSIAN_FREE = HessianFree()
 SCALED_HESSIAN_FREE = ScaledHessianFree()
 LISSA = Lissa()
 
 METHODS: Mapping[str, Method] = {
-    method.name: method for method in (DATAINF, EXACT, HESSIAN_FREE, SCALED_HESSIAN_FREE, LISSA)
+    method.name: method
+    for method in (DATAINF, EXACT, EKFAC, HESSIAN_FREE, SCALED_HESSIAN_FREE, LISSA)
 }
 """With their default settings."""
 

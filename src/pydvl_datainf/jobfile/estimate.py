@@ -10,6 +10,7 @@ from dask.utils import format_bytes
 from rich.table import Table
 
 from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.inverse.ekfac import layer_flops
 from pydvl_datainf.jobfile.checkpoints import PreparedSum
 from pydvl_datainf.jobfile.preparation import Prepared
 from pydvl_datainf.results.plan import Plan
@@ -19,6 +20,7 @@ from pydvl_datainf.runner.choices import exact_sample_of, planned
 from pydvl_datainf.runner.executors import executor_for
 from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.runner.sizing import sampled_queries
+from pydvl_datainf.runner.tasks import moment_spans
 from pydvl_datainf.runner.train_side import NewRows
 from pydvl_datainf.runner.worker_inputs import Description, Inputs
 from pydvl_datainf.tables import facts_table
@@ -111,6 +113,7 @@ def bytes_passing(plan: Plan, model: Description) -> int:
     Returns:
         Bytes: of the gradients of queries, and of what is added up.
     """
+    moments = len(moment_spans(plan)) * stored_moments(model)
     itemsize = np.dtype(model.method.precision(model.dtype)).itemsize
     vectors = plan.m * plan.n_parameters
     queries = plan.group(0).stop
@@ -118,7 +121,12 @@ def bytes_passing(plan: Plan, model: Description) -> int:
         sums = len(plan.spans) * queries * plan.n_parameters if model.method.passes else 0
         return itemsize * (2 * vectors + sums)
     parts = len(plan.pieces) * queries * plan.n if len(plan.pieces) > 1 else 0
-    return itemsize * (vectors + parts)
+    return itemsize * (vectors + parts) + moments
+
+
+def stored_moments(model: Description) -> int:
+    """Bytes of the second moments of layers, which a run keeps for EK-FAC."""
+    return sum(8 * (o**2 + i**2) for o, i, _ in model.layers.values())
 
 
 def compared(plan: Plan, m: int, samples: int) -> int:
@@ -151,8 +159,14 @@ def operations(plan: Plan, model: Description) -> float:
     scores = 2 * plan.n * plan.m * plan.n_parameters
     groups = (plan.group(q) for q in range(len(plan.groups)))  # each is solved for by itself
     queries = [group.stop - group.start for group in groups]
-    flops = model.method.flops
-    return scores + sum(flops(plan.n, m, d) for m in queries for d in model.widths.values())
+    return scores + sum(_solving(plan.n, m, model) for m in queries)
+
+
+def _solving(n: int, m: int, model: Description) -> float:
+    """Operations of the inverse in all blocks, for m queries together."""
+    flops, layers = model.method.flops, model.layers
+    others = sum(flops(n, m, d) for block, d in model.widths.items() if block not in layers)
+    return others + sum(layer_flops(n, m, o, i) for o, i, _ in layers.values())
 
 
 def _survey(prepared: Prepared, side: str) -> BatchIndex:
@@ -196,6 +210,7 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
 
 def _plan(prepared: Prepared, plan: Plan, model: Description, runs: int) -> dict[str, str]:
     rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
+    rows += stored_moments(model)
     scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
     passing = bytes_passing(plan, model)
     several = {"Checkpoints": f"{runs:,}, one after the other, and their sum"} if runs > 1 else {}

@@ -231,7 +231,7 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             "'damping_scale' multiplies automatic damping, and 'damping' is a number; leave out "
             "one of them.",
         )
-    if job.method in ("exact", "lissa") and job.rows == "recompute":
+    if job.method in ("exact", "ekfac", "lissa") and job.rows == "recompute":
         yield (
             ("rows",),
             f"method {job.method} needs all rows together; let 'rows' be zarr or memory.",

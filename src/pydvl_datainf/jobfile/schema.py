@@ -253,7 +253,9 @@ class Job(_Part):
     timesteps: Count | Annotated[tuple[Position, ...], Field(min_length=1)] = 8
     noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
-    method: Literal["datainf", "exact", "hessian-free", "scaled-hessian-free", "lissa"] = "datainf"
+    method: Literal["datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free", "lissa"] = (
+        "datainf"
+    )
     iterations: Count | None = None
     tolerance: Positive | None = None
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"

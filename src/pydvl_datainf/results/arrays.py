@@ -16,6 +16,9 @@ WORK = "work"
 ROWS = "rows"
 """The subgroup of training rows: noise to a compressor, which would halve the speed."""
 
+MOMENTS = "moments"
+"""The subgroup of the second moments of layers."""
+
 
 class Layout(NamedTuple):
     """What an array looks like.

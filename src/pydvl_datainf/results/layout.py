@@ -1,10 +1,10 @@
 """The table of the arrays of a run (shape, chunks, dtype), as follows from its attributes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydvl_datainf.errors import StoreError
-from pydvl_datainf.results.arrays import ROWS, Layout
+from pydvl_datainf.results.arrays import MOMENTS, ROWS, Layout
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
     APPROXIMATION,
@@ -33,6 +33,7 @@ def arrays_of(
     top_k: int | None,
     stores_rows: bool,
     columns: Mapping[str, str],
+    moments: Mapping[int, int] | None = None,
 ) -> dict[str, Layout]:
     """The arrays of a run, but for intermediate ones.
 
@@ -44,6 +45,7 @@ def arrays_of(
         top_k: how many scores are kept at either end; None = all.
         stores_rows: whether training rows are kept in the store.
         columns: data type of each column of ids and metadata.
+        moments: for blocks by number, entries of the moments of their layer that are kept.
 
     Returns:
         Layouts by name, `EXTRAS` among them.
@@ -59,6 +61,8 @@ def arrays_of(
         SELF_INFLUENCE: Layout((n,), (r,), dtype, ("train",)),
         APPROXIMATION: Layout((2, L), (2, L), "float64", ("measure", "block")),
     }
+    for b, entries in (moments or {}).items():
+        tables[moments_name(b)] = Layout((entries,), (entries,), "float64", None)
     if stores_rows:
         tables["row_scales"] = Layout((n, L), (r, L), dtype, ("train", "block"))
         for p, (_, width) in enumerate(plan.pieces):
@@ -84,6 +88,25 @@ def rows_name(piece: int) -> str:
     return f"{ROWS}/{piece}"
 
 
+def moments_name(block: int) -> str:
+    """The array of the second moments of the layer that a block is."""
+    return f"{MOMENTS}/{block}"
+
+
+def moments_of(blocks: Iterable[str], layers: Mapping[str, Sequence[int]]) -> dict[int, int]:
+    """For each block that is a layer, by its number, the entries of its moments, A and then S.
+
+    Args:
+        blocks: names of all blocks.
+        layers: outputs o and inputs i of those that are a layer, and perhaps more.
+
+    Returns:
+        i² + o² by number.
+    """
+    numbers = {block: b for b, block in enumerate(blocks)}
+    return {numbers[block]: i**2 + o**2 for block, (o, i, *_) in layers.items()}
+
+
 def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
     """The arrays that a run has by its attributes.
 
@@ -102,10 +125,18 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
         top_k=said["top_k"],
         stores_rows=plan.rows == "zarr" and attributes["rows_in"] is None,
         columns=attributes["columns"],
+        moments=_moments_said(attributes),
     )
     if not is_sum(attributes):
         return tables
     return {name: layout for name, layout in tables.items() if name not in OF_ONE_INVERSE}
+
+
+def _moments_said(attributes: Mapping[str, Any]) -> dict[int, int]:
+    """Those that a run keeps: a query has none of its own."""
+    said = attributes["fingerprint"]
+    layers = said.get("layers", {}) if attributes["rows_in"] is None else {}
+    return moments_of(said["blocks"], layers)
 
 
 def column_type(dtype: Any) -> str:

@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any
 
 from pydvl_datainf.errors import ModelError
-from pydvl_datainf.inverse.methods import METHODS, SETTINGS, method_of
+from pydvl_datainf.inverse.methods import EKFAC, METHODS, SETTINGS, method_of
 from pydvl_datainf.results.metadata import SIDES
 from pydvl_datainf.results.plan import Plan
 
@@ -125,6 +125,14 @@ def _are_blocks(value: Any) -> bool:
     return _all_in(dict, _all_in(list, _is(str)))(value) and len(value) > 0
 
 
+def _is_layer(value: Any) -> bool:
+    return type(value) is list and [type(v) for v in value] == [int, int, bool] and min(value) >= 0
+
+
+def _are_layers(value: Any) -> bool:
+    return _all_in(dict, _is_layer)(value) and len(value) > 0
+
+
 _ATTRIBUTES: dict[str, Fits] = {
     "method": _is(str),
     "sign": _is(str),
@@ -192,6 +200,10 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         if len(attributes["parts_in"]) != len(said["parts"]):
             yield "parts_in are not the places of all parts"
     yield from _misfits("plan: ", _PLAN, plan)
+    if said["method"] == EKFAC.name:
+        yield from _misfits("fingerprint: ", {"layers": _are_layers}, said)
+        if not said["layers"].keys() <= said["blocks"].keys():
+            yield "fingerprint: layers are not blocks"
     if plan.keys() != _PLAN.keys():
         yield f"plan has the entries {_short(sorted(plan))}"
     if not _or_none(_is_number)(attributes.get("residual")):

@@ -12,7 +12,13 @@ from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import BatchIndex
 from pydvl_datainf.runner.executors import Executor
 from pydvl_datainf.runner.options import RunOptions
-from pydvl_datainf.runner.sizing import RunSize, fits_at_once, make_plan, sample_bytes
+from pydvl_datainf.runner.sizing import (
+    RunSize,
+    fits_at_once,
+    make_plan,
+    moment_bytes,
+    sample_bytes,
+)
 from pydvl_datainf.runner.train_side import NewRows, StoredRows
 from pydvl_datainf.runner.worker_inputs import Description
 
@@ -63,6 +69,7 @@ def planned(
         by_block=options.by_block,
         top_k=options.top_k,
         precision=np.dtype(model.method.precision(model.dtype)).itemsize,
+        moments=moment_bytes(model.layers.values()),
     )
     tile, rows, pieces = options.tile or (None, None), options.rows, None
     if isinstance(training, StoredRows):
@@ -102,11 +109,12 @@ def exact_sample_of(options: RunOptions, model: Description, n: int, m: int) -> 
     if not model.method.is_approximate:
         return 0
     widths, itemsize = tuple(model.widths.values()), np.dtype(model.dtype).itemsize
+    moments = moment_bytes(model.layers.values())
     if options.exact_sample == "auto":
-        sizes = (sample_bytes(widths, itemsize, min(size, n), m) for size in AUTO_SAMPLES)
+        sizes = (moments + sample_bytes(widths, itemsize, min(size, n), m) for size in AUTO_SAMPLES)
         fitting = (s for s, b in zip(AUTO_SAMPLES, sizes, strict=True) if b <= options.bytes)
         return next(fitting, 0)
-    needed = sample_bytes(widths, itemsize, min(options.exact_sample, n), m)
+    needed = moments + sample_bytes(widths, itemsize, min(options.exact_sample, n), m)
     if options.exact_sample and needed > options.bytes:
         raise PlanError(
             f"Comparing {options.exact_sample:,} samples with the exact inverse takes {needed:,} "

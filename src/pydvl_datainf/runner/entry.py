@@ -12,7 +12,7 @@ from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
-from pydvl_datainf.results.layout import ENDS, arrays_of, opened
+from pydvl_datainf.results.layout import ENDS, arrays_of, moments_of, opened
 from pydvl_datainf.results.metadata import digest, json_of
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import EXTRAS, is_sum, sealed_attributes
@@ -216,6 +216,7 @@ def lay_out(
         top_k=spec.top_k,
         stores_rows=spec.plan.rows == "zarr" and spec.train is not None,
         columns=types,
+        moments=moments_of(spec.widths, spec.layers if spec.train is not None else {}),
     )
     for name in [name for name in store.layouts if name not in EXTRAS]:
         store.require(name, *store.layouts[name])

@@ -200,6 +200,7 @@ def _spec_of(run: InfluenceRun) -> RunSpec:
         by_block=told["by_block"],
         top_k=told["top_k"],
         writer=uuid.uuid4().hex,
+        layers={block: tuple(layer) for block, layer in told.get("layers", {}).items()},
     )
 
 
@@ -251,6 +252,7 @@ def _work(
             top_k=None if options.top_k is None else min(options.top_k, plan.n),
             writer=uuid.uuid4().hex,
             rows_of=training.rows_of,
+            layers=model.layers,
         )
         types = {name: column_type(values.dtype) for name, values in columns.items()}
         # As they were written: the same numbers may come in wider types another time.

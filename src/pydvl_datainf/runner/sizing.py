@@ -1,6 +1,6 @@
 """Chooses how a run is cut, so that our arrays in one process fit in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -40,6 +40,7 @@ class RunSize:
         by_block: whether each block has scores of its own.
         top_k: how many training samples are kept at either end; None = all.
         precision: bytes of one number of a vector, and of what the inverse makes of it.
+        moments: bytes that second moments of layers take, all together, and eigenvectors of one.
     """
 
     n: int
@@ -52,6 +53,7 @@ class RunSize:
     by_block: bool = False
     top_k: int | None = None
     precision: int = 8
+    moments: int = 0
 
     @property
     def row(self) -> int:
@@ -113,7 +115,7 @@ def _planned(
     pieces: Sequence[Sequence[int]] | None,
 ) -> Plan | None:
     """The plan, or None where memory is too small for one."""
-    given, memory = memory, memory - memory // TRANSIT_SHARE
+    given, memory = memory, memory - memory // TRANSIT_SHARE - asked.moments
     test_tile, train_tile = tile
     test_tile = None if test_tile is None else min(test_tile, asked.m)
     step = min(asked.longest, size or asked.longest, max(1, memory // (16 * asked.row)))
@@ -209,6 +211,20 @@ def sample_bytes(widths: Sequence[int], itemsize: int, n: int, m: int) -> int:
     D, d, queries = sum(widths), max(widths), min(MOST_SAMPLED_QUERIES, m)
     vectors = queries * D * (2 * itemsize + 4 * 8)
     return 2 * n * D * 8 + vectors + 8 * n * d + 16 * min(n, d) ** 2
+
+
+def moment_bytes(layers: Iterable[tuple[int, int, bool]]) -> int:
+    """Bytes that the second moments of layers take.
+
+    Args:
+        layers: outputs and inputs of each, and whether it has a bias.
+
+    Returns:
+        All of them together and one that is being added, in float64; or the moments of the largest
+        layer, as read and as they are, their eigenvectors and what those are computed with.
+    """
+    sizes = [8 * (o**2 + i**2) for o, i, _ in layers]
+    return max(2 * sum(sizes), 5 * max(sizes)) if sizes else 0
 
 
 def sampled_queries(m: int) -> list[slice]:
@@ -330,8 +346,10 @@ def _too_few(
         f"{memory:,} bytes of memory are too few: a gradient takes {asked.row:,}, and with "
         f"rows={rows!r} the smallest that works is memory={smallest:,}"
         + (f", for tiles of {tuple(tile)}." if any(tile) else ".")
+        + (_MOMENTS.format(asked.moments) if asked.moments > smallest // 4 else "")
         + (_OWN.format(own, asked.method.name) if own > smallest // 4 else "")
     )
 
 
+_MOMENTS = " Of these the second moments of layers take {0:,}."
 _OWN = " Of these the {1} inverse takes {0:,} in the widest block."

@@ -12,7 +12,7 @@ import torch
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.results.chunks import Chunk
-from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, rows_name
+from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, moments_name, rows_name
 from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
@@ -64,6 +64,7 @@ class Stages:
         if self.spec.train is not None:
             self._rows()
             self._choose_damping()
+            self._moments()
         # What a complete run had is made again where it is damaged, asked for or not.
         self.self_influence |= SELF_INFLUENCE in self.store.attributes["extras"]
         if self.shared[1] is not None:  # with model and data
@@ -106,6 +107,21 @@ class Stages:
         dtype, scale = getattr(torch, self.spec.dtype), self.damping_scale
         damping = resolve_damping(self.given, norms, widths, dtype, scale)
         self.store.write("damping", ..., np.array(list(damping.values())))
+
+    def _moments(self) -> None:
+        """Second moments of layers, where the method wants them."""
+        missing = [b for b, name in self._moment_names().items() if not self._sound[name]]
+        if not missing:
+            return
+        spans = tasks.moment_spans(self.spec.plan)
+        done = set(range(len(spans)))
+        for b, name in self._moment_names().items():
+            (entries,), sums = self.store.layouts[name].shape, tasks.moment_sums_name(b)
+            self.store.require(sums, (len(spans), entries), (1, entries), "float64", None)
+            done &= self._complete(sums, axis=0)
+        todo = [span for span in range(len(spans)) if span not in done]
+        self._map("moments of layers", tasks.write_moments, todo)
+        self._map("moments of layers", tasks.write_moment_sums, missing)
 
     def _scores(self) -> None:
         """Scores or the best of them, group by group of queries, and their means."""
@@ -278,7 +294,13 @@ class Stages:
     def _names(self) -> list[str]:
         names = ["squared_norms", "damping", "mean_influence"]
         names += self._row_names() if self.spec.plan.rows == "zarr" else []
+        names += self._moment_names().values() if self.spec.train is not None else []
         return names + (["scores"] if self.spec.top_k is None else ["top", "top_scores"])
+
+    def _moment_names(self) -> dict[int, str]:
+        """For each block that is a layer, by its number, the array of its moments."""
+        blocks = enumerate(self.spec.widths)
+        return {b: moments_name(b) for b, block in blocks if block in self.spec.layers}
 
     def _row_names(self) -> list[str]:
         return ["row_scales", *map(rows_name, range(len(self.spec.plan.pieces)))]

@@ -7,7 +7,7 @@ from typing import Any
 from pydvl_datainf.errors import ModelError, StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
-from pydvl_datainf.results.layout import opened, rows_name
+from pydvl_datainf.results.layout import moments_name, moments_of, opened, rows_name
 from pydvl_datainf.results.linked_rows import rows_store
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import is_sum
@@ -138,9 +138,14 @@ class StoredRows:
             Entries of a fingerprint.
 
         Raises:
-            ModelError: if the model is another one.
+            ModelError: if the model or its method is another one.
         """
         theirs = self.attributes["fingerprint"]
+        if model.layers and "layers" not in theirs:
+            raise ModelError(
+                f"{self.store} keeps no moments of layers, which EK-FAC needs. Query it with its "
+                f"own method, {theirs['method']}, or make a run with an EkfacInfluence."
+            )
         own = {key: value for key, value in model.fingerprint.items() if key != "damping"}
         other = differences({key: theirs[key] for key in own if key in theirs}, own)
         if other:
@@ -175,6 +180,9 @@ class StoredRows:
         rows = Stored(self.rows_in)
         for name in ("row_scales", *map(rows_name, range(len(self.plan.pieces)))):
             rows.check_present(name)
+        said = self.attributes["fingerprint"]
+        for b in moments_of(said["blocks"], said.get("layers", {})):
+            rows.check_present(moments_name(b))
 
     def copy_norms(self, store: Store, writer: str) -> None:
         """Copies the damping and the norms that are not there or not sound, tile by tile.

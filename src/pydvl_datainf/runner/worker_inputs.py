@@ -4,7 +4,7 @@ import inspect
 import io
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError, PlanError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
-from pydvl_datainf.influence import BlockwiseInfluence, EnsembleInfluence
+from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence, EnsembleInfluence
 from pydvl_datainf.inverse.damping import SHARE
+from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.inverse.methods import METHODS, method_entries
 from pydvl_datainf.objectives import Objective, OutputLoss
@@ -39,6 +40,8 @@ class Description:
         model: a checksum of each parameter and buffer.
         method: of the inverse.
         damping_scale: what λ that are chosen automatically are multiplied by.
+        layers: for EK-FAC, of each block that is a linear layer its outputs, inputs, and whether it
+            has both weight and bias.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -51,6 +54,7 @@ class Description:
     model: Mapping[str, int]
     method: Method
     damping_scale: float = 1.0
+    layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -58,13 +62,18 @@ class Description:
         rule = f"{SHARE} of mean square"
         if self.damping_scale != 1:
             rule += f", times {self.damping_scale!r}"
-        return method_entries(self.method) | {
-            "objective": self.objective,
-            "dtype": self.dtype,
-            "model": dict(self.model),
-            "blocks": {block: list(names) for block, names in self.members.items()},
-            "damping": {block: self.fixed_damping.get(block, rule) for block in self.members},
-        }
+        layers = {block: list(layer) for block, layer in self.layers.items()}
+        return (
+            method_entries(self.method)
+            | ({"layers": layers} if layers else {})
+            | {
+                "objective": self.objective,
+                "dtype": self.dtype,
+                "model": dict(self.model),
+                "blocks": {block: list(names) for block, names in self.members.items()},
+                "damping": {block: self.fixed_damping.get(block, rule) for block in self.members},
+            }
+        )
 
 
 class Inputs:
@@ -121,12 +130,22 @@ class Inputs:
             self._built = made.unfitted()
         return self._built
 
+    @property
+    def influence_of_layers(self) -> EkfacInfluence:
+        """The model, where its method is EK-FAC."""
+        assert isinstance(self.influence, EkfacInfluence)  # the run has layers
+        return self.influence
+
     def describe(self) -> Description:
         """What the client must know of the model."""
         influence = self.influence
+        widths, method = influence.blocks.widths, influence.inverse
+        layers = influence.layers if isinstance(influence, EkfacInfluence) else {}
+        if layers:
+            method = Ekfac(exact_width=max([0, *(widths[b] for b in widths if b not in layers)]))
         return Description(
             members=influence.blocks.members,
-            widths=influence.blocks.widths,
+            widths=widths,
             dtype=str(influence.dtype).removeprefix("torch."),
             fixed_damping=influence.fixed_damping,
             damping_scale=influence.damping_scale,
@@ -134,7 +153,8 @@ class Inputs:
             batch_size=influence.batch_size,
             objective=_in_words(influence.objective),
             model=fingerprint(influence.model),
-            method=influence.inverse,
+            method=method,
+            layers={block: (*layer.shape, layer.has_both) for block, layer in layers.items()},
         )
 
     def __getstate__(self) -> dict[str, Any]:

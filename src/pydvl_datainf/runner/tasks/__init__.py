@@ -18,6 +18,12 @@ from pydvl_datainf.runner.tasks.context import Context
 from pydvl_datainf.runner.tasks.describe import describe, survey
 from pydvl_datainf.runner.tasks.gradients import write_rows, write_vectors
 from pydvl_datainf.runner.tasks.matrices import VECTORS, vectors_name
+from pydvl_datainf.runner.tasks.moments import (
+    moment_spans,
+    moment_sums_name,
+    write_moment_sums,
+    write_moments,
+)
 from pydvl_datainf.runner.tasks.scores import (
     CANDIDATE_SCORES,
     CANDIDATES,
@@ -53,6 +59,8 @@ __all__ = [
     "RunSpec",
     "corrections_name",
     "describe",
+    "moment_spans",
+    "moment_sums_name",
     "parts_name",
     "perform",
     "survey",
@@ -61,6 +69,8 @@ __all__ = [
     "write_correction",
     "write_factors",
     "write_mean",
+    "write_moment_sums",
+    "write_moments",
     "write_piece",
     "write_rows",
     "write_scores",

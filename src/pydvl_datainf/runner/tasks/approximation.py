@@ -9,6 +9,7 @@ from pydvl_datainf.inverse.agreement import compared_with_exact
 from pydvl_datainf.results.record import APPROXIMATION, sealed
 from pydvl_datainf.runner.sizing import sampled_queries
 from pydvl_datainf.runner.tasks.context import Context
+from pydvl_datainf.runner.tasks.moments import method_of
 from pydvl_datainf.runner.tasks.rows import tile_rows
 from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
@@ -23,7 +24,8 @@ def write_approximation_error(samples: int, context: Context, inputs: Inputs) ->
     vectors = concatenated(
         [v for at in places for _, v in context.computed(inputs, inputs.test, spec.test, at)]
     )
-    found = compared_with_exact(spec.method, vectors, rows, context.damping)
+    methods = {block: method_of(block, context, inputs) for block in spec.widths}
+    found = compared_with_exact(methods, vectors, rows, context.damping)
     told = {
         "n": length(rows),
         "m": length(vectors),

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.inverse.damping import check_finite
-from pydvl_datainf.inverse.method import Make, solve
+from pydvl_datainf.inverse.method import Make, Method, solve
 from pydvl_datainf.results.arrays import WORK, Array
 from pydvl_datainf.runner.tasks.context import Context, split
 from pydvl_datainf.runner.tasks.matrices import read_vectors
+from pydvl_datainf.runner.tasks.moments import ready_method
 from pydvl_datainf.runner.tasks.rows import Chunks, PieceRows
 from pydvl_datainf.runner.tasks.scores import parts_name, write_tiles
 from pydvl_datainf.runner.worker_inputs import Inputs
@@ -52,14 +53,15 @@ def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> N
         scores = flat.new_zeros(len(flat), spec.plan.n)
     for block in spec.piece(rows.p):
         chunks = rows.of_block(block)
+        method = ready_method(block, chunks, context, inputs)
         if scores is not None and vectors is not None:
-            _add_scores(scores, block, vectors[block], chunks, context, residuals)
+            _add_scores(scores, block, vectors[block], method, chunks, context, residuals)
             if spec.by_block:
                 _tell_residual(residuals, wanted.group, wanted, context)
                 _write(scores, block, wanted, context)
                 scores.zero_()
         if wanted.self_influence:
-            own += _self_influences(block, chunks, context, own_residuals)
+            own += _self_influences(block, method, chunks, context, own_residuals)
     if scores is not None and not spec.by_block:
         _tell_residual(residuals, wanted.group, wanted, context)
         _write(scores, None, wanted, context)
@@ -79,12 +81,13 @@ def _add_scores(
     scores: Tensor,
     block: str,
     V: Tensor,
+    method: Method,
     chunks: Chunks,
     context: Context,
     residuals: list[float],
 ) -> None:
     """Adds what one block gives to the scores of all training samples, (m, n)."""
-    F, done = _solved(context.spec.method.times, block, V, chunks, context, residuals), 0
+    F, done = _solved(method.times, block, V, chunks, context, residuals), 0
     check_finite({block: F})
     for G in chunks():
         scores[:, done : done + len(G)] += product(F, G)
@@ -106,12 +109,14 @@ def _write(scores: Tensor, block: str | None, wanted: PieceWork, context: Contex
             write_tiles(context, plan.tiles_of(q), j, values[:, tile])
 
 
-def _self_influences(block: str, chunks: Chunks, context: Context, residuals: list[float]) -> Array:
+def _self_influences(
+    block: str, method: Method, chunks: Chunks, context: Context, residuals: list[float]
+) -> Array:
     """gᵀ (inverse) g of each training sample in one block; as many at once as there is room for."""
     spec = context.spec
     most = max(1, spec.plan.held // (32 * (spec.widths[block] + 2 * spec.plan.chunk)))
     forms = [
-        _solved(spec.method.forms, block, own, chunks, context, residuals)
+        _solved(method.forms, block, own, chunks, context, residuals)
         for own in regrouped(chunks(), most)
     ]
     return torch.cat(forms).double().cpu().numpy()

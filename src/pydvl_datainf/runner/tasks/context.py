@@ -77,9 +77,9 @@ class Context:
             ModelError: if a gradient is not finite; names the sample.
         """
         done = 0
-        self._check_model(inputs)
+        self.check_model(inputs)
         for cut in cut_batches(index.lengths, wanted, self.spec.plan.step):
-            batch = self._read(inputs, data, index, cut)
+            batch = self.read_batch(inputs, data, index, cut)
             x, y = (batch, None) if isinstance(batch, Mapping) else batch
             try:
                 rows = inputs.influence.loss_gradients_by_block(x, y)
@@ -91,7 +91,7 @@ class Context:
             yield slice(done, done + length), rows
             done += length
 
-    def _check_model(self, inputs: Inputs) -> None:
+    def check_model(self, inputs: Inputs) -> None:
         """Once in each process: a builder may build something else each time."""
         if self._is_checked:
             return
@@ -104,7 +104,8 @@ class Context:
             )
         self._is_checked = True
 
-    def _read(self, inputs: Inputs, data: BatchedData, index: BatchIndex, cut: Cut) -> Batch:
+    def read_batch(self, inputs: Inputs, data: BatchedData, index: BatchIndex, cut: Cut) -> Batch:
+        """Reads a part of a batch; a batch that is read in several parts is kept meanwhile."""
         batch, start, stop = cut
         if self._batch is None or self._batch[:2] != (id(data), batch):
             checked = inputs.influence.images.by_sample

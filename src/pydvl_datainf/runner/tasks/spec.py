@@ -1,7 +1,7 @@
 """What a run is, as every process that works on it is told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,8 @@ class RunSpec:
         top_k: how many scores are kept at either end; None = all.
         writer: of the store, while it is this run's.
         rows_of: the fingerprint of the run whose rows are used, where it is another one.
+        layers: for EK-FAC, of each block that is a linear layer its outputs, inputs, and whether it
+            has both weight and bias.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class RunSpec:
     top_k: int | None = None
     writer: str | None = None
     rows_of: Any = None
+    layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:

@@ -1,0 +1,208 @@
+"""Second moments of the inputs and output gradients of linear layers, summed over training data.
+
+One forward and one backward pass a batch, from the summed losses to the layers' outputs: which row
+of an input belongs to which sample does not matter to sums over all of them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
+
+from pydvl_datainf.batches import Batch
+from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.gradients.calls import only_tensor
+from pydvl_datainf.gradients.passes import Passes, backward
+from pydvl_datainf.gradients.places import Places
+from pydvl_datainf.gradients.supported import differentiating
+from pydvl_datainf.inverse.damping import NOISE
+from pydvl_datainf.objectives import Objective
+
+_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearBlock:
+    """A block whose rows are Σ_t g_t x_tᵀ, flattened: a weight, a bias behind it, or a bias alone.
+
+    A bias is the weight of an input that is 1. Of a convolution the x_t are patches.
+
+    Args:
+        weight: of the layer; None = the block is a bias alone.
+        bias: of the layer; None = it is not in the block.
+        modules: in which they are; several where they are tied.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    modules: Sequence[nn.Module]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs o and inputs i, that of the bias among them."""
+        p = self.bias if self.weight is None else self.weight
+        assert p is not None
+        inputs = 0 if self.weight is None else self.weight[0].numel()
+        return len(p), inputs + (self.bias is not None)
+
+    @property
+    def has_both(self) -> bool:
+        """Whether there are a weight and a bias."""
+        return self.weight is not None and self.bias is not None
+
+    def inputs(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The inputs of a call (t, i), with that of the bias behind them."""
+        columns = [x] if self.weight is not None else []
+        if self.bias is not None:
+            columns.append(torch.full_like(x[:, :1], float(module.bias is self.bias)))
+        return torch.cat(columns, 1)
+
+
+def linear_blocks(model: nn.Module, blocks: Blocks) -> dict[str, LinearBlock]:
+    """The blocks that are one linear layer, or a convolution without groups.
+
+    Args:
+        model: that has the parameters.
+        blocks: of parameters.
+
+    Returns:
+        Those blocks by name. Whether the layers are called, a pass will show.
+    """
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for p in module._parameters.values():
+            owners.setdefault(id(p), []).append(module)
+    found = {}
+    for block, names in blocks.members.items():
+        parameters = [model.get_parameter(name) for name in names]
+        linear = _linear(parameters, [owners[id(p)] for p in parameters])
+        if linear is not None:
+            found[block] = linear
+    return found
+
+
+def _linear(parameters: list[nn.Parameter], owners: list[list[nn.Module]]) -> LinearBlock | None:
+    """The parameters of a block as those of one layer, if they are."""
+    if not all(_is_linear(module) for modules in owners for module in modules):
+        return None
+    roles = tuple(_role(p, modules[0]) for p, modules in zip(parameters, owners, strict=True))
+    if roles not in (("weight",), ("bias",), ("weight", "bias")):
+        return None
+    if not set(owners[-1]) <= set(owners[0]):  # the bias is also that of another weight
+        return None
+    named = dict(zip(roles, parameters, strict=True))
+    return LinearBlock(named.get("weight"), named.get("bias"), owners[0])
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether outputs are the weight times the inputs, or times patches of them."""
+    kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
+    is_plain = kind is not None and type(module).forward is kind.forward
+    return is_plain and getattr(module, "groups", 1) == 1
+
+
+def _role(p: nn.Parameter, module: nn.Module) -> str | None:
+    """What a parameter is to the module that has it."""
+    return next((role for role in ("weight", "bias") if getattr(module, role) is p), None)
+
+
+@dataclass(slots=True)
+class LayerMoments:
+    """A = Σ x xᵀ and S = Σ g gᵀ of the layers of some blocks, added up over batches, in float64.
+
+    They run over the positions at which a layer's output gradient g is larger than 16 machine
+    epsilons of the largest in that call: others, such as padding that no loss sees or queries with
+    a single key, add nothing to a gradient but rounding. Layers that are called several times, or
+    tied, add up their calls.
+
+    Args:
+        model: left as it was.
+        objective: gives one loss per sample.
+        layers: by block.
+        sums: A (i, i) and S (o, o) of each block whose layer took part.
+    """
+
+    model: nn.Module
+    objective: Objective
+    layers: Mapping[str, LinearBlock]
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def add(self, batch: Batch) -> None:
+        """Adds those of a checked batch on the model's device.
+
+        Args:
+            batch: of some samples.
+
+        Raises:
+            ModelError: if the model is unsupported.
+            OutOfMemoryError: if the device has too little memory.
+        """
+        passes = Passes(self.model, self.objective, Places(self.model, strict=False))
+        device = next(self.model.parameters()).device
+        with differentiating(self.model, device):
+            with self._recorded() as calls:
+                losses = passes.losses(batch)
+            grads = backward(losses.sum(), [edge for _, _, edge in calls])
+        for (module, x, _), g in zip(calls, grads, strict=True):
+            if g is not None:
+                self._add_call(module, x, g)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[list[tuple[nn.Module, Tensor, GradientEdge]]]:
+        """Notes the calls of the layers while it is open: input, and place of the output."""
+        calls: list[tuple[nn.Module, Tensor, GradientEdge]] = []
+
+        def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+            x = only_tensor(args, kwargs)
+            if x is None or not output.requires_grad:
+                return None
+            output = output.clone()  # before anything changes it in place
+            calls.append((module, x.detach(), get_gradient_edge(output)))
+            return output
+
+        modules = {module for layer in self.layers.values() for module in layer.modules}
+        handles = [
+            module.register_forward_hook(record, prepend=True, with_kwargs=True)
+            for module in modules
+        ]
+        try:
+            yield calls
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _add_call(self, module: nn.Module, x: Tensor, g: Tensor) -> None:
+        """Adds one call's part to the blocks that have parameters of the module."""
+        x, g = _positions(module, x, g)
+        if not g.numel():
+            return
+        size = torch.linalg.vector_norm(g, dim=1, dtype=torch.float64)
+        # Narrower numbers have no room for what is dropped here beside what is not.
+        dtype = torch.promote_types(g.dtype, torch.float32)
+        counts = size > NOISE * torch.finfo(dtype).eps * size.max()
+        x, g = x[counts].double(), g[counts].double()
+        for block, layer in self.layers.items():
+            if module in layer.modules:
+                inputs = layer.inputs(module, x)
+                A, S = self.sums.get(block, (0, 0))
+                self.sums[block] = A + inputs.mT @ inputs, S + g.mT @ g
+
+
+def _positions(module: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs (t, i), or patches of them, and output gradients (t, o), at every position."""
+    if isinstance(module, nn.Linear):
+        return x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    space = len(module.kernel_size)
+    x, g = (t if t.ndim == space + 2 else t.unsqueeze(0) for t in (x, g))
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    for axis in range(space):
+        reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+        x = x.unfold(2 + axis, reach, module.stride[axis])[..., :: module.dilation[axis]]
+    x = x.movedim(1, 1 + space)  # behind the places: channels, then the kernel's extents
+    return x.reshape(-1, x[(0,) * (1 + space)].numel()), g.movedim(1, -1).reshape(-1, g.shape[1])

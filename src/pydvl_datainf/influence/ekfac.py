@@ -1,0 +1,228 @@
+"""The eigenvalue-corrected Kronecker factors of layers, in the place of DataInf's inverse."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pydvl_datainf.batches import Batch, split_batch
+from pydvl_datainf.blocks import BlockStructure
+from pydvl_datainf.errors import BlockError
+from pydvl_datainf.gradients import Gradients
+from pydvl_datainf.gradients.by_length import pieces_by_length
+from pydvl_datainf.gradients.moments import LayerMoments, LinearBlock, linear_blocks
+from pydvl_datainf.gradients.sources import Reader, RowsKept
+from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
+from pydvl_datainf.influence.fitted import Fitted
+from pydvl_datainf.inverse.damping import check_finite
+from pydvl_datainf.inverse.ekfac import Ekfac
+from pydvl_datainf.inverse.methods import EKFAC
+from pydvl_datainf.objectives import Objective
+from pydvl_datainf.vectors import BlockVectors
+
+
+class EkfacInfluence(BlockwiseInfluence):
+    r"""Influence functions with EK-FAC's inverse in each block that is a linear layer.
+
+    The influence of training sample k on test sample t is, with one term per block of parameters,
+
+        Σ_l  v_t[l]ᵀ  Q_S [ (Q_Sᵀ G_k Q_A) / (Λ + λ_l) ] Q_Aᵀ ,   Λ = (1/n) Σ_i (Q_Sᵀ G_i Q_A)²
+
+    where G_k is the gradient of a layer's weight as a matrix, and Q_A and Q_S are the eigenvectors
+    of the second moments of its inputs and its output gradients, over all positions of the training
+    samples at which the output gradient is not zero up to rounding. A bias is the weight of an
+    input that is 1.
+    `nn.Linear` (LoRA's A and B among them) and convolutions without groups are such layers. Any
+    other block (embeddings, norms, several layers in one block, layers that are not called as
+    modules) has the exact inverse, which is feasible where a block or the number of samples is
+    small; `block_inverses` tells which has which. Labels are those given, as in all methods here.
+    The eigenbases take Σ (i² + o²) numbers in float64, for layers of i inputs and o outputs, and
+    are computed once, by `fit`.
+    Source: George et al., NeurIPS 2018; for influences Grosse et al., arXiv 2308.03296, 2023.
+
+    Args:
+        model: as in `DataInfInfluence`.
+        loss: as in `DataInfInfluence`.
+        regularization: as in `DataInfInfluence`; "auto" is 0.1 times the mean of Λ.
+        block_structure: as in `DataInfInfluence`; "module", for a layer and its bias together, or
+            "parameter_wise".
+        gradients: as in `DataInfInfluence`; the moments take one more forward and backward pass.
+        rows: "memory" or "auto", which mean the same here.
+        batch_size: as in `DataInfInfluence`.
+        max_tokens: as in `DataInfInfluence`.
+        progress: as in `DataInfInfluence`.
+        damping_scale: as in `DataInfInfluence`.
+
+    Raises:
+        BlockError: if no block is a linear layer.
+        SourceError: if rows are to be computed again.
+    """
+
+    inverse = EKFAC
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Objective | Callable[[Any, Tensor], Tensor],
+        regularization: Damping = "auto",
+        block_structure: BlockStructure = "module",
+        *,
+        gradients: Gradients = "auto",
+        rows: RowsKept = "auto",
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
+        progress: bool = False,
+        damping_scale: float | None = None,
+    ):
+        super().__init__(
+            model,
+            loss,
+            regularization,
+            block_structure,
+            gradients=gradients,
+            rows=rows,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            progress=progress,
+            damping_scale=damping_scale,
+        )
+        self._max_tokens = max_tokens
+        if not self.layers:
+            raise BlockError(
+                "No block is a linear layer or a convolution without groups, so EK-FAC has none to "
+                'factor. Use block_structure="module", or ExactInfluence.'
+            )
+
+    @property
+    def block_inverses(self) -> dict[str, Literal["EK-FAC", "exact"]]:
+        """The name of the inverse that each block has.
+
+        Raises:
+            NotFittedException: before `fit`.
+        """
+        return {b: "exact" if m.basis is None else "EK-FAC" for b, m in self._bases.items()}
+
+    @property
+    def inverses(self) -> Mapping[str, Ekfac]:
+        """The method of each block, which takes its eigenvalues from the rows that it is fed."""
+        return {block: Ekfac(method.basis) for block, method in self._bases.items()}
+
+    @property
+    def layers(self) -> Mapping[str, LinearBlock]:
+        """The blocks that are a linear layer, whether or not it takes part."""
+        return linear_blocks(self.model, self.blocks)
+
+    def layer_moments(self, batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Computes A = Σ x xᵀ and S = Σ g gᵀ of the layers that take part. Does not need `fit`.
+
+        Args:
+            batches: pairs (x, y), or mappings that carry their labels.
+
+        Returns:
+            For each block with such a layer A (i, i) and S (o, o), summed over all batches.
+        """
+        moments = LayerMoments(self.model, self.objective, self.layers)
+        for given in batches:
+            x, y = (given, None) if isinstance(given, Mapping) else given
+            for batch in split_batch(self._batch(x, y), self.batch_size):
+                _add(moments, batch, self._max_tokens)
+        return moments.sums
+
+    @property
+    def _bases(self) -> Mapping[str, Ekfac]:
+        fitted = self._fitted()
+        assert isinstance(fitted, FittedLayers)  # from `_read`
+        return fitted.methods
+
+    def _read(self, reader: Reader) -> Fitted:
+        moments = LayerMoments(self.model, self.objective, self.layers)
+        settings = (reader.device, reader.batch_size, reader.progress)
+        watched = _MomentsReader(
+            reader.data,
+            reader.engine,
+            *settings,
+            images=reader.images,
+            moments=moments,
+            max_tokens=self._max_tokens,
+        )
+        return FittedLayers.of(super()._read(watched), moments)
+
+    def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+        factors = fitted.solve({b: method.times for b, method in self._bases.items()}, vectors)
+        check_finite(factors)
+        return factors
+
+    def _forms(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+        return fitted.solve({b: method.forms for b, method in self._bases.items()}, vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class _MomentsReader(Reader):
+    """A reader whose passes over the data leave the moments of layers behind.
+
+    Args:
+        moments: to which those of each pass are added.
+        max_tokens: the largest number of tokens in one pass through the model.
+    """
+
+    moments: LayerMoments = field(kw_only=True)
+    max_tokens: int | None = None
+
+    def rows(self) -> Iterator[BlockVectors]:
+        """Yields the rows of each batch."""
+        self.moments.sums.clear()  # of a pass before this one
+        for batch in self.batches("gradients"):
+            yield self.engine.rows(batch)
+            _add(self.moments, batch, self.max_tokens)
+
+
+def _add(moments: LayerMoments, batch: Batch, max_tokens: int | None) -> None:
+    """Adds those of a batch, in pieces of at most so many tokens."""
+    if max_tokens is None:
+        moments.add(batch)
+        return
+    for _, piece in pieces_by_length(batch, max_tokens):
+        moments.add(piece)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedLayers(Fitted):
+    """What `fit` learns, with the eigenbases of layers.
+
+    Args:
+        methods: of each block, with its eigenvalues where it has an eigenbasis.
+    """
+
+    methods: Mapping[str, Ekfac] = field(kw_only=True)
+
+    @classmethod
+    def of(cls, fitted: Fitted, moments: LayerMoments) -> "FittedLayers":
+        """Computes eigenbases from moments, and eigenvalues from the rows.
+
+        Args:
+            fitted: with its rows in memory.
+            moments: of the layers that took part in all of the passes for them.
+
+        Returns:
+            The same with the methods of the blocks.
+
+        Raises:
+            DampingError: if a moment overflows.
+        """
+        methods = {}
+        for block in fitted.damping:
+            if block in moments.sums:
+                has_bias = moments.layers[block].has_both
+                rows = (chunk[block] for chunk in fitted.source.chunks())
+                methods[block] = Ekfac.of(*moments.sums[block], has_bias=has_bias).knowing(rows)
+            else:
+                methods[block] = EKFAC
+        told = {f.name: getattr(fitted, f.name) for f in fields(fitted)}
+        return cls(**told, methods=methods)
+
+    def to(self, device: torch.device) -> "FittedLayers":
+        """The same on another device."""
+        methods = {block: method.to(device) for block, method in self.methods.items()}
+        return replace(self, source=self.source.to(device), device=device, methods=methods)
