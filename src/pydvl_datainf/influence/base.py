@@ -32,7 +32,7 @@ from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.fitted import Fitted, check_order
 from pydvl_datainf.inverse.damping import check_finite, given_damping, given_scale
-from pydvl_datainf.inverse.method import Make, Method
+from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.vectors import (
@@ -540,27 +540,36 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             check_order(fitted.has_fixed_order if data is None else has_fixed_order(data))
             own = fitted.source.chunks() if data is None else self._reader(as_batches(data)).rows()
             groups = grouped(map(widened, own), _GROUP_BYTES)
-            parts = [self._forms(fitted, group) for group in groups]
+            parts: list[BlockVectors] = []
+            residuals: list[Tensor] = []
+            for group in groups:
+                found: dict[str, Tensor] = {}
+                parts.append(self._forms(fitted, group, found))
+                residuals += found.values()
         if not parts:
             raise SourceError("The data is empty; self-influences need at least one sample.")
+        self._warn_of(residuals)
         joined = concatenated(parts, dim=0)
         return self._narrowed(joined) if by_block else self._added(joined)
 
     # The algebra over all blocks
 
     def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
-        factors = self._solved(fitted, self.inverse.times, vectors)
+        residuals: dict[str, Tensor] = {}
+        factors = fitted.solve(self.inverse.times, vectors, residuals)
         check_finite(factors)
+        if residuals:
+            self._warn_of(residuals.values())
         return factors
 
-    def _solved(self, fitted: Fitted, make: Make, vectors: BlockVectors) -> BlockVectors:
-        residuals: dict[str, Tensor] = {}
-        solved = fitted.solve(make, vectors, residuals)
-        self.inverse.warn_of(max((float(r.max()) for r in residuals.values()), default=0.0))
-        return solved
+    def _warn_of(self, residuals: Iterable[Tensor]) -> None:
+        """Warns where answers that were iterated for are not solved."""
+        self.inverse.warn_of(max((float(r.max()) for r in residuals), default=0.0))
 
-    def _forms(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
-        return self._solved(fitted, self.inverse.forms, vectors)
+    def _forms(
+        self, fitted: Fitted, vectors: BlockVectors, residuals: dict[str, Tensor]
+    ) -> BlockVectors:
+        return fitted.solve(self.inverse.forms, vectors, residuals)
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model

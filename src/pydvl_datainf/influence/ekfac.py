@@ -154,7 +154,9 @@ class EkfacInfluence(BlockwiseInfluence):
         check_finite(factors)
         return factors
 
-    def _forms(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+    def _forms(
+        self, fitted: Fitted, vectors: BlockVectors, residuals: dict[str, Tensor]
+    ) -> BlockVectors:
         return fitted.solve({b: method.forms for b, method in self._bases.items()}, vectors)
 
 

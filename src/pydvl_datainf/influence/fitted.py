@@ -105,7 +105,7 @@ class Fitted:
         norms = self.norms
         if norms is None and len(given) < len(widths):
             with preserved_rng(self.device):
-                norms = sum_norms(self.curvature_source)
+                norms = sum_norms(self.curvature or self.source)
         damping = resolve_damping(given, norms, widths, dtype, scale)
         return replace(self, norms=norms, damping=damping)
 
@@ -113,11 +113,6 @@ class Fitted:
         """The same on another device."""
         curvature = None if self.curvature is None else self.curvature.to(device)
         return replace(self, source=self.source.to(device), device=device, curvature=curvature)
-
-    @property
-    def curvature_source(self) -> RowSource:
-        """Of the rows that the inverse is made of."""
-        return self.source if self.curvature is None else self.curvature
 
     def changes(self, model: nn.Module) -> list[str]:
         """Names of the model's tensors that are not as they were."""
@@ -127,7 +122,7 @@ class Fitted:
         self, make: Makes, vectors: BlockVectors, residuals: dict[str, Tensor] | None = None
     ) -> BlockVectors:
         """The inverse times vectors, or its forms, over the rows; see `inverse.method.solve`."""
-        source = self.curvature_source
+        source = self.curvature or self.source
         is_kept = isinstance(source, MemoryRows)  # then a pass is free: one solver at a time
         parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]
         result: BlockVectors = OrderedDict()
