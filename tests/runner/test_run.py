@@ -73,7 +73,7 @@ def run(store, influence=None, test=None, train=None, **settings):
 
 @pytest.fixture(scope="module")
 def truth():
-    """Scores (M, blocks, N), self-influences (N,), λ and squared norms, by the oracle."""
+    """Scores (M, blocks, N), self-influences (N,), losses, λ and squared norms, by the oracle."""
     model = network()
     names = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}
     test, train = (
@@ -85,7 +85,8 @@ def truth():
     scores = torch.stack([test[b] @ inverse[b] @ train[b].T for b in names], 1)
     selves = sum((train[b] @ inverse[b] * train[b]).sum(1) for b in names)
     norms = torch.stack([(train[b] ** 2).sum(1) for b in names], 1)
-    found = {"scores": scores, "selves": selves, "norms": norms}
+    losses = torch.stack(dense.sample_losses(model, F.cross_entropy, samples(N, 1))).detach()
+    found = {"scores": scores, "selves": selves, "norms": norms, "losses": losses}
     return {name: value.numpy() for name, value in found.items()} | {"damping": damping}
 
 
@@ -364,18 +365,20 @@ def assert_workers_hold_nothing(client):
 
 
 @pytest.mark.parametrize("rows", ["zarr", "recompute"])
-def test_dask_agrees(tmp_path, client, reference, rows):
+def test_dask_agrees(tmp_path, client, reference, truth, rows):
     done = run(tmp_path / "run.zarr", client=client, rows=rows)
     close(done.scores[...], reference[rows])
+    close(done.training_loss(), truth["losses"])
     assert not client.futures
     assert_workers_hold_nothing(client)
 
 
-def test_dask_with_a_builder_loader_workers_and_dask_arrays(tmp_path, client, reference):
+def test_dask_with_a_builder_loader_workers_and_dask_arrays(tmp_path, client, reference, truth):
     test = tuple(da.from_array(t.numpy(), chunks=(3, *t.shape[1:])) for t in samples(M, 2))
     train = train_loader(num_workers=2)
     done = run(tmp_path / "run.zarr", build, test, train, client=client, rows="recompute")
     close(done.scores[...], reference["recompute"])
+    close(done.training_loss(), truth["losses"])
 
 
 def test_dask_top_groups_and_self_influences(tmp_path, client, truth):
@@ -387,9 +390,10 @@ def test_dask_top_groups_and_self_influences(tmp_path, client, truth):
 
 
 @pytest.mark.parametrize("rows", ["zarr", "recompute"])
-def test_joblib_agrees(tmp_path, reference, rows):
+def test_joblib_agrees(tmp_path, reference, truth, rows):
     done = run(tmp_path / "run.zarr", n_jobs=2, rows=rows)
     close(done.scores[...], reference[rows])
+    close(done.training_loss(), truth["losses"])
 
 
 def test_surrounding_joblib_config_counts(tmp_path, reference, monkeypatch):

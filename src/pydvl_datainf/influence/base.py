@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast, overload
 
 import torch
@@ -26,6 +27,7 @@ from pydvl_datainf.errors import BatchError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
+from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
@@ -90,7 +92,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.batch_size = batch_size
         self.progress = progress
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
-        self._engine = engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
+        of_losses = LossEngine(model, self.objective)
+        self._engine, self._losses = (
+            e if max_tokens is None else ByLengthEngine(e, max_tokens) for e in (engine, of_losses)
+        )
         self._fit: Fitted | None = None
 
     # Fitting
@@ -414,6 +419,26 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             For each block gradients as rows, shape (B, d_l).
         """
         return self._rows(self._batch(x, y))
+
+    def losses(self, data: Any) -> Tensor:
+        """Computes the loss of each sample, in one forward pass. Does not need `fit`.
+
+        Args:
+            data: a loader in fixed order, a list of batches, or a single batch.
+
+        Returns:
+            Losses by the objective, shape (n,), in the order of the data.
+
+        Raises:
+            SourceError: if the loader has no fixed order, or the data is empty.
+        """
+        check_order(has_fixed_order(data))
+        batches = as_batches(data)
+        reader = replace(self._reader(batches), progress=self.progress and batches is data)
+        parts = [self._losses.rows(batch)[LOSS][:, 0] for batch in reader.batches("losses")]
+        if not parts:
+            raise SourceError("The data is empty; losses need at least one sample.")
+        return torch.cat(parts).to(self.dtype)
 
     # Influences of the fitted data, from its rows
 

@@ -10,6 +10,7 @@ from pydvl_datainf.results.record import (
     APPROXIMATION,
     EXTRAS,
     SELF_INFLUENCE,
+    TRAINING_LOSS,
     comparison_said,
     faults,
 )
@@ -55,6 +56,7 @@ def arrays_of(
         "block": Layout((L,), (ID_CHUNK,), "string", ("block",)),
         "width": Layout((L,), (ID_CHUNK,), "int64", ("block",)),
         SELF_INFLUENCE: Layout((n,), (r,), dtype, ("train",)),
+        TRAINING_LOSS: Layout((n,), (r,), dtype, ("train",)),
         APPROXIMATION: Layout((2, L), (2, L), "float64", ("measure", "block")),
     }
     if stores_rows:

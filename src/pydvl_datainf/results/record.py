@@ -14,8 +14,9 @@ from pydvl_datainf.results.plan import Plan
 
 SELF_INFLUENCE = "self_influence"
 APPROXIMATION = "approximation"
-EXTRAS = (SELF_INFLUENCE, APPROXIMATION)
-"""Arrays that a run has only where they were asked for."""
+TRAINING_LOSS = "training_loss"
+EXTRAS = (SELF_INFLUENCE, APPROXIMATION, TRAINING_LOSS)
+"""Arrays that not every run has: they were not asked for, or it is a query or an old one."""
 
 SEALED = ("fingerprint", "plan", "columns")
 """Attributes whose checksum stands beside them."""
