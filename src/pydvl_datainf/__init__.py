@@ -29,8 +29,10 @@ with warnings.catch_warnings():
     from pydvl_datainf.runner.options import RunOptions
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
 from pydvl_datainf.objectives import (
+    AnswerMargin,
     CausalLM,
     Denoising,
+    Margin,
     Objective,
     Preference,
     Seq2SeqLM,
@@ -40,6 +42,7 @@ from pydvl_datainf.objectives import (
 )
 
 __all__ = [
+    "AnswerMargin",
     "ApproximationError",
     "BatchError",
     "BlockError",
@@ -53,6 +56,7 @@ __all__ = [
     "HessianFreeInfluence",
     "InfluenceRun",
     "JobError",
+    "Margin",
     "ModelError",
     "NonFiniteError",
     "Objective",

@@ -34,6 +34,7 @@ class InfluenceBuilder:
         batch_size: samples in one gradient computation.
         max_tokens: tokens in one gradient computation.
         method: what takes the place of each block's inverse.
+        test_objective: what is asked of test samples in place of their loss.
     """
 
     files: Files
@@ -45,6 +46,7 @@ class InfluenceBuilder:
     batch_size: int | None = None
     max_tokens: int | None = None
     method: Method = "datainf"
+    test_objective: Objective | None = None
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -62,6 +64,7 @@ class InfluenceBuilder:
             self.block_structure,
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
+            test_objective=self.test_objective,
         )
 
     @property

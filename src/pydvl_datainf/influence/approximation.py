@@ -88,7 +88,7 @@ def approximation_error(
             "Plain products of gradients have no damping, so they approximate no damped inverse. "
             "Compare HessianFreeInfluence(scaled=True)."
         )
-    vectors = influence.loss_gradients_by_block(x_test, y_test)
+    vectors = influence.test_gradients_by_block(x_test, y_test)
     n = influence.n_samples or 0
     chosen = evenly_spaced(n, n if samples is None else samples)
     rows = _rows_at(chosen, influence.training_gradients_by_block())

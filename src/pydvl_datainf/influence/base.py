@@ -25,7 +25,7 @@ from pydvl_datainf.batches import (
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
-from pydvl_datainf.gradients import Gradients, gradient_engine
+from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
@@ -74,10 +74,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         batch_size: int | None = None,
         max_tokens: int | None = None,
         progress: bool = False,
+        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
     ):
         check_model(model)
         self.blocks = Blocks.from_model(model, block_structure)
         self.objective = as_objective(loss)
+        self.test_objective = None if test_objective is None else as_objective(test_objective)
         self.images = ImageLayout.of(model)
         super().__init__(model, cast(Any, loss))
         self._select_parameters()
@@ -91,11 +93,16 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
         self.batch_size = batch_size
         self.progress = progress
-        engine = gradient_engine(gradients, model, self.objective, self.blocks)
+
+        def engine_of(objective: Objective) -> GradientEngine:
+            engine = gradient_engine(gradients, model, objective, self.blocks)
+            return engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
+
+        self._engine = self._test_engine = engine_of(self.objective)
+        if self.test_objective is not None:
+            self._test_engine = engine_of(self.test_objective)
         of_losses = LossEngine(model, self.objective)
-        self._engine, self._losses = (
-            e if max_tokens is None else ByLengthEngine(e, max_tokens) for e in (engine, of_losses)
-        )
+        self._losses = of_losses if max_tokens is None else ByLengthEngine(of_losses, max_tokens)
         self._fit: Fitted | None = None
 
     # Fitting
@@ -255,7 +262,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Args:
             x_test: test inputs (m, ...), or a mapping that carries its labels.
             y_test: test targets (m, ...); None with a mapping.
-            x: training inputs (b, ...) or a mapping; None = the test samples themselves.
+            x: training inputs (b, ...) or a mapping; None = the test samples themselves, with
+                their loss as training samples, also where there is a `test_objective`.
             y: training targets (b, ...); None with a mapping.
             mode: "up" for influences, "perturbation" for their derivative by x.
 
@@ -303,16 +311,18 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             )
         train = test if x is None else self._batch(x, y)
         self.check_unchanged()
-        left = self._rows(test)
+        left = self._test_rows(test)
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(self._transformed(fitted, left), train)
-        right = left if train is test else self._rows(train)
+        right = left if train is test and self.test_objective is None else self._rows(train)
         if batch_length(test) <= batch_length(train):
             return products(self._transformed(fitted, left), right)
         return products(left, self._transformed(fitted, right))
 
     def influence_factors(self, x: Inputs, y: Tensor | None = None) -> Tensor:
-        """Computes the damped inverse times the gradient of each sample.
+        """Computes the damped inverse times the gradient of each test sample.
+
+        Where there is a `test_objective`, the gradient is that of it.
 
         Args:
             x: inputs (B, ...), or a mapping that carries its labels.
@@ -338,7 +348,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         fitted, batch = self._fitted(), self._batch(x, y)
         self.check_unchanged()
-        return self._transformed(fitted, self._rows(batch))
+        return self._transformed(fitted, self._test_rows(batch))
 
     def influences_from_factors(
         self,
@@ -420,6 +430,22 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         return self._rows(self._batch(x, y))
 
+    def test_gradients_by_block(
+        self, x: Inputs, y: Tensor | None = None
+    ) -> "OrderedDict[str, Tensor]":
+        """As `loss_gradients_by_block`, but of the `test_objective` where there is one.
+
+        Args:
+            x: inputs (B, ...), or a mapping that carries its labels.
+            y: targets (B, ...); None with a mapping.
+
+        Returns:
+            For each block gradients as rows, shape (B, d_l).
+        """
+        if self.test_objective is None:
+            return self.loss_gradients_by_block(x, y)
+        return self._test_rows(self._batch(x, y))
+
     def losses(self, data: Any) -> Tensor:
         """Computes the loss of each sample, in one forward pass. Does not need `fit`.
 
@@ -483,7 +509,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         fitted.check_order()
         batch = self._batch(x_test, y_test)
         self.check_unchanged()
-        factors = self._transformed(fitted, self._rows(batch))
+        factors = self._transformed(fitted, self._test_rows(batch))
         with preserved_rng(fitted.device):
             parts = (products(factors, rows) for rows in fitted.source.chunks())
             if by_block:
@@ -576,9 +602,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             The instance itself.
         """
         super().to(torch.device(device))
-        move(self.objective, torch.device(device))
-        if isinstance(self.objective, OutputLoss):
-            move(self.objective.loss, torch.device(device))
+        for objective in (self.objective, self.test_objective):
+            move(objective, torch.device(device))
+            if isinstance(objective, OutputLoss):
+                move(objective.loss, torch.device(device))
         self._select_parameters()
         return self
 
@@ -614,11 +641,15 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             )
         return batch_to(self.images.by_sample(x if y is None else (x, y)), self.model_device)
 
-    def _rows(self, batch: Batch) -> BlockVectors:
+    def _rows(self, batch: Batch, engine: GradientEngine | None = None) -> BlockVectors:
+        """Gradients of the loss, or those that an engine computes."""
         pieces = list(split_batch(batch, self.batch_size))
         disable = not self.progress or len(pieces) == 1
         bar = tqdm(pieces, "gradients", leave=False, disable=disable)
-        return concatenated([self._engine.rows(piece) for piece in bar])
+        return concatenated([(engine or self._engine).rows(piece) for piece in bar])
+
+    def _test_rows(self, batch: Batch) -> BlockVectors:
+        return self._rows(batch, self._test_engine)
 
     def _fitted(self) -> Fitted:
         if self._fit is None:

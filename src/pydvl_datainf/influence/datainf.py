@@ -40,6 +40,9 @@ class DataInfInfluence(BlockwiseInfluence):
             and their rows put back in order. For mappings with an `attention_mask`; None = batches
             are computed as they are. Large batches (of the loader) serve it best.
         progress: whether passes over the training data show a progress bar.
+        test_objective: what is asked of test samples in place of their loss, such as `Margin()`;
+            training samples keep the loss. Positive = more weight on k lowers it for t, so what is
+            to be large, as a margin is, comes with a minus. None = the loss.
 
     Raises:
         BlockError: if the block structure does not fit the model.

@@ -36,6 +36,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         batch_size: as in `DataInfInfluence`.
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
+        test_objective: as in `DataInfInfluence`.
         scaled: whether the products of block l are divided by λ_l. Otherwise every λ_l is one.
 
     Raises:
@@ -54,6 +55,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         batch_size: int | None = None,
         max_tokens: int | None = None,
         progress: bool = False,
+        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
         scaled: bool = False,
     ):
         self.inverse = SCALED_HESSIAN_FREE if scaled else HESSIAN_FREE
@@ -67,6 +69,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
             batch_size=batch_size,
             max_tokens=max_tokens,
             progress=progress,
+            test_objective=test_objective,
         )
 
     def with_regularization(self, regularization: Damping) -> Self:

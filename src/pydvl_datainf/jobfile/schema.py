@@ -74,6 +74,7 @@ FIELDS = {
     "chat": ("causal-lm", "preference"),
     "reduction": ("causal-lm", "seq2seq-lm", "token-classification"),
     "beta": ("preference",),
+    "query": ("sequence-classification", "preference"),
     "timesteps": ("denoising",),
     "noise": ("denoising",),
     "max_length": TEXTS,
@@ -149,6 +150,9 @@ class Job(_Part):
         timesteps: of diffusion whose losses are averaged: which, or how many.
         noise: whether all images get the same noise, or each its own.
         reduction: of the losses of a sample's tokens.
+        query: what is asked of test samples in place of their loss: the margin of the right class
+            over the best other one, or of the chosen answer's log-probability over the rejected
+            one's.
         method: what takes the place of each block's inverse.
         damping: λ of all blocks, of some by name, or chosen automatically.
         blocks: what is a block.
@@ -196,6 +200,7 @@ class Job(_Part):
     timesteps: Count | Annotated[tuple[Position, ...], Field(min_length=1)] = 8
     noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
+    query: Literal["margin"] | None = None
     method: Literal["datainf", "exact", "hessian-free", "scaled-hessian-free"] = "datainf"
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"

@@ -12,6 +12,7 @@ from dask.utils import format_bytes
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.record import TEST_OBJECTIVE
 
 RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
 
@@ -59,6 +60,7 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         ),
         "Method": told["method"],
         "Objective": told["objective"],
+        **({"Objective of test samples": told[TEST_OBJECTIVE]} if TEST_OBJECTIVE in told else {}),
     }
 
 

@@ -18,6 +18,9 @@ TRAINING_LOSS = "training_loss"
 EXTRAS = (SELF_INFLUENCE, APPROXIMATION, TRAINING_LOSS)
 """Arrays that not every run has: they were not asked for, or it is a query or an old one."""
 
+TEST_OBJECTIVE = "test objective"
+"""An entry of the fingerprint, only where test samples have an objective of their own."""
+
 SEALED = ("fingerprint", "plan", "columns")
 """Attributes whose checksum stands beside them."""
 
@@ -161,6 +164,8 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
     yield from _misfits("", _ATTRIBUTES, attributes)
     said, plan = attributes["fingerprint"], attributes["plan"]
     yield from _misfits("fingerprint: ", _FINGERPRINT, said)
+    if type(said.get(TEST_OBJECTIVE, "")) is not str:
+        yield f"fingerprint: {TEST_OBJECTIVE} is {_short(said[TEST_OBJECTIVE])}"
     yield from _misfits("plan: ", _PLAN, plan)
     if plan.keys() != _PLAN.keys():
         yield f"plan has the entries {_short(sorted(plan))}"

@@ -14,7 +14,7 @@ from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.results.layout import ENDS, arrays_of, opened
 from pydvl_datainf.results.metadata import digest, json_of
 from pydvl_datainf.results.plan import Plan
-from pydvl_datainf.results.record import EXTRAS, sealed_attributes
+from pydvl_datainf.results.record import EXTRAS, TEST_OBJECTIVE, sealed_attributes
 from pydvl_datainf.results.store import Array, Store, differences, is_shared, listed
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex
@@ -29,9 +29,12 @@ def asked_of(
     tests: BatchIndex,
     codes: tuple[int, ...] | None,
     columns: Mapping[str, Array],
+    test_objective: str | None,
 ) -> dict[str, Any]:
     """What the test data and the options add to the fingerprint of a run."""
+    own = {} if test_objective is None else {TEST_OBJECTIVE: test_objective}
     return {
+        **own,
         "test samples": tests.n,
         "test data": tests.fingerprint,
         "query groups": None if codes is None else digest({"codes": np.array(codes)}),
@@ -128,7 +131,7 @@ def enter(
         }
     )
     if stored is None:
-        store.create(_about(spec.method) | mine | _UNDONE | {"writer": spec.writer})
+        store.create(_about(spec.method, fingerprint) | mine | _UNDONE | {"writer": spec.writer})
         return
     parts = ("fingerprint", "plan")
     check_same(store, [line for part in parts for line in differences(stored[part], mine[part])])
@@ -155,11 +158,12 @@ def check_same(store: Store, other: Sequence[str]) -> None:
 _UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}
 
 
-def _about(method: Method) -> dict[str, Any]:
+def _about(method: Method, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    asked = "objective of its own" if TEST_OBJECTIVE in fingerprint else "loss"
     return {
         "title": "Influences of training samples (train) on test samples (test)",
         "method": f"{method.name}: {method.formula}",
-        "sign": "positive: more weight on the training sample lowers the test sample's loss",
+        "sign": f"positive: more weight on the training sample lowers the test sample's {asked}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
     }

@@ -4,6 +4,7 @@ import inspect
 import io
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,7 +13,8 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.batches import slice_batch
+from pydvl_datainf.errors import ModelError, NonFiniteError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.damping import SHARE
@@ -38,6 +40,7 @@ class Description:
         objective: in words.
         model: a checksum of each parameter and buffer.
         method: of the inverse.
+        test_objective: in words, where test samples have one of their own.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -49,6 +52,7 @@ class Description:
     objective: str
     model: Mapping[str, int]
     method: Method
+    test_objective: str | None = None
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -114,6 +118,8 @@ class Inputs:
     def describe(self) -> Description:
         """What the client must know of the model."""
         influence = self.influence
+        if influence.test_objective is not None and len(self.test):
+            self._try_test_objective(influence)
         return Description(
             members=influence.blocks.members,
             widths=influence.blocks.widths,
@@ -124,7 +130,17 @@ class Inputs:
             objective=_in_words(influence.objective),
             model=fingerprint(influence.model),
             method=METHODS[influence.inverse.name],
+            test_objective=_in_words(influence.test_objective)
+            if influence.test_objective
+            else None,
         )
+
+    def _try_test_objective(self, influence: BlockwiseInfluence) -> None:
+        """Finds early that it does not fit the model or the data: test gradients come late."""
+        one = slice_batch(influence.images.by_sample(self.test.read(0)), 0, 1)
+        x, y = (one, None) if isinstance(one, Mapping) else one
+        with suppress(NonFiniteError):  # which is told later, with the sample's id
+            influence.test_gradients_by_block(x, y)
 
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self._given, BlockwiseInfluence):

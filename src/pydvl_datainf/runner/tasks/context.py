@@ -79,6 +79,8 @@ class Context:
 
         def rows_of(batch: Batch) -> BlockVectors:
             x, y = (batch, None) if isinstance(batch, Mapping) else batch
+            if data is inputs.test:
+                return inputs.influence.test_gradients_by_block(x, y)
             return inputs.influence.loss_gradients_by_block(x, y)
 
         for place, rows in self.each(inputs, data, index, wanted, rows_of):
