@@ -311,7 +311,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             )
         train = test if x is None else self._batch(x, y)
         self.check_unchanged()
-        left = self._test_rows(test)
+        left = self._rows(test, self._test_engine)
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(self._transformed(fitted, left), train)
         right = left if train is test and self.test_objective is None else self._rows(train)
@@ -348,7 +348,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         fitted, batch = self._fitted(), self._batch(x, y)
         self.check_unchanged()
-        return self._transformed(fitted, self._test_rows(batch))
+        return self._transformed(fitted, self._rows(batch, self._test_engine))
 
     def influences_from_factors(
         self,
@@ -444,7 +444,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         if self.test_objective is None:
             return self.loss_gradients_by_block(x, y)
-        return self._test_rows(self._batch(x, y))
+        return self._rows(self._batch(x, y), self._test_engine)
 
     def losses(self, data: Any) -> Tensor:
         """Computes the loss of each sample, in one forward pass. Does not need `fit`.
@@ -509,7 +509,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         fitted.check_order()
         batch = self._batch(x_test, y_test)
         self.check_unchanged()
-        factors = self._transformed(fitted, self._test_rows(batch))
+        factors = self._transformed(fitted, self._rows(batch, self._test_engine))
         with preserved_rng(fitted.device):
             parts = (products(factors, rows) for rows in fitted.source.chunks())
             if by_block:
@@ -647,9 +647,6 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         disable = not self.progress or len(pieces) == 1
         bar = tqdm(pieces, "gradients", leave=False, disable=disable)
         return concatenated([(engine or self._engine).rows(piece) for piece in bar])
-
-    def _test_rows(self, batch: Batch) -> BlockVectors:
-        return self._rows(batch, self._test_engine)
 
     def _fitted(self) -> Fitted:
         if self._fit is None:
