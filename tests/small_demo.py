@@ -38,7 +38,6 @@ def prepared(settings, stages, weight_seed=None):
     train = reviews([0, 1, 1, 0, 0, 1, 0, 1, 1], [True, False, True] * 3)
     test = reviews([1, 0, 0, 1], [False] * 4)
     scores = {
-        "loss": np.linspace(1, 2, 9),
         "hessian_free": np.linspace(-1, 1, 9) ** 3,
         "scaled_hessian_free": np.linspace(-2, 1, 9) ** 3,
     }

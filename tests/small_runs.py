@@ -59,7 +59,8 @@ def oracle():
     scores = torch.stack([test[b] @ inverse[b] @ train[b].T for b in names], 1)
     selves = sum((train[b] @ inverse[b] * train[b]).sum(1) for b in names)
     norms = torch.stack([(train[b] ** 2).sum(1) for b in names], 1)
-    found = {"scores": scores, "selves": selves, "norms": norms}
+    losses = torch.stack(dense.sample_losses(model, F.cross_entropy, samples(N, 1))).detach()
+    found = {"scores": scores, "selves": selves, "norms": norms, "losses": losses}
     return {name: value.numpy() for name, value in found.items()} | {"damping": damping}
 
 

@@ -7,6 +7,7 @@ from pydvl_datainf.evaluation import (
     largest,
     mislabel_auc,
     relative_influence,
+    suspicion_ranks,
 )
 
 MISLABELLED = np.array([False, True, False, True])
@@ -47,6 +48,40 @@ def test_relative_influence_divides_columns_by_the_root():
 def test_relative_influence_refuses_negative_self_influence():
     with pytest.raises(ValueError, match=r"smallest one is -0\.5"):
         relative_influence(np.ones(2), np.array([1.0, -0.5]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "relative", "expected"),
+    [
+        ([0.1, 0.5, 0.9], [3.0, 2.0, -1.0], [1.0, 2.0, 3.0]),
+        ([0.1, 0.5, 0.9], [-3.0, 0.0, 3.0], [2.0, 2.0, 2.0]),  # what one says, the other denies
+        ([0.5, 0.5, 0.5], [0.0, 0.0, -1e-9], [1.75, 1.75, 2.5]),  # ties are averaged
+        ([7.0], [0.0], [1.0]),
+        ([], [], []),
+    ],
+)
+def test_suspicion_is_the_average_of_both_ranks(loss, relative, expected):
+    found = suspicion_ranks(np.array(loss), np.array(relative))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_scales_do_not_change_suspicion():
+    loss, relative = np.random.default_rng(1).normal(size=(2, 20))
+    found = suspicion_ranks(np.exp(loss), 1e6 * relative)
+    np.testing.assert_array_equal(found, suspicion_ranks(loss, relative))
+    assert not np.array_equal(found, suspicion_ranks(loss, -relative))
+
+
+@pytest.mark.parametrize("shapes", [((3,), (4,)), ((2, 3), (2, 3))])
+def test_suspicion_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match="one training loss and one relative influence"):
+        suspicion_ranks(*map(np.zeros, shapes))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_suspicion_refuses_what_has_no_rank(value):
+    with pytest.raises(ValueError, match="1 samples have a loss or a relative influence"):
+        suspicion_ranks(np.array([1.0, value]), np.zeros(2))
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, [1]), (3, [1, 3, 0]), (9, [1, 3, 0, 2])])

@@ -37,8 +37,10 @@ with warnings.catch_warnings():
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
     from pydvl_datainf.runner.sums import sum_runs
 from pydvl_datainf.objectives import (
+    AnswerMargin,
     CausalLM,
     Denoising,
+    Margin,
     Objective,
     Preference,
     Seq2SeqLM,
@@ -48,6 +50,7 @@ from pydvl_datainf.objectives import (
 )
 
 __all__ = [
+    "AnswerMargin",
     "ApproximationError",
     "BatchError",
     "BlockError",
@@ -64,6 +67,7 @@ __all__ = [
     "InfluenceRun",
     "JobError",
     "LissaInfluence",
+    "Margin",
     "ModelError",
     "NonFiniteError",
     "Objective",

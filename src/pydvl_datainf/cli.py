@@ -27,6 +27,7 @@ from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.facts import RUN_JOB, is_of_job
+from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.entry import check_same
@@ -111,7 +112,14 @@ def info(store: str, blocks: bool, check: bool) -> None:
 
 @main.command()
 @click.argument("store")
-@click.option("--test", metavar="ID", help="Test sample, by its id.  [default: the mean of all]")
+@click.option("--test", metavar="ID", help="Test sample, by its id.  [default: all of them]")
+@click.option(
+    "--by",
+    type=click.Choice(list(MEASURES)),
+    help="Over all test samples, order by the mean or the median influence, by relative influence "
+    "(mean influence / √self-influence), self-influence or training loss, or by suspicion: the "
+    "average of the ranks of training loss and relative influence.  [default: mean]",
+)
 @click.option(
     "--k",
     type=click.IntRange(min=1),
@@ -120,22 +128,29 @@ def info(store: str, blocks: bool, check: bool) -> None:
 @click.option(
     "--most",
     type=click.Choice(list(ENDS)),
-    default="both",
-    show_default=True,
-    help="Which end to show.",
+    help="Which end to show; by self, loss and suspicion the harmful end is that of large numbers, "
+    "which is shown alone.  [default: both]",
 )
-def top(store: str, test: str | None, k: int | None, most: str) -> None:
+def top(store: str, test: str | None, by: str | None, k: int | None, most: str | None) -> None:
     """Shows the most helpful and the most harmful training samples of the run in STORE.
 
     STORE is a folder or a URL. Positive influence = helpful: more weight on the training sample
     lowers the loss of the test sample. Where the output is no terminal, no line is broken.
     """
+    measure = _checked_measure(by, test)
+    ends = ENDS[most or ("harmful" if MEASURES[measure].is_suspicion else "both")]
     with _errors_as_messages(of_job=partial(_is_of_job, store)):
         run = _opened(store)
         if test is None:
-            _show(mean_tables(run, k or MOST_SHOWN, ENDS[most][::-1]))
+            _show(mean_tables(run, k or MOST_SHOWN, ends[::-1], measure))
         else:
-            _show(top_tables(run, _position(run.test_ids, test), _checked_k(run, k), ENDS[most]))
+            _show(top_tables(run, _position(run.test_ids, test), _checked_k(run, k), ends))
+
+
+def _checked_measure(by: str | None, test: str | None) -> str:
+    if test is not None and by is not None:
+        raise click.UsageError("--by is of all test samples, and --test of one: leave one out.")
+    return by or "mean"
 
 
 def _opened(store: str, follow_rows: bool = False) -> InfluenceRun:
@@ -207,8 +222,9 @@ def _checked_k(run: InfluenceRun, k: int | None) -> int:
 @click.option(
     "--follow-rows",
     is_flag=True,
-    help="For a further query, read self-influences of the run whose rows it used wherever it says "
-    "that this is, over the network too.  [default: only in a folder beside STORE]",
+    help="For a further query, read self-influences and training losses of the run whose rows it "
+    "used wherever it says that this is, over the network too.  [default: only in a folder beside "
+    "STORE]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace any file, not only an earlier report.")
 def report(

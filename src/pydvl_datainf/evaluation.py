@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -92,6 +93,41 @@ def relative_influence(influence: Floats, self_influence: Floats) -> Floats:
         )
     root = np.sqrt(self_influence)
     return np.divide(influence, root, out=np.zeros_like(influence), where=root > 0)
+
+
+def suspicion_ranks(training_loss: Floats, relative: Floats) -> Floats:
+    """How suspicious each label is by two views at once: a high loss, and harm to others.
+
+    (R(loss_k) + R(-relative_k)) / 2, where R is the rank among the n training samples: 1 for the
+    smallest, n for the largest, and for equal ones the average of their ranks. Neither the scale of
+    losses nor that of influences counts.
+
+    Args:
+        training_loss: of each training sample, (n,), finite.
+        relative: relative influence of each training sample, (n,), finite: its mean influence on
+            the test samples by `relative_influence`, positive where it helps.
+
+    Returns:
+        Average ranks, (n,), between 1 and n; the larger, the more suspicious.
+
+    Raises:
+        ValueError: if the shapes are not (n,), or a number is not finite.
+
+    Examples:
+        >>> suspicion_ranks(np.array([0.1, 0.9, 0.9]), np.array([0.2, -3.0, 0.5]))
+        array([1.5 , 2.75, 1.75])
+    """
+    loss, relative = as_array(training_loss), as_array(relative)
+    if loss.ndim != 1 or loss.shape != relative.shape:
+        raise ValueError(
+            f"one training loss and one relative influence for each sample are needed, but they "
+            f"have shapes {loss.shape} and {relative.shape}"
+        )
+    bad = int((~(np.isfinite(loss) & np.isfinite(relative))).sum())
+    if bad:
+        raise ValueError(f"{bad} samples have a loss or a relative influence that is not finite")
+    ranks: Floats = (rankdata(loss) + rankdata(-relative)) / 2
+    return ranks
 
 
 def class_auc(influences: Floats, query_classes: Classes, training_classes: Classes) -> Floats:

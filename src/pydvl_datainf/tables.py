@@ -11,6 +11,7 @@ from rich.text import Text
 from pydvl_datainf.evaluation import Indices, largest
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.facts import run_facts
+from pydvl_datainf.results.measures import MEASURES, Measure
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.terminal import visible
 
@@ -55,22 +56,38 @@ def top_tables(run: InfluenceRun, position: int, k: int, ends: Sequence[End]) ->
         yield _ranking_table(run, title, positions, influences, end)
 
 
-def mean_tables(run: InfluenceRun, k: int, ends: Sequence[End]) -> Iterator[Table]:
-    """The training samples with the largest or smallest mean influence on all test samples.
+def mean_tables(
+    run: InfluenceRun, k: int, ends: Sequence[End], by: str = "mean"
+) -> Iterator[Table]:
+    """The training samples at the ends of a measure: by default the mean influence.
 
     Args:
         run: complete.
         k: how many at each end; at most n are shown.
-        ends: which ends, in the order in which to show them.
+        ends: which ends, in the order in which to show them; that of harmful samples is the
+            suspicious one of measures that are no influences.
+        by: one of `MEASURES`.
 
     Yields:
         A table for each end.
     """
-    means = run.mean_influence()
+    measure = MEASURES[by]
+    values = measure.read(run)
     for end in ends:
-        positions = largest(-means if end == "harmful" else means, k)
-        title = f"The {len(positions)} training samples most {end} on average"
-        yield _ranking_table(run, title, positions, means[positions], end)
+        positions = largest(values if measure.is_largest(end) else -values, k)
+        found = values[positions]
+        if measure.is_suspicion:
+            title = _title_of_suspicion(measure, end, len(positions))
+            yield _ranking_table(run, title, positions, found, None, measure.name)
+            continue
+        how = "on average" if by == "mean" else f"by {measure.name}"
+        title = f"The {len(positions)} training samples most {end} {how}"
+        yield _ranking_table(run, title, positions, found, end)
+
+
+def _title_of_suspicion(measure: Measure, end: End, count: int) -> str:
+    which = "largest" if end == "harmful" else "smallest"
+    return f"The {count} training samples with the {which} {measure.name}"
 
 
 def facts_table(title: str, facts: Mapping[str, str]) -> Table:
@@ -123,17 +140,24 @@ def _columns(run: InfluenceRun, side: Literal["test", "train"]) -> dict[str, Arr
 
 
 def _ranking_table(
-    run: InfluenceRun, title: str, positions: Sequence[int] | Indices, influences: Array, end: End
+    run: InfluenceRun,
+    title: str,
+    positions: Sequence[int] | Indices,
+    values: Array,
+    end: End | None,
+    name: str = "influence",
 ) -> Table:
-    columns = {name: values[positions] for name, values in _columns(run, "train").items()}
-    table = titled_table(title, caption=_against(influences, end))
+    """Samples with a number of each: an influence, or, without an end, another measure."""
+    columns = {n: column[positions] for n, column in _columns(run, "train").items()}
+    table = titled_table(title, caption=None if end is None else _against(values, end))
     table.pad_edge, table.padding = False, (0, 1, 0, 0)  # room for texts
-    table.add_column("influence", justify="right", overflow="fold")
-    for name, values in columns.items():
-        numeric = values.dtype.kind in "iuf"
-        table.add_column(_text(name), justify="right" if numeric else "left", overflow="fold")
-    for influence, *row in zip(influences, *columns.values(), strict=True):
-        table.add_row(f"{influence:+.2e}", *(_text(_shown(value)) for value in row))
+    table.add_column(name, justify="right", overflow="fold")
+    for column, told in columns.items():
+        numeric = told.dtype.kind in "iuf"
+        table.add_column(_text(column), justify="right" if numeric else "left", overflow="fold")
+    for number, *row in zip(values, *columns.values(), strict=True):
+        shown = f"{number:.4g}" if end is None else f"{number:+.2e}"
+        table.add_row(shown, *(_text(_shown(value)) for value in row))
     return table
 
 

@@ -5,7 +5,9 @@ from io import StringIO
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from torch.nn import functional as F
 
 from pydvl_datainf.demo import output, run
 from pydvl_datainf.demo.errors import OutputError
@@ -31,11 +33,13 @@ SCORES = Scores(
 def test_suspicions_are_larger_for_harmful_reviews():
     expected = {
         "Mean influence (DataInf)": [-2.0, 2.0, -0.5],
+        "Median influence (DataInf)": [-2.0, 2.0, -0.5],
         "Self-influence (DataInf)": [4.0, 16.0, 1.0],
         "Relative influence (DataInf)": [-1.0, 0.5, -0.5],
         "Hessian-free": [-0.5, 0.25, 0.0],
         "Hessian-free, scaled": [-0.25, 0.0, 2.0],
         "Training loss": [0.1, 2.0, 0.3],
+        "Suspicion: ranks of loss and relative": [1.0, 3.0, 2.0],
     }
     suspicions = SCORES.suspicions()
     assert list(suspicions) == list(expected)
@@ -120,7 +124,9 @@ def test_the_result_is_what_the_influence_model_gives(demo):
         scale = float(expected.abs().max())
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-9, atol=1e-9 * scale)
     columns = made.columns["train"]
-    np.testing.assert_array_equal(result.scores.losses, columns["loss"])
+    with torch.no_grad():
+        batches = [F.cross_entropy(influence.model(x), y, reduction="none") for x, y in made.train]
+    np.testing.assert_allclose(result.scores.losses, torch.cat(batches).numpy(), rtol=1e-12)
     for name in ("hessian_free", "scaled_hessian_free"):
         np.testing.assert_array_equal(getattr(result.scores, name), columns[name])
     np.testing.assert_array_equal(result.train.texts, columns["text"])
@@ -153,7 +159,6 @@ def test_people_find_labels_in_words_beside_the_scores(demo):
         "text",
         "label",
         "flipped",
-        "loss",
         "hessian_free",
         "scaled_hessian_free",
     }

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import (
     BartForSequenceClassification,
     BertForSequenceClassification,
@@ -111,6 +112,22 @@ def test_a_causal_language_model(trainer, tmp_path):
     scores = torch.from_numpy(run.scores[...]).double()
     torch.testing.assert_close(scores, total, rtol=0, atol=1e-5 * float(total.abs().max()))
     assert InfluenceRun(tmp_path / "run.zarr").is_complete
+
+
+def test_training_losses_are_the_models_own_and_in_the_order_of_the_data(trainer, tmp_path):
+    made = influence_from_trainer(trainer, max_tokens=60)
+    with torch.no_grad():
+        expected = torch.stack(
+            [
+                trainer.model(**batch).loss
+                for batch in DataLoader(made.train.dataset, 1, collate_fn=made.train.collate_fn)
+            ]
+        )
+    torch.testing.assert_close(made.influence.losses(made.train), expected, rtol=1e-5, atol=1e-6)
+    run = run_influences(*made, tmp_path / "run.zarr", progress=False)
+    found = torch.from_numpy(run.training_loss())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert expected.std() > 1e-3  # premise: another order would show
 
 
 def test_a_classifier(tuned, tmp_path):

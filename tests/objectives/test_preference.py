@@ -143,8 +143,8 @@ def test_beta_is_positive(beta):
         ({"ref_rejected_logps": None}, r"'ref_rejected_logps', got.*reference_log_probabilities"),
         ({"ref_chosen_logps": torch.zeros(4, 1)}, r"shape \(4,\), got \(4, 1\)"),
         ({"ref_rejected_logps": torch.zeros(1)}, r"shape \(4,\), got \(1,\)"),
-        ({"chosen_labels": None}, r"The chosen answers of Preference.*'labels'"),
-        ({"rejected_input_ids": None}, "The rejected answers of Preference.*'input_ids'"),
+        ({"chosen_labels": None}, r"The chosen answers of the pairs.*'labels'"),
+        ({"rejected_input_ids": None}, "The rejected answers of the pairs.*'input_ids'"),
         ({"rejected_labels": torch.zeros(4, 2).long()}, r"The rejected answers.*got .*\(4, 2\)"),
         (
             {"chosen_labels": torch.full((4, 7), -100)},

@@ -128,8 +128,8 @@ def test_a_reference_with_dropout_is_refused(adapted):
     [
         ({}, r"got one batch\. Put it into a list"),
         (iter([]), "There are no pairs"),
-        ([{}], r"The chosen answers of Preference.*'labels'"),
-        ([(torch.zeros(2, 3), torch.zeros(2))], r"The chosen answers of Preference.*'labels'"),
+        ([{}], r"The chosen answers of the pairs.*'labels'"),
+        ([(torch.zeros(2, 3), torch.zeros(2))], r"The chosen answers of the pairs.*'labels'"),
     ],
 )
 def test_a_reference_needs_pairs(given, message):

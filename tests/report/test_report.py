@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from pydvl_datainf import DataInfInfluence, InfluenceRun, StoreError, run_influences
@@ -55,17 +56,23 @@ def test_measures_and_suspects_are_those_of_the_run(tmp_path, plain):
     shown = np.array(ids_shown(page, "train"))
     scores = np.asarray(plain.scores[...])
     mean, own = scores.mean(0), plain.self_influence()
+    relative, loss = mean / np.sqrt(own), plain.training_loss()
+    suspicion = (rankdata(loss) + rankdata(-relative)) / 2
     expected = {
         "mean influence": mean,
-        "relative influence": mean / np.sqrt(own),
+        "median influence": np.median(scores, axis=0),
+        "relative influence": relative,
         "self-influence": own,
+        "training loss": loss,
+        "suspicion": suspicion,
     }
     assert list(page.data["measures"]) == list(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(page.data["measures"][name], values[shown], rtol=1e-9)
-    three = {np.argsort(v, kind="stable")[:3].tobytes() for v in (mean, mean / np.sqrt(own), -own)}
-    assert len(three) > 1  # premise: the measures disagree
-    suspects = set(np.concatenate([np.frombuffer(s, dtype=np.intp) for s in three]).tolist())
+    harms = [mean, np.median(scores, axis=0), relative, -own, -loss, -suspicion]
+    threes = {np.argsort(v, kind="stable")[:3].tobytes() for v in harms}
+    assert len(threes) > 1  # premise: the measures disagree
+    suspects = set(np.concatenate([np.frombuffer(s, dtype=np.intp) for s in threes]).tolist())
     by_mean = sorted(suspects, key=lambda i: mean[i])
     assert shown[page.data["suspects"]].tolist() == by_mean
 
@@ -74,7 +81,8 @@ def test_measures_and_suspects_are_those_of_the_run(tmp_path, plain):
 def test_measures_that_would_take_long_are_not_computed(tmp_path):
     run = made(tmp_path / "run.zarr", rows="zarr")
     page = Page(write_report(run, tmp_path / "report.html"))
-    assert list(page.data["measures"]) == ["mean influence"]
+    measures = ["mean influence", "median influence", "training loss"]
+    assert list(page.data["measures"]) == measures
     assert "self_influence" not in InfluenceRun(tmp_path / "run.zarr").store
 
 
@@ -90,7 +98,7 @@ def test_self_influences_of_a_query_are_those_of_its_rows(tmp_path):
     )
     shutil.rmtree(tmp_path / "run.zarr")
     gone = Page(write_report(query, tmp_path / "report.html"))
-    assert list(gone.data["measures"]) == ["mean influence"]
+    assert list(gone.data["measures"]) == ["mean influence", "median influence"]
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -112,7 +120,7 @@ def test_self_influences_of_another_run_are_not_shown(tmp_path, n, other):
     with pytest.raises(StoreError, match=f"{other}.* differ"):
         query.self_influence()
     page = Page(write_report(query, tmp_path / "report.html"))
-    assert list(page.data["measures"]) == ["mean influence"]
+    assert list(page.data["measures"]) == ["mean influence", "median influence"]
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -125,7 +125,7 @@ def test_the_command_takes_bounds(tmp_path, folder, plain):
     page = Page(path)
     assert len(ids_shown(page, "test")) == 3
     assert len(page.data["tops"]["helpful"]["rows"][0]) == 2
-    assert "The 1 whose influence" in page.text
+    assert "The 1 most suspicious by any" in page.text
 
 
 @pytest.mark.usefixtures("without_pictures")

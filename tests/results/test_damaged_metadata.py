@@ -16,7 +16,7 @@ from undisturbed import assert_same
 
 OWN = ["approximation", "block", "damping", "mean_influence", "row_scales", "rows/0"]
 OWN += ["scores", "self_influence", "squared_norms", "test", "test_flag", "train", "train_label"]
-OWN += ["train_loss", "width"]
+OWN += ["train_loss", "training_loss", "width"]
 ARRAYS = [("zarr", name) for name in OWN] + [("top", name) for name in ("top", "top_scores", "end")]
 FLIPS = 8
 

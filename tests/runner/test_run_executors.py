@@ -35,18 +35,20 @@ def assert_workers_hold_nothing(client):
 
 
 @pytest.mark.parametrize("rows", ["zarr", "recompute"])
-def test_dask_agrees(tmp_path, client, reference, rows):
+def test_dask_agrees(tmp_path, client, reference, truth, rows):
     done = run(tmp_path / "run.zarr", client=client, rows=rows)
     close(done.scores[...], reference[rows])
+    close(done.training_loss(), truth["losses"])
     assert not client.futures
     assert_workers_hold_nothing(client)
 
 
-def test_dask_with_a_builder_loader_workers_and_dask_arrays(tmp_path, client, reference):
+def test_dask_with_a_builder_loader_workers_and_dask_arrays(tmp_path, client, reference, truth):
     test = tuple(da.from_array(t.numpy(), chunks=(3, *t.shape[1:])) for t in samples(M, 2))
     train = train_loader(num_workers=2)
     done = run(tmp_path / "run.zarr", build, test, train, client=client, rows="recompute")
     close(done.scores[...], reference["recompute"])
+    close(done.training_loss(), truth["losses"])
 
 
 def test_dask_top_groups_and_self_influences(tmp_path, client, truth):
@@ -58,9 +60,10 @@ def test_dask_top_groups_and_self_influences(tmp_path, client, truth):
 
 
 @pytest.mark.parametrize("rows", ["zarr", "recompute"])
-def test_joblib_agrees(tmp_path, reference, rows):
+def test_joblib_agrees(tmp_path, reference, truth, rows):
     done = run(tmp_path / "run.zarr", n_jobs=2, rows=rows)
     close(done.scores[...], reference[rows])
+    close(done.training_loss(), truth["losses"])
 
 
 def test_surrounding_joblib_config_counts(tmp_path, reference, monkeypatch):

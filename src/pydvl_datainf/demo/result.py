@@ -66,7 +66,7 @@ class DemoResult:
                 self_influences=run.self_influence(),
                 hessian_free=train["hessian_free"],
                 scaled_hessian_free=train["scaled_hessian_free"],
-                losses=train["loss"],
+                losses=run.training_loss(),
             ),
             seconds=told["seconds"] | parts,
         )

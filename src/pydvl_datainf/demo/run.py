@@ -102,7 +102,7 @@ def write_plots(folder: Path, result: DemoResult) -> None:
     roc_curves(suspicions, flipped, figure.subplots())
     figure.suptitle(f"Finding {flipped.sum():,} flipped labels among {flipped.size:,}")
     figure.savefig(folder / output.ROC_PLOT, dpi=150)
-    figure = Figure(figsize=(8, 9), layout="constrained")
+    figure = Figure(figsize=(8, 1.5 * len(suspicions)), layout="constrained")
     panels = figure.subplots(len(suspicions))
     for (name, suspicion), panel in zip(suspicions.items(), panels, strict=True):
         score_distribution(suspicion, flipped, panel, name=name)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pydvl_datainf.demo.tuning import Batch
-from pydvl_datainf.evaluation import Floats, relative_influence
+from pydvl_datainf.evaluation import Floats, relative_influence, suspicion_ranks
 from pydvl_datainf.influence import HessianFreeInfluence
-from pydvl_datainf.objectives import SequenceClassification
 from pydvl_datainf.vectors import total
 
 MEAN_INFLUENCE = "Mean influence (DataInf)"
@@ -43,29 +42,17 @@ class Scores:
             Names and suspicions, each (n,).
         """
         mean = self.influences.mean(axis=0, dtype=np.float64)
+        relative = relative_influence(mean, self.self_influences)
         return {
             MEAN_INFLUENCE: -mean,
+            "Median influence (DataInf)": -np.median(self.influences.astype(np.float64), axis=0),
             "Self-influence (DataInf)": self.self_influences,
-            "Relative influence (DataInf)": -relative_influence(mean, self.self_influences),
+            "Relative influence (DataInf)": -relative,
             "Hessian-free": -self.hessian_free,
             "Hessian-free, scaled": -self.scaled_hessian_free,
             "Training loss": self.losses,
+            "Suspicion: ranks of loss and relative": suspicion_ranks(self.losses, relative),
         }
-
-
-def compute_losses(model: nn.Module, batches: Iterable[Batch]) -> Floats:
-    """Computes the loss of each review under its given label.
-
-    Args:
-        model: a classifier in eval mode.
-        batches: n reviews.
-
-    Returns:
-        Losses in nats, (n,).
-    """
-    objective = SequenceClassification()
-    with torch.no_grad():
-        return torch.cat([objective.losses(model, batch) for batch in batches]).numpy()
 
 
 def compute_predictions(model: nn.Module, batches: Iterable[Batch]) -> npt.NDArray[np.int64]:

@@ -37,6 +37,7 @@ class InfluenceBuilder:
         method: what takes the place of each block's inverse.
         damping_scale: what λ that are chosen automatically are multiplied by.
         settings: further arguments of the method's class, such as `iterations` of LiSSA.
+        test_objective: what is asked of test samples in place of their loss.
     """
 
     files: Files
@@ -50,6 +51,7 @@ class InfluenceBuilder:
     method: Method = "datainf"
     damping_scale: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    test_objective: Objective | None = None
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -68,6 +70,7 @@ class InfluenceBuilder:
             max_tokens=self.max_tokens,
             damping_scale=self.damping_scale,
             **self.settings,
+            test_objective=self.test_objective,
         )
 
 

@@ -99,7 +99,7 @@ def approximation_error(
             "Inverses are compared over the training gradients, and this one is made of other "
             'rows. Compare one with curvature="empirical".'
         )
-    vectors = influence.loss_gradients_by_block(x_test, y_test)
+    vectors = influence.test_gradients_by_block(x_test, y_test)
     n = influence.n_samples or 0
     chosen = evenly_spaced(n, n if samples is None else samples)
     rows = _rows_at(chosen, influence.training_gradients_by_block())

@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast, overload
 
 import torch
@@ -26,6 +27,7 @@ from pydvl_datainf.errors import BatchError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
+from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
@@ -78,10 +80,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         curvature: Curvature = "empirical",
         labels: Labels = "auto",
         label_seed: int = 0,
+        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
     ):
         check_model(model)
         self.blocks = Blocks.from_model(model, block_structure)
         self.objective = as_objective(loss)
+        self.test_objective = None if test_objective is None else as_objective(test_objective)
         self.images = ImageLayout.of(model)
         super().__init__(model, cast(Any, loss))
         self._select_parameters()
@@ -104,7 +108,15 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         if curvature == "gauss-newton":
             given = (engine, model, self.objective)
             self.curvature_engine = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
-        self._engine = engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
+
+        def by_length(engine: Any) -> Any:
+            return engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
+
+        self._engine = self._test_engine = by_length(engine)
+        if self.test_objective is not None:
+            asked = gradient_engine(gradients, model, self.test_objective, self.blocks)
+            self._test_engine = by_length(asked)
+        self._losses = by_length(LossEngine(model, self.objective))
         self._fit: Fitted | None = None
 
     # Fitting
@@ -292,7 +304,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Args:
             x_test: test inputs (m, ...), or a mapping that carries its labels.
             y_test: test targets (m, ...); None with a mapping.
-            x: training inputs (b, ...) or a mapping; None = the test samples themselves.
+            x: training inputs (b, ...) or a mapping; None = the test samples themselves, with
+                their loss as training samples, also where there is a `test_objective`.
             y: training targets (b, ...); None with a mapping.
             mode: "up" for influences, "perturbation" for their derivative by x.
 
@@ -340,16 +353,18 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             )
         train = test if x is None else self._batch(x, y)
         self.check_unchanged()
-        left = self._rows(test)
+        left = self._rows(test, self._test_engine)
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(self._transformed(fitted, left), train)
-        right = left if train is test else self._rows(train)
+        right = left if train is test and self.test_objective is None else self._rows(train)
         if batch_length(test) <= batch_length(train):
             return products(self._transformed(fitted, left), right)
         return products(left, self._transformed(fitted, right))
 
     def influence_factors(self, x: Inputs, y: Tensor | None = None) -> Tensor:
-        """Computes the damped inverse times the gradient of each sample.
+        """Computes the damped inverse times the gradient of each test sample.
+
+        Where there is a `test_objective`, the gradient is that of it.
 
         Args:
             x: inputs (B, ...), or a mapping that carries its labels.
@@ -375,7 +390,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         fitted, batch = self._fitted(), self._batch(x, y)
         self.check_unchanged()
-        return self._transformed(fitted, self._rows(batch))
+        return self._transformed(fitted, self._rows(batch, self._test_engine))
 
     def influences_from_factors(
         self,
@@ -457,6 +472,42 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         return self._rows(self._batch(x, y))
 
+    def test_gradients_by_block(
+        self, x: Inputs, y: Tensor | None = None
+    ) -> "OrderedDict[str, Tensor]":
+        """As `loss_gradients_by_block`, but of the `test_objective` where there is one.
+
+        Args:
+            x: inputs (B, ...), or a mapping that carries its labels.
+            y: targets (B, ...); None with a mapping.
+
+        Returns:
+            For each block gradients as rows, shape (B, d_l).
+        """
+        if self.test_objective is None:
+            return self.loss_gradients_by_block(x, y)
+        return self._rows(self._batch(x, y), self._test_engine)
+
+    def losses(self, data: Any) -> Tensor:
+        """Computes the loss of each sample, in one forward pass. Does not need `fit`.
+
+        Args:
+            data: a loader in fixed order, a list of batches, or a single batch.
+
+        Returns:
+            Losses by the objective, shape (n,), in the order of the data.
+
+        Raises:
+            SourceError: if the loader has no fixed order, or the data is empty.
+        """
+        check_order(has_fixed_order(data))
+        batches = as_batches(data)
+        reader = replace(self._reader(batches), progress=self.progress and batches is data)
+        parts = [self._losses.rows(batch)[LOSS][:, 0] for batch in reader.batches("losses")]
+        if not parts:
+            raise SourceError("The data is empty; losses need at least one sample.")
+        return torch.cat(parts).to(self.dtype)
+
     # Influences of the fitted data, from its rows
 
     def training_gradients_by_block(self) -> "Iterator[OrderedDict[str, Tensor]]":
@@ -500,7 +551,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         fitted.check_order()
         batch = self._batch(x_test, y_test)
         self.check_unchanged()
-        factors = self._transformed(fitted, self._rows(batch))
+        factors = self._transformed(fitted, self._rows(batch, self._test_engine))
         with preserved_rng(fitted.device):
             parts = (products(factors, rows) for rows in fitted.source.chunks())
             if by_block:
@@ -611,9 +662,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             The instance itself.
         """
         super().to(torch.device(device))
-        move(self.objective, torch.device(device))
-        if isinstance(self.objective, OutputLoss):
-            move(self.objective.loss, torch.device(device))
+        for objective in (self.objective, self.test_objective):
+            move(objective, torch.device(device))
+            if isinstance(objective, OutputLoss):
+                move(objective.loss, torch.device(device))
         self._select_parameters()
         return self
 
@@ -649,11 +701,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             )
         return batch_to(self.images.by_sample(x if y is None else (x, y)), self.model_device)
 
-    def _rows(self, batch: Batch) -> BlockVectors:
+    def _rows(self, batch: Batch, engine: GradientEngine | None = None) -> BlockVectors:
+        """Gradients of the loss, or those that an engine computes."""
         pieces = list(split_batch(batch, self.batch_size))
         disable = not self.progress or len(pieces) == 1
         bar = tqdm(pieces, "gradients", leave=False, disable=disable)
-        return concatenated([self._engine.rows(piece) for piece in bar])
+        return concatenated([(engine or self._engine).rows(piece) for piece in bar])
 
     def _fitted(self) -> Fitted:
         if self._fit is None:

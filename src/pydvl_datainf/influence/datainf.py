@@ -55,6 +55,9 @@ class DataInfInfluence(BlockwiseInfluence):
             has one label; "drawn" takes one row, at labels drawn from p; "auto" all where a sample
             has one label of 16 or fewer, and drawn ones otherwise.
         label_seed: another number makes other draws; the same sample gets the same ones.
+        test_objective: what is asked of test samples in place of their loss, such as `Margin()`;
+            training samples keep the loss. Positive = more weight on k lowers it for t, so what is
+            to be large, as a margin is, comes with a minus. None = the loss.
 
     Raises:
         BlockError: if the block structure does not fit the model.

@@ -54,6 +54,7 @@ class EkfacInfluence(BlockwiseInfluence):
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
         damping_scale: as in `DataInfInfluence`.
+        test_objective: as in `DataInfInfluence`.
 
     Raises:
         BlockError: if no block is a linear layer.
@@ -75,6 +76,7 @@ class EkfacInfluence(BlockwiseInfluence):
         max_tokens: int | None = None,
         progress: bool = False,
         damping_scale: float | None = None,
+        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
     ):
         super().__init__(
             model,
@@ -87,6 +89,7 @@ class EkfacInfluence(BlockwiseInfluence):
             max_tokens=max_tokens,
             progress=progress,
             damping_scale=damping_scale,
+            test_objective=test_objective,
         )
         self._max_tokens = max_tokens
         if not self.layers:

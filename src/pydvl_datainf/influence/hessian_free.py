@@ -37,6 +37,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
         damping_scale: as in `DataInfInfluence` with scaled=True; None without.
+        test_objective: as in `DataInfInfluence`.
         scaled: whether the products of block l are divided by λ_l. Otherwise every λ_l is one.
 
     Raises:
@@ -56,6 +57,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         max_tokens: int | None = None,
         progress: bool = False,
         damping_scale: float | None = None,
+        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
         scaled: bool = False,
     ):
         self.inverse = SCALED_HESSIAN_FREE if scaled else HESSIAN_FREE
@@ -70,6 +72,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
             max_tokens=max_tokens,
             progress=progress,
             damping_scale=damping_scale,
+            test_objective=test_objective,
         )
 
     def with_regularization(

@@ -39,6 +39,7 @@ class LissaInfluence(BlockwiseInfluence):
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
         damping_scale: as in `DataInfInfluence`.
+        test_objective: as in `DataInfInfluence`.
         iterations: the most steps.
         tolerance: the residual at which a sample's steps end.
 
@@ -60,6 +61,7 @@ class LissaInfluence(BlockwiseInfluence):
         max_tokens: int | None = None,
         progress: bool = False,
         damping_scale: float | None = None,
+        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
         iterations: int = 100,
         tolerance: float = 1e-2,
     ):
@@ -75,6 +77,7 @@ class LissaInfluence(BlockwiseInfluence):
             max_tokens=max_tokens,
             progress=progress,
             damping_scale=damping_scale,
+            test_objective=test_objective,
         )
 
     def residuals_by_block(self, x: Inputs, y: Tensor | None = None) -> "OrderedDict[str, Tensor]":

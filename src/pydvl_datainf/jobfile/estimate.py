@@ -37,10 +37,12 @@ class Rates:
 
     Args:
         units: tokens (without padding) or images whose gradients are computed in a second.
+        losses: the same, of which losses are.
         flops: floating point operations in a second, in products of the shape that the inverse has.
     """
 
     units: float
+    losses: float
     flops: float
 
 
@@ -246,14 +248,16 @@ def _time(
     again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
     count += again * sum(lengths) // len(lengths)
-    count *= runs
     number = runs * (train * plan.n + test * plan.m + again)
-    seconds = count / rates.units, runs * operations(plan, model) / rates.flops
+    each = count / rates.units, sum(lengths) / rates.losses, operations(plan, model) / rates.flops
+    count *= runs
+    seconds = tuple(runs * part for part in each)
     return {
         "Gradients": f"{number:,}, of {count:,} {unit}",
         "Measured": f"{rates.units:,.0f} {unit} a second",
         "For gradients": duration(seconds[0]),
-        "For the inverse and the scores": duration(seconds[1]),
+        "For training losses": duration(seconds[1]),
+        "For the inverse and the scores": duration(seconds[2]),
         "Together": f"about {duration(sum(seconds))} in one process, divided by workers",
     }
 
@@ -261,7 +265,7 @@ def _time(
 def measured_rates(
     prepared: Prepared, plan: Plan, influence: BlockwiseInfluence, precision: str
 ) -> Rates:
-    """Times the gradients of a few training samples, short and long, and a product.
+    """Times gradients and losses of a few training samples, short and long, and a product.
 
     Args:
         prepared: the job's data.
@@ -278,15 +282,19 @@ def measured_rates(
     size = min(PROBED, plan.step, len(samples))
     starts = np.linspace(0, len(samples) - size, PROBES).astype(int)
     parts = [by_length[start : start + size].tolist() for start in starts]
-    seconds, units = 0.0, 0
+    seconds, loss_seconds, units = 0.0, 0.0, 0
     for first, part in enumerate([parts[-1], *parts]):
-        chosen = [samples[i] for i in part]
+        batch = samples.collate([samples[i] for i in part])
         start = perf_counter()
-        influence.loss_gradients_by_block(samples.collate(chosen))
+        influence.loss_gradients_by_block(batch)
+        middle = perf_counter()
+        influence.losses(batch)
         if first:  # before that, gradients were compared with plain ones
-            seconds += perf_counter() - start
+            seconds += middle - start
+            loss_seconds += perf_counter() - middle
             units += sum(lengths[i] for i in part)
-    return Rates(units / seconds, _flops(plan, influence.model_device, getattr(torch, precision)))
+    flops = _flops(plan, influence.model_device, getattr(torch, precision))
+    return Rates(units / seconds, units / loss_seconds, flops)
 
 
 def _flops(plan: Plan, device: torch.device, dtype: torch.dtype) -> float:

@@ -1,6 +1,6 @@
 """From a job to what a run takes: a builder of the influence model, batches, and columns."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +16,19 @@ from pydvl_datainf.jobfile.paths import model_in
 from pydvl_datainf.jobfile.reference import with_reference
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.jobfile.texts import check_text_files, text_material
+from pydvl_datainf.objectives import AnswerMargin, Margin, Objective
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.run import run_influences
 
 PACKAGES = {"denoising": ("diffusers", "peft")}
 OF_TEXTS = ("transformers", "peft", "tokenizers")
+
+QUERIES: Mapping[str, Callable[[], Objective]] = {
+    "sequence-classification": Margin,
+    "preference": AnswerMargin,
+}
+"""For each task what `query: margin` asks of test samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,7 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
         batch_size=job.batch_size if on_images else None,
         max_tokens=None if on_images else job.max_tokens,
         method=job.method,
+        test_objective=None if job.query is None else QUERIES[job.task](),
     )
     return Prepared(job, material, builder)
 

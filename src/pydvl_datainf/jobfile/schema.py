@@ -85,6 +85,7 @@ FIELDS = {
     "chat": ("causal-lm", "preference"),
     "reduction": ("causal-lm", "seq2seq-lm", "token-classification"),
     "beta": ("preference",),
+    "query": ("sequence-classification", "preference"),
     "timesteps": ("denoising",),
     "noise": ("denoising",),
     "max_length": TEXTS,
@@ -200,6 +201,9 @@ class Job(_Part):
         timesteps: of diffusion whose losses are averaged: which, or how many.
         noise: whether all images get the same noise, or each its own.
         reduction: of the losses of a sample's tokens.
+        query: what is asked of test samples in place of their loss: the margin of the right class
+            over the best other one, or of the chosen answer's log-probability over the rejected
+            one's.
         method: what takes the place of each block's inverse.
         iterations: of LiSSA, at most (100 if nothing else is said).
         tolerance: of LiSSA, the residual at which they end (0.01 if nothing else is said).
@@ -253,6 +257,7 @@ class Job(_Part):
     timesteps: Count | Annotated[tuple[Position, ...], Field(min_length=1)] = 8
     noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
+    query: Literal["margin"] | None = None
     method: Literal["datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free", "lissa"] = (
         "datainf"
     )

@@ -4,14 +4,17 @@ from pydvl_datainf.objectives.classification import SequenceClassification, Toke
 from pydvl_datainf.objectives.diffusion import Denoising
 from pydvl_datainf.objectives.images import ImageLayout, outside_language, without_images
 from pydvl_datainf.objectives.language import CausalLM, Seq2SeqLM
+from pydvl_datainf.objectives.margin import AnswerMargin, Margin
 from pydvl_datainf.objectives.output_loss import OutputLoss, as_objective
 from pydvl_datainf.objectives.preference import Preference, reference_log_probabilities
 from pydvl_datainf.objectives.protocol import Objective, check_losses
 
 __all__ = [
+    "AnswerMargin",
     "CausalLM",
     "Denoising",
     "ImageLayout",
+    "Margin",
     "Objective",
     "OutputLoss",
     "Preference",

@@ -94,7 +94,7 @@ def log_probabilities(model: nn.Module, batch: Batch, side: str) -> Tensor:
     try:
         return -CausalLM("sum").losses(model, tensors)
     except ObjectiveError as error:
-        raise ObjectiveError(f"The {side} answers of Preference: {error}") from error
+        raise ObjectiveError(f"The {side} answers of the pairs: {error}") from error
 
 
 def reference_log_probabilities(model: Any, batches: Iterable[Batch]) -> dict[str, Tensor]:

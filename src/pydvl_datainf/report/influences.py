@@ -7,19 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from pydvl_datainf.evaluation import Floats, Indices, largest, relative_influence
+from pydvl_datainf.evaluation import (
+    Floats,
+    Indices,
+    largest,
+    relative_influence,
+    suspicion_ranks,
+)
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import shortest
 from pydvl_datainf.report.samples import Samples
+from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.tables import End
 
 ENDS: tuple[End, End] = ("helpful", "harmful")
 
 MOST_SCORES = 2 * 10**7
-"""Influences by block that are read at once."""
+"""Influences that are read for one page: all of them for medians, or those by block."""
 
-MEAN, RELATIVE, SELF = "mean influence", "relative influence", "self-influence"
+MEAN, MEDIAN, RELATIVE, SELF, LOSS, SUSPICION = (measure.name for measure in MEASURES.values())
 """Measures of a training sample."""
 
 
@@ -94,12 +101,18 @@ class Measures:
         Returns:
             The measures.
         """
-        mean = run.mean_influence()
-        if not run.has_self_influence:
-            return cls({MEAN: mean})
-        own = run.self_influence()
-        relative = relative_influence(mean, np.maximum(own, 0))  # negative by rounding only
-        return cls({MEAN: mean, RELATIVE: relative, SELF: own})
+        values = {MEAN: run.mean_influence()}
+        if 0 < count_scores(run) <= MOST_SCORES:
+            values[MEDIAN] = run.median_influence()
+        if run.has_self_influence:
+            own = run.self_influence()
+            positive = np.maximum(own, 0)  # negative by rounding only
+            values |= {RELATIVE: relative_influence(values[MEAN], positive), SELF: own}
+        if run.has_training_loss:
+            values[LOSS] = run.training_loss()
+        if LOSS in values and RELATIVE in values:
+            values[SUSPICION] = suspicion_ranks(values[LOSS], values[RELATIVE])
+        return cls(values)
 
     def suspects(self, count: int) -> Indices:
         """The most suspicious training samples by any of the measures.
@@ -110,7 +123,8 @@ class Measures:
         Returns:
             Positions, those with the most harmful mean first.
         """
-        suspicions = [v if name == SELF else -v for name, v in self.values.items()]
+        as_is = {measure.name for measure in MEASURES.values() if measure.is_suspicion}
+        suspicions = [v if name in as_is else -v for name, v in self.values.items()]
         chosen = np.unique(np.concatenate([largest(s, count) for s in suspicions]))
         order: Indices = chosen[np.argsort(self.values[MEAN][chosen], kind="stable")]
         return order
@@ -150,6 +164,12 @@ def scores_by_block(run: InfluenceRun) -> Floats | None:
         return None
     values = run.store.read("scores")
     return values if values.sum(1).any() else None
+
+
+def count_scores(run: InfluenceRun) -> int:
+    """How many influences a run keeps, those by block all counted; 0 where it keeps the top."""
+    scores = run.scores
+    return 0 if scores is None else scores.size
 
 
 def count_by_block(run: InfluenceRun) -> int:

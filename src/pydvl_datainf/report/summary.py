@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydvl_datainf.report.bounds import Bounds
-from pydvl_datainf.report.influences import MOST_SCORES, Tops, count_by_block
+from pydvl_datainf.report.influences import MOST_SCORES, Tops, count_by_block, count_scores
 from pydvl_datainf.report.labels import MOST as MOST_LABELS
 from pydvl_datainf.report.samples import Samples, Side
 from pydvl_datainf.report.thumbnails import Thumbnails
@@ -90,6 +90,12 @@ class Extent:
             )
         if too_much:
             yield f"{_count(too_much, 'image')}, so that the page does not become too large."
+        count = count_scores(self.run)
+        if count > MOST_SCORES:
+            yield (
+                f"median influences: {count:,} influences are more than the {MOST_SCORES:,} that a "
+                "page is made from."
+            )
         by_block = count_by_block(self.run)
         if by_block > MOST_SCORES:
             yield (
@@ -97,9 +103,10 @@ class Extent:
                 f"than the {MOST_SCORES:,} that a page is made from."
             )
         if not self.run.rows_are_followed:
+            rows_in = place_name(self.run.attrs["rows_in"])
             yield (
-                f"self-influences: those of '{place_name(self.run.attrs['rows_in'])}', whose rows "
-                "this run used, are not in a folder beside it (--follow-rows reads them)."
+                f"self-influences and training losses: those of '{rows_in}', whose rows this run "
+                "used, are not in a folder beside it (--follow-rows reads them)."
             )
         for name, different in self.uncounted.items():
             yield (

@@ -12,6 +12,7 @@ from dask.utils import format_bytes
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.record import TEST_OBJECTIVE
 
 RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
 
@@ -64,6 +65,7 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         "Method": told["method"],
         **({} if run.residual is None else {"Largest residual": f"{run.residual:.2g}"}),
         "Objective": told["objective"],
+        **({"Objective of test samples": told[TEST_OBJECTIVE]} if TEST_OBJECTIVE in told else {}),
     }
 
 

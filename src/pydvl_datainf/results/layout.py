@@ -11,6 +11,7 @@ from pydvl_datainf.results.record import (
     EXTRAS,
     OF_ONE_INVERSE,
     SELF_INFLUENCE,
+    TRAINING_LOSS,
     comparison_said,
     faults,
     is_sum,
@@ -59,6 +60,7 @@ def arrays_of(
         "block": Layout((L,), (ID_CHUNK,), "string", ("block",)),
         "width": Layout((L,), (ID_CHUNK,), "int64", ("block",)),
         SELF_INFLUENCE: Layout((n,), (r,), dtype, ("train",)),
+        TRAINING_LOSS: Layout((n,), (r,), dtype, ("train",)),
         APPROXIMATION: Layout((2, L), (2, L), "float64", ("measure", "block")),
     }
     for b, entries in (moments or {}).items():

@@ -6,15 +6,16 @@ import numpy as np
 import zarr
 
 from pydvl_datainf.errors import StoreError
-from pydvl_datainf.evaluation import relative_influence
+from pydvl_datainf.evaluation import relative_influence, suspicion_ranks
 from pydvl_datainf.influence.approximation import ApproximationError
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, opened
 from pydvl_datainf.results.linked_rows import is_followed, rows_store
+from pydvl_datainf.results.medians import column_medians
 from pydvl_datainf.results.parts import Part, parts_of
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.ranking import Best
-from pydvl_datainf.results.record import APPROXIMATION, EXTRAS, SELF_INFLUENCE
+from pydvl_datainf.results.record import APPROXIMATION, EXTRAS, SELF_INFLUENCE, TRAINING_LOSS
 from pydvl_datainf.results.stored import Stored
 
 
@@ -247,6 +248,27 @@ class InfluenceRun:
         self.check_complete()
         return self._store.read("mean_influence")
 
+    def median_influence(self) -> Array:
+        """The median influence of each training sample over all test samples, or groups of them.
+
+        A few test samples with large gradients decide a mean, but no median. All scores are read.
+
+        Returns:
+            Medians, (n,), in float64, in the order of the training data; of an even number of
+            queries, the mean of the two in the middle.
+
+        Raises:
+            StoreError: if the run is not complete, is damaged, or kept only the top scores.
+        """
+        self.check_complete()
+        kept = self.attrs["fingerprint"]["top_k"]
+        if kept is not None:
+            raise StoreError(
+                f"This run kept the top {kept} of each test sample, and a median takes all scores. "
+                "Make the run without top_k, or use mean_influence()."
+            )
+        return column_medians(self._store, self.plan)
+
     def self_influence(self) -> Array:
         """The influence of each training sample on itself.
 
@@ -273,6 +295,32 @@ class InfluenceRun:
             raise StoreError(f"This run has no self-influences. {how}.")
         return self._store.read(SELF_INFLUENCE)
 
+    def training_loss(self) -> Array:
+        """The loss of each training sample under the model of the run, by its objective.
+
+        Returns:
+            Losses, (n,), in the order of the training data.
+
+        Raises:
+            StoreError: if the run is not complete, or is older than these losses; for a query also
+                if the run whose rows it used is gone, was replaced or is not followed.
+        """
+        self.check_complete()
+        if self.attrs["rows_in"] is not None:
+            return self.run_of_rows().training_loss()
+        if not self.has_training_loss:
+            raise StoreError(
+                f"{self._store} has no training losses: an earlier version of this package made "
+                "it. Call run_influences again with the same arguments: it takes one forward pass "
+                "over the training data, and computes nothing else."
+            )
+        return self._store.read(TRAINING_LOSS)
+
+    @property
+    def has_training_loss(self) -> bool:
+        """Whether training losses are there."""
+        return self._rows_run_has(TRAINING_LOSS)
+
     @property
     def rows_are_followed(self) -> bool:
         """Whether training rows are read where the run says: False if elsewhere than is allowed."""
@@ -282,12 +330,15 @@ class InfluenceRun:
     @property
     def has_self_influence(self) -> bool:
         """Whether self-influences are there."""
+        return self._rows_run_has(SELF_INFLUENCE)
+
+    def _rows_run_has(self, name: str) -> bool:
         try:
             rows = self.run_of_rows()
         except StoreError:  # they are gone, or not to be followed
             return False
-        told = SELF_INFLUENCE in rows.attrs["extras"]  # damaged or not: reading says which
-        return told or has_extra(rows.store, SELF_INFLUENCE)
+        told = name in rows.attrs["extras"]  # damaged or not: reading says which
+        return told or has_extra(rows.store, name)
 
     def relative_influence(self) -> Array:
         """Mean influence / √self-influence of each training sample.
@@ -301,6 +352,18 @@ class InfluenceRun:
             StoreError: as for `self_influence`.
         """
         return relative_influence(self.mean_influence(), self.self_influence())
+
+    def suspicion(self) -> Array:
+        """How suspicious each training label is by its loss and its relative influence together.
+
+        Returns:
+            Average of the ranks of both, (n,), between 1 and n; the larger, the more suspicious:
+            `evaluation.suspicion_ranks`.
+
+        Raises:
+            StoreError: as for `self_influence` and `training_loss`.
+        """
+        return suspicion_ranks(self.training_loss(), self.relative_influence())
 
     @property
     def approximation_error(self) -> ApproximationError | None:

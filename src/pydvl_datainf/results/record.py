@@ -15,8 +15,12 @@ from pydvl_datainf.results.plan import Plan
 
 SELF_INFLUENCE = "self_influence"
 APPROXIMATION = "approximation"
-EXTRAS = (SELF_INFLUENCE, APPROXIMATION)
-"""Arrays that a run has only where they were asked for."""
+TRAINING_LOSS = "training_loss"
+EXTRAS = (SELF_INFLUENCE, APPROXIMATION, TRAINING_LOSS)
+"""Arrays that not every run has: they were not asked for, or it is a query or an old one."""
+
+TEST_OBJECTIVE = "test objective"
+"""An entry of the fingerprint, only where test samples have an objective of their own."""
 
 OF_ONE_INVERSE = ("squared_norms", "damping", APPROXIMATION)
 """Arrays that a sum of runs has not: each of its parts has its own."""
@@ -199,6 +203,8 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield from _misfits("", {"parts_in": _all_in(list, _is(str))}, attributes)
         if len(attributes["parts_in"]) != len(said["parts"]):
             yield "parts_in are not the places of all parts"
+    if type(said.get(TEST_OBJECTIVE, "")) is not str:
+        yield f"fingerprint: {TEST_OBJECTIVE} is {_short(said[TEST_OBJECTIVE])}"
     yield from _misfits("plan: ", _PLAN, plan)
     if said["method"] == EKFAC.name:
         yield from _misfits("fingerprint: ", {"layers": _are_layers}, said)

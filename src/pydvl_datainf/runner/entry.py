@@ -15,7 +15,7 @@ from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import ENDS, arrays_of, moments_of, opened
 from pydvl_datainf.results.metadata import digest, json_of
 from pydvl_datainf.results.plan import Plan
-from pydvl_datainf.results.record import EXTRAS, is_sum, sealed_attributes
+from pydvl_datainf.results.record import EXTRAS, TEST_OBJECTIVE, is_sum, sealed_attributes
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex
@@ -30,9 +30,12 @@ def asked_of(
     tests: BatchIndex,
     codes: tuple[int, ...] | None,
     columns: Mapping[str, Array],
+    test_objective: str | None,
 ) -> dict[str, Any]:
     """What the test data and the options add to the fingerprint of a run."""
+    own = {} if test_objective is None else {TEST_OBJECTIVE: test_objective}
     return {
+        **own,
         "test samples": tests.n,
         "test data": tests.fingerprint,
         "query groups": None if codes is None else digest({"codes": np.array(codes)}),
@@ -144,7 +147,7 @@ def enter(
     )
     if stored is None:
         what = f"{spec.method.name}: {spec.method.formula}"
-        store.create(about(what) | mine | UNDONE | {"writer": spec.writer})
+        store.create(about(what, fingerprint) | mine | UNDONE | {"writer": spec.writer})
         return
     parts = ("fingerprint", "plan")
     check_same(store, [line for part in parts for line in differences(stored[part], mine[part])])
@@ -171,19 +174,21 @@ def check_same(store: Store, other: Sequence[str]) -> None:
 UNDONE = {"complete": False, "extras": [], "gradients": 0, "seconds": {}}
 
 
-def about(method: str) -> dict[str, Any]:
+def about(method: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """What a store tells people of its run.
 
     Args:
         method: what was computed, in a line.
+        fingerprint: of the run.
 
     Returns:
         Attributes.
     """
+    asked = "objective of its own" if TEST_OBJECTIVE in fingerprint else "loss"
     return {
         "title": "Influences of training samples (train) on test samples (test)",
         "method": method,
-        "sign": "positive: more weight on the training sample lowers the test sample's loss",
+        "sign": f"positive: more weight on the training sample lowers the test sample's {asked}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
     }

@@ -232,7 +232,9 @@ def _work(
         m = tests.n if labels is None else len(labels)
         lengths = {"test": m, "train": training.n}
         columns = columns_of(options.ids, options.metadata, lengths, labels) | training.columns()
-        fingerprint = training.fingerprint(model) | asked_of(options, tests, codes, columns)
+        fingerprint = training.fingerprint(model) | asked_of(
+            options, tests, codes, columns, model.test_objective
+        )
         cut = partial(planned, model, options, m, tests, training, executor, store)
         if options.overwrite and not is_begun(stored, fingerprint, cut):
             stored, store.layouts = None, {}

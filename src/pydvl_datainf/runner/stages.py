@@ -13,7 +13,7 @@ from pydvl_datainf.errors import StoreError
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.results.chunks import Chunk
 from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, moments_name, rows_name
-from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE
+from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE, TRAINING_LOSS
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.executors import Executor
@@ -70,6 +70,7 @@ class Stages:
         if self.shared[1] is not None:  # with model and data
             self._scores()
         self._norms()
+        self._training_losses()
         if self.self_influence:
             self._self_influence()
         if exact_sample:
@@ -224,6 +225,15 @@ class Stages:
         done = {c[0] for c in self.store.sound("squared_norms")}
         missing = [(j,) for j in range(len(self.spec.plan.train)) if j not in done]
         self._map("norms", tasks.write_rows, missing)
+
+    def _training_losses(self) -> None:
+        """A forward pass of its own, so that a run that lacks them takes no gradients again."""
+        if self.spec.train is None:
+            return
+        self.store.require(TRAINING_LOSS, *self.store.layouts[TRAINING_LOSS])
+        done = {c[0] for c in self.store.sound(TRAINING_LOSS)}
+        missing = [j for j in range(len(self.spec.plan.train)) if j not in done]
+        self._map("training losses", tasks.write_losses, missing)
 
     def _self_influence(self) -> None:
         """What the scores' readings of the rows have not made yet."""

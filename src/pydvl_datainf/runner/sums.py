@@ -15,19 +15,29 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pydvl_datainf.errors import PlanError, StoreError, StoreExistsError
+from pydvl_datainf.inverse.methods import SETTINGS
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import arrays_said, extras_in, opened
 from pydvl_datainf.results.metadata import json_of
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.record import EXTRAS, NO_ROWS, SELF_INFLUENCE, sealed_attributes
+from pydvl_datainf.results.record import (
+    EXTRAS,
+    NO_ROWS,
+    SELF_INFLUENCE,
+    TEST_OBJECTIVE,
+    sealed_attributes,
+)
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.entry import UNDONE, about, check_same
 from pydvl_datainf.sums import checked_weights, sum_name
 
-ALIKE = ("objective", "training samples", "test samples", "query groups")
+ALIKE = ("objective", TEST_OBJECTIVE, "training samples", "test samples", "query groups")
 """Parts of the fingerprint that are the same in all runs of a sum."""
+
+OF_ONE_METHOD = (SETTINGS, "layers")
+"""Parts of the fingerprint that a sum has not: they are those of a method."""
 
 COPIED = ("block", "width")
 """Arrays that are those of the first run, beside ids and columns."""
@@ -136,7 +146,7 @@ def _other(first: InfluenceRun, run: InfluenceRun, check_data: bool) -> list[str
 
 def _told(run: InfluenceRun, check_data: bool) -> dict[str, Any]:
     names = (*ALIKE, *(DATA if check_data else ()))
-    told = {name: run.attrs["fingerprint"][name] for name in names}
+    told = {name: run.attrs["fingerprint"].get(name) for name in names}
     return told | {"queries": run.plan.m}
 
 
@@ -151,7 +161,8 @@ def _attributes(
     first, told = runs[0].attrs, [run.attrs["fingerprint"] for run in runs]
     name = sum_name(part["method"] for part in told)
     parts = zip(runs, told, weights, strict=True)
-    fingerprint = first["fingerprint"] | {
+    common = {key: value for key, value in told[0].items() if key not in OF_ONE_METHOD}
+    fingerprint = common | {
         "method": name,
         "dtype": str(np.result_type(*(part["dtype"] for part in told))),
         "model": {},
@@ -166,7 +177,7 @@ def _attributes(
     stages = [stage for run in runs for stage in run.attrs["seconds"].items()]
     seconds = {stage: sum(s for name, s in stages if name == stage) for stage, _ in stages}
     return sealed_attributes(
-        about(f"{name}: Σ_k w_k (influences of run k), over {len(runs)} runs")
+        about(f"{name}: Σ_k w_k (influences of run k), over {len(runs)} runs", fingerprint)
         | UNDONE
         | {
             "fingerprint": fingerprint,

@@ -4,6 +4,7 @@ import inspect
 import io
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,7 +13,8 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError, PlanError
+from pydvl_datainf.batches import slice_batch
+from pydvl_datainf.errors import ModelError, NonFiniteError, PlanError
 from pydvl_datainf.fingerprint import as_bytes, fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence, EnsembleInfluence
 from pydvl_datainf.inverse.damping import SHARE
@@ -42,6 +44,7 @@ class Description:
         damping_scale: what λ that are chosen automatically are multiplied by.
         layers: for EK-FAC, of each block that is a linear layer its outputs, inputs, and whether it
             has both weight and bias.
+        test_objective: in words, where test samples have one of their own.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -55,6 +58,7 @@ class Description:
     method: Method
     damping_scale: float = 1.0
     layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
+    test_objective: str | None = None
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -143,6 +147,8 @@ class Inputs:
         layers = influence.layers if isinstance(influence, EkfacInfluence) else {}
         if layers:
             method = Ekfac(exact_width=max([0, *(widths[b] for b in widths if b not in layers)]))
+        if influence.test_objective is not None and len(self.test):
+            self._try_test_objective(influence)
         return Description(
             members=influence.blocks.members,
             widths=widths,
@@ -155,7 +161,17 @@ class Inputs:
             model=fingerprint(influence.model),
             method=method,
             layers={block: (*layer.shape, layer.has_both) for block, layer in layers.items()},
+            test_objective=_in_words(influence.test_objective)
+            if influence.test_objective
+            else None,
         )
+
+    def _try_test_objective(self, influence: BlockwiseInfluence) -> None:
+        """Finds early that it does not fit the model or the data: test gradients come late."""
+        one = slice_batch(influence.images.by_sample(self.test.read(0)), 0, 1)
+        x, y = (one, None) if isinstance(one, Mapping) else one
+        with suppress(NonFiniteError):  # which is told later, with the sample's id
+            influence.test_gradients_by_block(x, y)
 
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self._given, BlockwiseInfluence):

@@ -296,7 +296,8 @@ reveal();
 const measured = Object.entries(data.measures).map(([name, values]) => {
   const scale = largestOf(data.suspects.map((row) => values[row]));
   if (name === "mean influence") return bars(name, (row) => values[row], () => scale);
-  const kind = name === "self-influence" ? "scientific" : "influence";
+  const kinds = { "self-influence": "scientific", "training loss": "number", suspicion: "number" };
+  const kind = kinds[name] ?? "influence";
   return column(name, kind, (row) => values[row]);
 });
 table(

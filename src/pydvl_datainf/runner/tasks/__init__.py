@@ -17,6 +17,7 @@ from pydvl_datainf.runner.tasks.blocks import (
 from pydvl_datainf.runner.tasks.context import Context
 from pydvl_datainf.runner.tasks.describe import describe, survey
 from pydvl_datainf.runner.tasks.gradients import write_rows, write_vectors
+from pydvl_datainf.runner.tasks.losses import write_losses
 from pydvl_datainf.runner.tasks.matrices import VECTORS, vectors_name
 from pydvl_datainf.runner.tasks.moments import (
     moment_spans,
@@ -68,6 +69,7 @@ __all__ = [
     "write_approximation_error",
     "write_correction",
     "write_factors",
+    "write_losses",
     "write_mean",
     "write_moment_sums",
     "write_moments",

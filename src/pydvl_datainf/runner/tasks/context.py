@@ -1,10 +1,10 @@
 """What the tasks of a run share in one process: the store, damping, and gradients."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, Cut, cut_
 from pydvl_datainf.runner.tasks.spec import RunSpec
 from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -76,19 +78,51 @@ class Context:
         Raises:
             ModelError: if a gradient is not finite; names the sample.
         """
+
+        def rows_of(batch: Batch) -> BlockVectors:
+            x, y = (batch, None) if isinstance(batch, Mapping) else batch
+            if data is inputs.test:
+                return inputs.influence.test_gradients_by_block(x, y)
+            return inputs.influence.loss_gradients_by_block(x, y)
+
+        for place, rows in self.each(inputs, data, index, wanted, rows_of):
+            self.gradients += place.stop - place.start
+            yield place, rows
+
+    def each(
+        self,
+        inputs: Inputs,
+        data: BatchedData,
+        index: BatchIndex,
+        wanted: slice,
+        compute: Callable[[Batch], Made],
+    ) -> Iterator[tuple[slice, Made]]:
+        """Computes something of each of some samples, a few at a time.
+
+        Args:
+            inputs: the model.
+            data: batches.
+            index: what the first look at them found.
+            wanted: from which sample to which.
+            compute: makes it of a batch.
+
+        Yields:
+            From which sample to which (counted within those that are wanted), and what it made.
+
+        Raises:
+            ModelError: if something is not finite; names the sample.
+        """
         done = 0
         self.check_model(inputs)
         for cut in cut_batches(index.lengths, wanted, self.spec.plan.step):
             batch = self.read_batch(inputs, data, index, cut)
-            x, y = (batch, None) if isinstance(batch, Mapping) else batch
             try:
-                rows = inputs.influence.loss_gradients_by_block(x, y)
+                made = compute(batch)
             except NonFiniteError as error:
                 side = "training" if data is inputs.train else "test"
                 raise self._named(error, side, wanted.start + done) from error
             length = cut[2] - cut[1]
-            self.gradients += length
-            yield slice(done, done + length), rows
+            yield slice(done, done + length), made
             done += length
 
     def check_model(self, inputs: Inputs) -> None:
