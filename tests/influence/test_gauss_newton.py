@@ -370,7 +370,7 @@ def test_settings_that_there_are_not():
         nn.CrossEntropyLoss(weight=torch.ones(K).double(), reduction="sum"),
         Seq2SeqLM(),
     ],
-    ids=str,
+    ids=["squares", "smoothed labels", "weights", "translation"],
 )
 def test_losses_whose_labels_are_not_known(loss):
     batch = samples(3, 1)
