@@ -214,8 +214,8 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield f"plan has the entries {_short(sorted(plan))}"
     if not _or_none(_is_number)(attributes.get("residual")):
         yield f"residual is {_short(attributes['residual'])}"
-    if not _has_settings(said):
-        yield f"fingerprint: {SETTINGS} is {_short(said[SETTINGS])}"
+    if not of_sum and not _has_settings(said):
+        yield f"fingerprint: {SETTINGS} is {_short(said.get(SETTINGS))}"
     if plan["n"] != said["training samples"] or plan["m"] > said["test samples"]:
         yield "fingerprint and plan tell of different numbers of samples"
     sides = (("test_tile", "m"), ("train_tile", "n"), ("columns", "n_parameters"))
