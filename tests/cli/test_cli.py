@@ -211,7 +211,7 @@ def test_the_demo_prints_tables_and_writes_scores_and_plots_and_reuses_them(tmp_
 
     found = DemoResult.from_run(InfluenceRun(out / output.SCORES))
     assert found.scores.influences.shape == (4, 20)
-    assert len(found.aucs()) == 6
+    assert len(found.aucs()) == 8
     for name, auc in found.aucs().items():
         assert re.search(rf"{re.escape(name)} +{auc:.3f}", result.stdout)
     mean = found.scores.influences.mean(axis=0, dtype=np.float64)

@@ -271,7 +271,7 @@ def test_models_with_a_loss_of_their_own_need_an_objective(trainer):
 def test_the_method_by_its_name(trainer):
     trainer.model.eval()
     assert type(influence_from_trainer(trainer, method="exact").influence) is ExactInfluence
-    with pytest.raises(ModelError, match="one of datainf, exact, hessian-free"):
+    with pytest.raises(ModelError, match="one of datainf, exact, ekfac, hessian-free"):
         influence_from_trainer(trainer, method="DataInf")
 
 

@@ -32,6 +32,7 @@ from pydvl_datainf import (
 )
 from pydvl_datainf.results.record import faults
 from pydvl_datainf.results.store import Store
+from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.valuation import to_valuation_result
 
 N, M = 11, 13  # more queries than training samples
@@ -136,14 +137,14 @@ def test_runs_may_be_cut_otherwise(made, tmp_path, tile):
 
 def test_one_chunk_is_held_at_a_time(made, tmp_path, monkeypatch):
     blocks = run(tmp_path / "blocks.zarr", 1, by_block=True)
-    read, sizes = Store.read, []
+    read, sizes = Stored.read, []
 
     def counted(self, name, where=...):
         values = read(self, name, where)
         sizes.append((name, values.size))
         return values
 
-    monkeypatch.setattr(Store, "read", counted)
+    monkeypatch.setattr(Stored, "read", counted)
     add([made[0], blocks], tmp_path / "sum.zarr", [1.0, 1.0])
     scores = [size for name, size in sizes if name == "scores"]
     assert max(scores) == 5 * 4  # a tile of the first run

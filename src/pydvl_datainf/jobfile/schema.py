@@ -49,7 +49,7 @@ Positive = Annotated[
 ]
 Amount = Annotated[str, AfterValidator(_amount)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_no_truth)]
-Weight = Annotated[float, Field(ge=0, le=1e30), BeforeValidator(_no_truth)]
+Weight = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False), BeforeValidator(_no_truth)]
 Truth = StrictBool
 
 OUTSIDE = frozenset(
