@@ -20,6 +20,7 @@ from pydvl_datainf import (
     EnsembleInfluence,
     ExactInfluence,
     HessianFreeInfluence,
+    Margin,
     ModelError,
     PlanError,
     SourceError,
@@ -317,3 +318,26 @@ def test_plain_products_are_added_too(problems):
         w * sum(v[b] @ g[b].T for b in v) for w, (v, g) in zip(WEIGHTS, rows, strict=True)
     )
     close(made.training_influences(*p.test), expected)
+
+
+QUESTIONS = [
+    {"test_objective": Margin()},
+    {"test_objective": Margin("all")},
+    {"loss": nn.CrossEntropyLoss(reduction="sum")},
+]
+
+
+@pytest.mark.parametrize("other", QUESTIONS)
+def test_members_that_ask_something_else_are_refused(other):
+    settings = {"loss": F.cross_entropy} | other
+    pair = [
+        DataInfInfluence(network(0), F.cross_entropy),
+        DataInfInfluence(network(1), settings.pop("loss"), **settings),
+    ]
+    with pytest.raises(ModelError, match=r"do not ask the same.*same test_objective"):
+        EnsembleInfluence(pair)
+
+
+def test_equal_questions_need_not_be_the_same_objects():
+    ask = [DataInfInfluence(network(k), F.cross_entropy, test_objective=Margin()) for k in (0, 1)]
+    assert len(EnsembleInfluence(ask).members) == 2

@@ -406,3 +406,12 @@ def test_a_model_that_is_certain_has_no_curvature():
     with pytest.raises(DampingError, match="zero up to rounding"):
         exact(model).fit([batch])
     assert exact(model, 1.0).fit([batch]).is_fitted
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_class_that_the_loss_ignores_is_refused(reduction):
+    loss = nn.CrossEntropyLoss(ignore_index=1, reduction=reduction)
+    influence = ExactInfluence(network(), loss, curvature="gauss-newton")
+    x, y = samples(3, 1)
+    with pytest.raises(ObjectiveError, match="ignores a class that the model can give"):
+        influence.fit([(x, torch.zeros_like(y))])  # none of which it ignores

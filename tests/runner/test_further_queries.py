@@ -2,11 +2,19 @@
 
 import numpy as np
 import pytest
+from torch.nn import functional as F
 
-from pydvl_datainf import ModelError, StoreError, compute_self_influence, run_influences
+from pydvl_datainf import (
+    DampingError,
+    DataInfInfluence,
+    ModelError,
+    StoreError,
+    compute_self_influence,
+    run_influences,
+)
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner import tasks
-from small_runs import N, build, loader, query_loader, run
+from small_runs import N, build, loader, network, query_loader, run, train_loader
 
 
 def test_a_query_reads_no_training_data(tmp_path, truth):
@@ -86,3 +94,27 @@ def test_whether_self_influences_are_there(tmp_path):
         second.self_influence()
     np.testing.assert_array_equal(compute_self_influence(second), first.self_influence())
     assert (first.has_self_influence, second.has_self_influence) == (True, True)
+
+
+OTHERS = [{"damping_scale": 10}, {"regularization": 0.5}, {"regularization": {"2": 0.5}}]
+
+
+@pytest.mark.parametrize("settings", OTHERS)
+def test_a_query_that_asks_for_another_damping_is_refused(tmp_path, settings):
+    kept = run(tmp_path / "kept.zarr", rows="zarr")
+    other = DataInfInfluence(network(), F.cross_entropy, **settings)
+    with pytest.raises(DampingError, match=r"asks for another in [12] blocks.*damping_scale out"):
+        run_influences(other, query_loader(), kept, tmp_path / "q.zarr", progress=False)
+    assert not (tmp_path / "q.zarr").exists()
+
+
+@pytest.mark.parametrize("own", [{}, {"damping_scale": 10}, {"regularization": 0.5}])
+def test_a_query_may_ask_for_the_damping_of_the_run_or_for_none(tmp_path, own):
+    made = DataInfInfluence(network(), F.cross_entropy, **own)
+    kept = run(tmp_path / "kept.zarr", made, rows="zarr")
+    fitted = made.unfitted().fit(train_loader())
+    for number, asked in enumerate((build(), made, fitted)):
+        done = run_influences(
+            asked, query_loader(), kept, tmp_path / f"{number}.zarr", progress=False
+        )
+        np.testing.assert_array_equal(done.scores[...], kept.scores[...])

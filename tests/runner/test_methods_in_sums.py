@@ -14,6 +14,7 @@ from pydvl_datainf import (
     LissaInfluence,
     Margin,
     PlanError,
+    StoreError,
     run_influences,
     sum_runs,
 )
@@ -86,3 +87,12 @@ def test_training_losses_are_those_of_every_method(tmp_path):
         expected = F.cross_entropy(influence("exact", 0).model(x), y, reduction="none").numpy()
     for losses in found.values():
         np.testing.assert_allclose(losses, expected, rtol=1e-12)
+
+
+def test_a_sum_has_no_training_losses_and_says_where_they_are(tmp_path):
+    parts = [run(tmp_path / "a.zarr", "exact"), run(tmp_path / "b.zarr", "exact", 1)]
+    total = sum_runs(parts, tmp_path / "sum.zarr", progress=False)
+    for ask in (total.training_loss, total.suspicion):
+        with pytest.raises(StoreError, match=r"a sum of runs.*parts\[0\]|has no self-influences"):
+            ask()
+    assert InfluenceRun(total.parts[1].place).training_loss().shape == (9,)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from pydvl_datainf.errors import BlockError, ModelError, SourceError
 from pydvl_datainf.influence.base import BlockwiseInfluence, Inputs
 from pydvl_datainf.inverse.damping import check_finite
+from pydvl_datainf.objectives.description import described
 from pydvl_datainf.sums import checked_weights, sum_name
 
 
@@ -35,7 +36,8 @@ class EnsembleInfluence(InfluenceFunctionModel[Tensor, DataLoader[Any]]):
 
     Raises:
         PlanError: if there are no members, or the weights do not fit.
-        ModelError: if a member is no influence model of this package.
+        ModelError: if a member is no influence model of this package, or has another objective or
+            test objective than the first.
         SourceError: if members were fitted on different data, or only some were.
 
     Examples:
@@ -61,7 +63,21 @@ class EnsembleInfluence(InfluenceFunctionModel[Tensor, DataLoader[Any]]):
                 )
         self.weights = tuple(checked_weights(weights, len(influences), "members"))
         self.members = tuple(copy.copy(influence) for influence in influences)
+        self._check_same_question()
         self._check_same_data()
+
+    def _check_same_question(self) -> None:
+        told = [
+            tuple(o and described(o) for o in (member.objective, member.test_objective))
+            for member in self.members
+        ]
+        other = next((words for words in told if words != told[0]), None)
+        if other is not None:
+            raise ModelError(
+                "The members do not ask the same, so their influences cannot be added: objective "
+                f"and test objective are {told[0]} in the first, {other} in another. Give all of "
+                "them the same loss and the same test_objective."
+            )
 
     def _check_same_data(self) -> None:
         known = [member.fitted_data for member in self.members if member.fitted_data is not None]

@@ -98,6 +98,8 @@ def _of_outputs(objective: OutputLoss, model: nn.Module, batch: Batch) -> LabelL
     outputs = model(x)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or y.shape != outputs.shape[:1]:
         raise ObjectiveError(_UNKNOWN.format("outputs or labels of another shape"))
+    if 0 <= getattr(objective.loss, "ignore_index", IGNORED) < outputs.shape[1]:
+        raise ObjectiveError(_UNKNOWN.format("one that ignores a class that the model can give"))
     if y.is_floating_point():
         raise ObjectiveError(_UNKNOWN.format("labels that are not integers"))
     return LabelLogits(raised(outputs), y, torch.ones_like(y, dtype=torch.bool), is_mean=False)

@@ -302,12 +302,18 @@ class InfluenceRun:
             Losses, (n,), in the order of the training data.
 
         Raises:
-            StoreError: if the run is not complete, or is older than these losses; for a query also
-                if the run whose rows it used is gone, was replaced or is not followed.
+            StoreError: if the run is not complete, is older than these losses, or is a sum of runs;
+                for a query also if the run whose rows it used is gone, was replaced or is not
+                followed.
         """
         self.check_complete()
         if self.attrs["rows_in"] is not None:
             return self.run_of_rows().training_loss()
+        if self.parts:
+            raise StoreError(
+                f"{self._store} is a sum of runs, each with the losses of its own model: open one "
+                "of them, InfluenceRun(run.parts[0].place).training_loss()."
+            )
         if not self.has_training_loss:
             raise StoreError(
                 f"{self._store} has no training losses: an earlier version of this package made "

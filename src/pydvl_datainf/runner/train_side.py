@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isclose
 from typing import Any
 
-from pydvl_datainf.errors import ModelError, StoreError, StoreExistsError
+from pydvl_datainf.errors import DampingError, ModelError, StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import moments_name, moments_of, opened, rows_name
@@ -15,6 +16,9 @@ from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchIndex
 from pydvl_datainf.runner.worker_inputs import Description
+
+CLOSE = 1e-5
+"""Up to which λ are the same: a model that was fitted on the same data has them up to rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,7 @@ class StoredRows:
 
         Raises:
             ModelError: if the model or its method is another one.
+            DampingError: if the model asks for another damping than that of the run, which serves.
         """
         theirs = self.attributes["fingerprint"]
         if model.layers and "layers" not in theirs:
@@ -150,7 +155,22 @@ class StoredRows:
         other = differences({key: theirs[key] for key in own if key in theirs}, own)
         if other:
             raise ModelError(f"{self.store} was computed with another model:{listed(other)}")
+        self._check_damping(model, theirs)
         return own | {key: theirs[key] for key in ("damping", "training samples", "training data")}
+
+    def _check_damping(self, model: Description, theirs: Mapping[str, Any]) -> None:
+        known = dict(zip(theirs["blocks"], self.store.read("damping").tolist(), strict=True))
+        given = model.fixed_damping
+        other = [b for b, λ in given.items() if not isclose(λ, known[b], rel_tol=CLOSE)]
+        is_scaled = model.damping_scale != 1 and len(given) < len(known)
+        if is_scaled and model.fingerprint["damping"] != theirs["damping"]:
+            other += [block for block in known if block not in given]
+        if other:
+            raise DampingError(
+                f"A further query has the damping of the run whose rows it uses, {self.store}, and "
+                f"this one asks for another in {len(other)} blocks ({other[0]!r}, for one). Leave "
+                "regularization and damping_scale out, or make a run of its own."
+            )
 
     def columns(self) -> dict[str, Array]:
         """Ids and metadata of the training samples."""

@@ -1,27 +1,23 @@
 """What every process of a run is given: the influence model, and the test and training data."""
 
-import inspect
 import io
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeAlias
 
 import cloudpickle
 import torch
-from torch import Tensor, nn
 
 from pydvl_datainf.batches import slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, PlanError
-from pydvl_datainf.fingerprint import as_bytes, fingerprint
+from pydvl_datainf.fingerprint import fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence, EnsembleInfluence
 from pydvl_datainf.inverse.damping import SHARE
 from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.inverse.methods import METHODS, method_entries
-from pydvl_datainf.objectives import Objective, OutputLoss
+from pydvl_datainf.objectives.description import described
 from pydvl_datainf.runner.batched_data import BatchedData
 
 Built: TypeAlias = BlockwiseInfluence | Callable[[], BlockwiseInfluence]
@@ -157,11 +153,11 @@ class Inputs:
             damping_scale=influence.damping_scale,
             n_samples=self._n_samples,
             batch_size=influence.batch_size,
-            objective=_in_words(influence.objective),
+            objective=described(influence.objective),
             model=fingerprint(influence.model),
             method=method,
             layers={block: (*layer.shape, layer.has_both) for block, layer in layers.items()},
-            test_objective=_in_words(influence.test_objective)
+            test_objective=described(influence.test_objective)
             if influence.test_objective
             else None,
         )
@@ -206,63 +202,6 @@ def _own_device(storage: Any, location: str) -> Any:
     if location.startswith("cuda") and torch.cuda.is_available():
         return storage.cuda(torch.cuda.current_device())
     return storage
-
-
-def _in_words(objective: Objective) -> str:
-    """Name, settings and a checksum of the source, where there is one."""
-    return _words(objective.loss if isinstance(objective, OutputLoss) else objective)
-
-
-def _words(named: Any) -> str:
-    if isinstance(named, partial):
-        given = dict(enumerate(named.args)) | named.keywords
-        return f"{_words(named.func)} with ({', '.join(_settings(given))})"
-    code = named if inspect.isroutine(named) else type(named)
-    name = f"{code.__module__}.{code.__qualname__}"
-    told = ", ".join(_settings(_held(code) if code is named else _attributes(named)))
-    settings = "" if code is named and not told else f"({told})"
-    try:
-        source = zlib.crc32(inspect.getsource(code).encode())
-    except (OSError, TypeError):
-        return name + settings
-    return f"{name}{settings} [{source:08x}]"
-
-
-def _held(function: Any) -> dict[str, Any]:
-    """What a function takes from around it, such as the weights of classes."""
-    if not inspect.isfunction(function):
-        return {}
-    around = inspect.getclosurevars(function)
-    # The defaults of others stand in their source.
-    made_here = inspect.signature(function).parameters if "<" in function.__qualname__ else {}
-    defaults = {name: p.default for name, p in made_here.items() if p.default is not p.empty}
-    return {**around.globals, **around.nonlocals, **defaults}
-
-
-def _attributes(objective: Any) -> dict[str, Any]:
-    """Attributes; of a module also its tensors, such as the weights of classes, and its parts."""
-    values = dict(getattr(objective, "__dict__", {}))
-    if isinstance(objective, nn.Module):
-        own = (objective.named_parameters, objective.named_buffers)
-        values |= {name: tensor for named in own for name, tensor in named(recurse=False)}
-        values |= dict(objective.named_children())
-    return values
-
-
-def _settings(values: Mapping[Any, Any]) -> list[str]:
-    named = sorted((str(name), value) for name, value in values.items() if str(name)[0] != "_")
-    return [f"{name}={told}" for name, value in named if (told := _told(value))]
-
-
-def _told(value: Any) -> str | None:
-    """A setting as text: simple values, tuples of them, modules, and checksums of tensors."""
-    if isinstance(value, nn.Module):
-        return _words(value)
-    if isinstance(value, Tensor):
-        return f"{zlib.crc32(as_bytes(value)):08x}"
-    inner = value if isinstance(value, tuple) else (value,)
-    is_simple = all(isinstance(v, str | int | float | bool | None) for v in inner)
-    return repr(value) if is_simple else None
 
 
 def _check_single(influence: Any) -> None:
