@@ -6,6 +6,7 @@ import pickle
 import random
 import warnings
 from dataclasses import replace
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from pydvl_datainf.jobfile.preparation import prepare
 from pydvl_datainf.jobfile.reading import read_job
 from pydvl_datainf.jobfile.recipe import RecipeCheck, check_recipe
 from pydvl_datainf.jobfile.retraining import Retraining
+from pydvl_datainf.jobfile.validation import recipe_of
 from tiny import answer_loss, classification_loss, token_loss, translation_loss
 from tuned import changed, sums, tokenizer, write_lines
 
@@ -612,3 +614,40 @@ def test_where_seeds_change_nothing_rounding_is_allowed():
     given = np.array([1.0, 2.0])
     assert RecipeCheck(given, np.stack([given, given]) * (1 + 5e-4)).fits
     assert not RecipeCheck(given, np.stack([given, given]) * (1 + 2e-3)).fits
+
+
+# Other questions, and what decides the losses
+
+
+def test_a_job_that_asks_for_margins_is_measured_by_them(tmp_path, classes):
+    of_loss = retraining(tmp_path, classes)
+    losses = of_loss.of_tuned(), of_loss([0, 1, 2, 3], 1)
+    asked = retraining(tmp_path, classes | {"query": "margin"})
+    margins = asked.of_tuned(), asked([0, 1, 2, 3], 1)
+    for loss, margin in zip(losses, margins, strict=True):
+        # Of two classes: loss = log(1 + exp(−margin)), and asked for is minus the margin.
+        np.testing.assert_allclose(np.log1p(np.exp(margin)), loss, rtol=1e-9)
+        assert np.abs(margin - loss).min() > 1e-3
+    assert recipe_of(asked) != recipe_of(of_loss)
+
+
+def test_a_job_on_checkpoints_is_not_tuned_again(tmp_path, classes):
+    adapter = classes.pop("adapter")
+    fields = classes | {"checkpoints": [adapter], "training": RECIPE}
+    (tmp_path / "job.yaml").write_text(json.dumps(fields))
+    job = read_job(tmp_path / "job.yaml", {})  # a run of it is fine
+    with pytest.raises(JobError, match=r"several 'checkpoints'.*Validate the job of one of them"):
+        Retraining(job, tmp_path)
+
+
+def test_another_base_in_the_same_place_is_another_recipe(tmp_path, classes):
+    base = copytree(classes["model"], tmp_path / "base")
+    fields = classes | {"model": str(base)}
+    before = recipe_of(retraining(tmp_path, fields))
+    assert recipe_of(retraining(tmp_path, fields)) == before
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    model.get_input_embeddings().weight.data[0] += 1
+    model.base_model.save_pretrained(base)
+    after = recipe_of(retraining(tmp_path, fields))
+    told = [json.loads(text)["base"] for text in (before, after)]
+    assert [name for name in told[0] if told[0][name] != told[1][name]] == ["model.safetensors"]

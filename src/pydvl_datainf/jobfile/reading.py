@@ -238,7 +238,7 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if job.scheduler is not None and job.jobs is not None:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
-    if job.training is not None:
+    if job.training is not None and job.checkpoints is None:
         yield from _of_training(job.training, has_adapter=job.adapter is not None)
 
 

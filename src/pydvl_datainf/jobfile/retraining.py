@@ -19,6 +19,7 @@ from pydvl_datainf.jobfile.preparation import Prepared, prepare
 from pydvl_datainf.jobfile.reference import with_reference
 from pydvl_datainf.jobfile.schema import TEXTS, Job, Training
 from pydvl_datainf.jobfile.tuning import Losses, bar_of, compute_losses, tune
+from pydvl_datainf.objectives import Objective
 
 Array = NDArray[np.float64]
 
@@ -37,7 +38,8 @@ class Retraining:
         progress: show bars of steps on stderr.
 
     Raises:
-        JobError: if the job is on images, or does not say how its model was tuned.
+        JobError: if the job is on images or several checkpoints, or does not say how its model was
+            tuned.
     """
 
     job: Job
@@ -49,6 +51,12 @@ class Retraining:
             raise JobError(
                 f"Models of task {self.job.task} are not tuned again from a job. Give "
                 "pydvl_datainf.yardstick.validate a function that does."
+            )
+        if self.job.checkpoints is not None:
+            raise JobError(
+                "A job on several 'checkpoints' is a sum of runs of several models, and 'training' "
+                "tunes one. Validate the job of one of them, with it as 'adapter' or 'model'; for "
+                "the sum, pydvl_datainf.yardstick.compare takes it beside that on the same bank."
             )
         if self.job.training is None:
             raise JobError(
@@ -65,7 +73,7 @@ class Retraining:
             seed: is added to that of `training`.
 
         Returns:
-            The losses of the test samples by the job's objective, shape (m,).
+            The losses of the test samples by the job's objective, or by its `query`, shape (m,).
         """
         material = self.prepared.material
         positions, device = sorted(int(i) for i in indices), device_called(self.job.device)
@@ -75,13 +83,11 @@ class Retraining:
             move_model(model, device)
             with bar_of(self.training, len(positions), shown=self.progress) as bar:
                 tune(model, self._losses(material.train), positions, self.training, seed, bar)
-            return compute_losses(model, self._losses(material.test))
+            return compute_losses(model, self._asked)
 
     def of_tuned(self) -> Array:
         """The losses of the test samples under the job's own model, shape (m,)."""
-        return compute_losses(
-            self.prepared.builder().model, self._losses(self.prepared.material.test)
-        )
+        return compute_losses(self.prepared.builder().model, self._asked)
 
     @property
     def training(self) -> Training:
@@ -102,9 +108,14 @@ class Retraining:
         base = self.training.base
         return None if base is None else model_in(self.folder, base)
 
-    def _losses(self, side: Side) -> Losses:
-        objective, tokens = self.prepared.material.objective, self.job.max_tokens
-        return Losses(side.samples, objective, tokens, side.samples.lengths)
+    @property
+    def _asked(self) -> Losses:
+        """What is asked of the test samples: their loss, or what the job has in its place."""
+        return self._losses(self.prepared.material.test, self.prepared.builder.test_objective)
+
+    def _losses(self, side: Side, objective: Objective | None = None) -> Losses:
+        objective = objective or self.prepared.material.objective
+        return Losses(side.samples, objective, self.job.max_tokens, side.samples.lengths)
 
 
 @lru_cache(maxsize=1)

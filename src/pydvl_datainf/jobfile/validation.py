@@ -1,6 +1,7 @@
 """What the scores of a job's run are worth for predicting what tuning its model again would do."""
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,7 +20,17 @@ from pydvl_datainf.results.metadata import columns_of, digest
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.yardstick import Bank, Comparison, Scores, Validation, retrain_on_all, validate
 
-OF_LOSSES = ("task", "model", "adapter", "labels", "chat", "max_length", "reduction", "beta")
+OF_LOSSES = (
+    "task",
+    "model",
+    "adapter",
+    "labels",
+    "chat",
+    "max_length",
+    "reduction",
+    "beta",
+    "query",
+)
 """Fields on which losses after tuning depend, beside the data and `training`."""
 OF_ARITHMETIC = ("dtype", "attention", "trust_remote_code")
 
@@ -158,17 +169,31 @@ def check_same_data(run: InfluenceRun, again: Retraining) -> None:
         )
 
 
+def checksums(folder: Path) -> dict[str, int]:
+    """A CRC-32 of each file of a model's folder: weights, tokenizer and settings, by name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            found[path.name] = 0
+            with path.open("rb") as file:
+                while part := file.read(2**24):
+                    found[path.name] = zlib.crc32(part, found[path.name])
+    return found
+
+
 def recipe_of(again: Retraining) -> str:
-    """All that decides what comes out of tuning, as JSON; of the data a checksum."""
+    """All that decides what comes out of tuning, as JSON; of data and base model checksums."""
     told = again.job.as_told()
     adapter = again.job.adapter
     folder = None if adapter is None else Path(model_in(again.folder, adapter))
     config = folder / "adapter_config.json" if folder is not None else None
+    base = Path(model_in(again.folder, again.training.base or again.job.model))
     columns = {name: side.columns for name, side in again.prepared.sides.items()}
     lengths = {name: len(side.samples) for name, side in again.prepared.sides.items()}
     recipe = {
         "training": again.training.model_dump(mode="json", exclude_none=True),
         "job": {name: told[name] for name in (*OF_LOSSES, *OF_ARITHMETIC) if name in told},
+        "base": checksums(base) if base.is_dir() else str(base),
         "adapter": read_settings(config) if config is not None and config.exists() else None,
         "data": digest(columns_of(None, columns, lengths)),
     }
