@@ -24,9 +24,17 @@ def as_array(values: Any) -> npt.NDArray[Any]:
         values: an array or what is like one; tensors may be on any device and need gradients.
 
     Returns:
-        The same values.
+        The same values; of bfloat16, which NumPy has not, in float32.
+
+    Raises:
+        ValueError: if some are masked.
     """
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        return np.asarray(values.float() if "bfloat16" in str(values.dtype) else values)
+    if isinstance(values, np.ma.MaskedArray) and np.any(values.mask):
+        raise ValueError("Some entries of an array are masked. Fill them, or leave them out.")
+    return np.asarray(values)
 
 
 def mislabel_auc(suspicion: Floats, mislabelled: Mask) -> float:

@@ -141,10 +141,10 @@ def test_scores_alone_need_a_place_for_the_bank():
     [
         ({"minutes": 1}, "subsets or minutes, not both"),
         ({"subsets": 9}, "9 subsets are too few"),
-        ({"seeds": 0}, "seeds must be a positive number"),
+        ({"seeds": 0}, "seeds must be 1 or more"),
         ({"subsets": None, "minutes": 0}, "minutes must be a positive number"),
         ({"subsets": None, "minutes": float("nan")}, "minutes must be a positive number"),
-        ({"checkpoints": 0}, "checkpoints must be a positive number"),
+        ({"checkpoints": 0}, "checkpoints must be 1 or more"),
         ({"n_jobs": 2, "client": "tcp://nobody"}, "client or n_jobs, not both"),
     ],
 )

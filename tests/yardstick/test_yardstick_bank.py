@@ -8,6 +8,7 @@ import killed
 import linear
 import numpy as np
 import pytest
+import torch
 import zarr
 from zarr.storage import MemoryStore
 
@@ -285,7 +286,7 @@ def test_retraining_on_all_samples_is_kept(place):
     assert again.calls == []
     expected = [linear.Regression()(np.arange(linear.N), seed) for seed in (0, 1)]
     assert (losses == expected).all()
-    with pytest.raises(PlanError, match="seeds must be a positive number"):
+    with pytest.raises(PlanError, match="seeds must be 1 or more"):
         retrain_on_all(bank, train, seeds=0)
 
 
@@ -297,3 +298,48 @@ def test_lost_workers_are_told_in_terms_of_the_bank(place, monkeypatch):
     bank = Bank(place, n=linear.N, m=linear.M, ids="")
     with pytest.raises(ClusterError, match="What was trained is in the bank"):
         list(retraining._train(bank, HALVES, np.ones((1, linear.N)), [(0, 0)], Lost(), []))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": {"lr": 0.1}}, r"recipe must be text, got a dict. Pass json.dumps"),
+        ({"recipe": None}, "recipe must be text"),
+        ({"subset_seed": -1}, "subset_seed must be 0 or more"),
+        ({"subset_seed": True}, "subset_seed must be a whole number"),
+        ({"subset_seed": 1.0}, "subset_seed must be a whole number"),
+        ({"subsets": 12.0}, "subsets must be a whole number"),
+        ({"seeds": 2.0}, "seeds must be a whole number"),
+        ({"checkpoints": float("nan")}, "checkpoints must be a whole number"),
+        ({"checkpoints": 2.5}, "checkpoints must be a whole number"),
+    ],
+)
+def test_what_could_not_be_asked_for_again_makes_no_bank(place, options, message):
+    with pytest.raises(PlanError, match=message):
+        validated(place, **options)
+    assert not place.exists()
+
+
+def test_numbers_may_be_those_of_numpy(place, whole):
+    numbers = {name: np.int64(k) for name, k in {"subsets": 12, "seeds": 2}.items()}
+    found = validated(place, subset_seed=np.int64(0), checkpoints=np.int32(1), **numbers)
+    assert (found.lds, found.slope) == (whole[1].lds, whole[1].slope)
+    validated(place)  # the same bank
+
+
+def test_losses_may_be_bfloat16(place):
+    def train(indices, seed):
+        return torch.tensor(linear.Regression()(indices, seed)).bfloat16()
+
+    found = validated(place, train)
+    assert np.abs(found.actual - validated(MemoryStore()).actual).max() < 0.01 * found.actual.max()
+
+
+def test_of_another_recipe_in_json_the_settings_that_differ_are_told(place):
+    recipe = {"training": {"epochs": 6, "rate": 0.1}, "data": "a"}
+    validated(place, recipe=json.dumps(recipe))
+    recipe["training"]["epochs"] = 1
+    with pytest.raises(StoreError) as refused:
+        validated(place, recipe=json.dumps(recipe))
+    assert "- recipe: training: epochs: 6 in the store, 1 now" in str(refused.value)
+    assert "rate" not in str(refused.value)

@@ -104,7 +104,7 @@ def test_what_is_damaged_is_trained_again(place, tmp_path, array):
         ({"tests": 1}, "tests must be 2 to 5"),
         ({"tests": 6}, "tests must be 2 to 5"),
         ({"draws": 0}, "draws must be a positive number"),
-        ({"seeds": 0}, "seeds must be a positive number"),
+        ({"seeds": 0}, "seeds must be 1 or more"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(tmp_path, options, told):

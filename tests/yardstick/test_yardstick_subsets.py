@@ -9,6 +9,7 @@ from torch import nn
 
 from pydvl_datainf import DataInfInfluence, InfluenceRun, PlanError, StoreError, run_influences
 from pydvl_datainf.yardstick import Scores, half_subsets
+from pydvl_datainf.yardstick.subsets import merged
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,29 @@ def test_what_is_no_matrix_of_numbers_is_refused(given):
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(PlanError, match="2 scores are not finite"):
         Scores.of(np.array([[1, np.nan, np.inf]]))
+
+
+@pytest.mark.parametrize(("n", "M"), [(101, 50), (12, 30), (60, 40)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.1, 0.3), (-1e6, 1e6 + 0.1)])
+def test_predictions_that_are_equal_are_not_put_in_an_order_by_rounding(n, M, low, high):
+    """Scores of two values: the prediction follows from how many of each are in a subset."""
+    is_high = np.random.default_rng(0).random((4, n)) < 0.3
+    members = half_subsets(n, M, 0)
+    found = Scores.of(np.where(is_high, high, low)).predicted_changes(members)
+    counts = is_high.astype(int) @ members.T.astype(int)
+    for row, count in zip(found, counts, strict=True):
+        same = (row[:, None] == row) == (count[:, None] == count)
+        assert same.all()
+        assert ((row[:, None] < row) == (count[:, None] > count)).all()
+
+
+def test_values_are_merged_up_to_a_tolerance_and_no_further():
+    values = np.array([[3.0, 1.0, 1.0 + 1e-9, 2.0, -1e-9], [1.0, 1.1, 1.2, 1.3, 5.0]])
+    found = merged(values, np.array([[1e-8], [1e-8]]))
+    assert found.tolist() == [[3.0, 1.0, 1.0, 2.0, 0.0], [1.0, 1.1, 1.2, 1.3, 5.0]]
+
+
+def test_masked_scores_are_refused():
+    scores = np.ma.masked_greater(np.arange(6.0).reshape(2, 3), 4)
+    with pytest.raises(ValueError, match="entries of an array are masked"):
+        Scores.of(scores)

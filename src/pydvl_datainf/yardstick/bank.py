@@ -4,6 +4,7 @@ A bank is a Zarr group of its own, specified in docs/store-format.md. The losses
 are one chunk, written whole; what is there and sound was done, and there is no other book-keeping.
 """
 
+import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -14,11 +15,11 @@ import numpy as np
 import zarr
 from zarr.errors import GroupNotFoundError
 
-from pydvl_datainf.errors import StoreError, StoreExistsError
+from pydvl_datainf.errors import PlanError, StoreError, StoreExistsError
 from pydvl_datainf.evaluation import Floats, Mask
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.store import Store
-from pydvl_datainf.yardstick.subsets import half_subsets
+from pydvl_datainf.yardstick.subsets import checked_count, half_subsets
 
 FORMAT = "pydvl-datainf retrainings"
 FORMAT_VERSION = 1
@@ -41,10 +42,11 @@ class Bank:
         n: training samples.
         m: test samples.
         ids: a checksum of the ids of both.
-        recipe: how models are retrained, in words or as JSON.
+        recipe: how models are retrained, as text: in words, or JSON.
         subset_seed: of the draws of subsets.
 
     Raises:
+        PlanError: if the recipe is no text, or the seed no number.
         StoreError: if there is a bank of other data, another recipe or another format.
         StoreExistsError: if there is something else.
     """
@@ -52,7 +54,13 @@ class Bank:
     def __init__(
         self, location: Any, *, n: int, m: int, ids: str, recipe: str = "", subset_seed: int = 0
     ):
+        if not isinstance(recipe, str):
+            raise PlanError(
+                f"recipe must be text, got a {type(recipe).__name__}. Pass json.dumps(recipe)."
+            )
+        subset_seed = checked_count(subset_seed, "subset_seed", least=0)
         self.store = Store(location)
+        self.store.maker = "validate"
         self.n, self.m, self.subset_seed = n, m, subset_seed
         self.fingerprint: dict[str, Any] = {
             "training samples": n,
@@ -95,7 +103,7 @@ class Bank:
         return f"Bank({str(self.store)!r}: {self.m} test, {self.n} training samples)"
 
     def _check_same(self, found: dict[str, Any]) -> None:
-        lines = differences(found["fingerprint"], self.fingerprint)
+        lines = differences(_spread(found["fingerprint"]), _spread(self.fingerprint))
         if lines:
             raise StoreError(
                 f"The retrainings in {self.store} are others than those asked for:{listed(lines)}\n"
@@ -257,6 +265,23 @@ class Bank:
         """
         losses: Floats = self.store.read(FULL, (0, slice(seeds)))
         return losses
+
+
+def _spread(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Of a recipe that is a JSON object its single settings, so that it shows which differs."""
+    try:
+        recipe = json.loads(fingerprint["recipe"])
+    except ValueError:
+        return fingerprint
+    return fingerprint | {"recipe": None} | dict(_leaves("recipe", recipe))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(f"{name}: {key}", inner)
 
 
 def complete_subsets(done: Collection[Cell], seeds: int) -> int:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ from pydvl_datainf.runner.executors import Dask, Executor, Joblib, executor_for
 from pydvl_datainf.runner.waiting import Watch
 from pydvl_datainf.yardstick.bank import FULL, HALVES, REMOVALS, Bank, Cell, complete_subsets
 from pydvl_datainf.yardstick.statistics import expected_error
-from pydvl_datainf.yardstick.subsets import half_subsets
+from pydvl_datainf.yardstick.subsets import checked_count, half_subsets
 
 Train: TypeAlias = Callable[[Indices, int], Floats]
 """Trains on some samples (ascending positions, (k,)) with a seed; returns the test losses, (m,)."""
@@ -31,7 +32,7 @@ ASKED = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Retraining:
+class RetrainingTask:
     """One piece of work.
 
     Attributes:
@@ -45,7 +46,7 @@ class Retraining:
     m: int
 
 
-def retrain(work: Retraining, train: Train) -> tuple[Cell, Floats, float]:
+def retrain(work: RetrainingTask, train: Train) -> tuple[Cell, Floats, float]:
     """Trains once.
 
     Args:
@@ -111,29 +112,25 @@ def retrain_on_halves(
         PlanError: if there would be too few subsets, or both a number and a time are given.
         ClusterError: if workers cannot be reached or were lost.
     """
-    asked = _check_budget(subsets, seeds, minutes)
-    executor = executor_for(client, n_jobs, progress)
-    try:
-        with bank.locked():
-            bank.extend(asked or 1, seeds)
-            done, shared = bank.done(HALVES), [executor.share(train)]
-            there = complete_subsets(done, seeds)
-            count = asked or there + 1
+    asked, seeds = _check_budget(subsets, minutes), checked_count(seeds, "seeds")
+    with _at_work(bank, client, n_jobs, progress) as executor:
+        bank.extend(asked or 1, seeds)
+        done, shared = bank.done(HALVES), [executor.share(train)]
+        there = complete_subsets(done, seeds)
+        count = asked or there + 1
+        members = bank.extend(count, seeds)
+        first = _missing(done, range(count), seeds)[:1]  # measured by one that is needed anyhow
+        seconds = sum(_train(bank, HALVES, members, first, executor, shared))
+        at_once = _at_once(executor)
+        if minutes is not None:
+            count = _affordable(60 * minutes * at_once, seconds, there, seeds)
             members = bank.extend(count, seeds)
-            first = _missing(done, range(count), seeds)[:1]  # measured by one that is needed anyhow
-            seconds = sum(_train(bank, HALVES, members, first, executor, shared))
-            at_once = _at_once(executor)
-            if minutes is not None:
-                count = _affordable(60 * minutes * at_once, seconds, there, seeds)
-                members = bank.extend(count, seeds)
-            cells = _missing(done.union(first), range(count), seeds)
-            if progress and cells:
-                error = expected_error(predicted(half_subsets(bank.n, 200, 0)), count)
-                _tell(len(cells), seconds, at_once, count, error)
-            for _ in _train(bank, HALVES, members, cells, executor, shared):
-                pass
-    finally:
-        executor.close()
+        cells = _missing(done.union(first), range(count), seeds)
+        if progress and cells:
+            error = expected_error(predicted(half_subsets(bank.n, 200, 0)), count)
+            _tell(len(cells), seconds, at_once, count, error)
+        for _ in _train(bank, HALVES, members, cells, executor, shared):
+            pass
     return count
 
 
@@ -162,17 +159,13 @@ def retrain_on_all(
     Raises:
         ClusterError: if workers cannot be reached or were lost.
     """
-    _check_budget(None, seeds, None)
-    executor = executor_for(client, n_jobs, progress)
-    try:
-        with bank.locked():
-            bank.extend(1, seeds)
-            every = {0: np.ones(bank.n, dtype=bool)}
-            cells = _missing(bank.done(FULL), every, seeds)
-            for _ in _train(bank, FULL, every, cells, executor, [executor.share(train)]):
-                pass
-    finally:
-        executor.close()
+    seeds = checked_count(seeds, "seeds")
+    with _at_work(bank, client, n_jobs, progress) as executor:
+        bank.extend(1, seeds)
+        every = {0: np.ones(bank.n, dtype=bool)}
+        cells = _missing(bank.done(FULL), every, seeds)
+        for _ in _train(bank, FULL, every, cells, executor, [executor.share(train)]):
+            pass
     return bank.full_losses(seeds)
 
 
@@ -203,31 +196,38 @@ def retrain_without(
     Raises:
         ClusterError: if workers cannot be reached or were lost.
     """
-    _check_budget(None, seeds, None)
-    executor = executor_for(client, n_jobs, progress)
-    try:
-        with bank.locked():
-            places = bank.add_removals(removed, seeds)
-            members = dict(zip(places, ~removed, strict=True))
-            cells = _missing(bank.done(REMOVALS), members, seeds)
-            for _ in _train(bank, REMOVALS, members, cells, executor, [executor.share(train)]):
-                pass
-    finally:
-        executor.close()
+    seeds = checked_count(seeds, "seeds")
+    with _at_work(bank, client, n_jobs, progress) as executor:
+        places = bank.add_removals(removed, seeds)
+        members = dict(zip(places, ~removed, strict=True))
+        cells = _missing(bank.done(REMOVALS), members, seeds)
+        for _ in _train(bank, REMOVALS, members, cells, executor, [executor.share(train)]):
+            pass
     return bank.removal_losses(places, seeds)
 
 
-def _check_budget(subsets: int | None, seeds: int, minutes: float | None) -> int | None:
+@contextmanager
+def _at_work(
+    bank: Bank, client: Client | str | None, n_jobs: int | None, progress: bool
+) -> Iterator[Executor]:
+    """What does the work, while other calls are kept off the bank."""
+    executor = executor_for(client, n_jobs, progress)
+    try:
+        with bank.locked():
+            yield executor
+    finally:
+        executor.close()
+
+
+def _check_budget(subsets: int | None, minutes: float | None) -> int | None:
     """How many subsets are asked for; None where time decides."""
     if subsets is not None and minutes is not None:
         raise PlanError("Pass subsets or minutes, not both.")
-    if seeds < 1:
-        raise PlanError(f"seeds must be a positive number, got {seeds}; 2 also give the ceiling.")
     if minutes is not None:
         if not (0 < minutes < np.inf):
             raise PlanError(f"minutes must be a positive number, got {minutes}.")
         return None
-    count = ASKED if subsets is None else subsets
+    count = ASKED if subsets is None else checked_count(subsets, "subsets", least=0)
     if count < FEWEST:
         raise PlanError(
             f"{count} subsets are too few to tell a score from none; ask for {FEWEST} or more, "
@@ -265,7 +265,7 @@ def _train(
     """Trains and keeps losses as they come; yields seconds."""
     if not cells:  # no bar of nothing
         return
-    items = [Retraining(cell, members[cell[0]], bank.m) for cell in cells]
+    items = [RetrainingTask(cell, members[cell[0]], bank.m) for cell in cells]
     try:
         for cell, losses, seconds in executor.map(retrain, items, shared, "retraining"):
             bank.write(name, cell, losses)

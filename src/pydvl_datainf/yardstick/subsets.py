@@ -12,6 +12,27 @@ from pydvl_datainf.results.metadata import digest
 from pydvl_datainf.results.reader import InfluenceRun
 
 
+def checked_count(value: Any, name: str, least: int = 1) -> int:
+    """A number that counts, of Python or NumPy.
+
+    Args:
+        value: what was given.
+        name: of the argument.
+        least: what it is at least.
+
+    Returns:
+        It as one of Python.
+
+    Raises:
+        PlanError: if it is not a whole number, or smaller.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise PlanError(f"{name} must be a whole number, got {value!r}.")
+    if value < least:
+        raise PlanError(f"{name} must be {least} or more, got {value}.")
+    return int(value)
+
+
 def half_subsets(n: int, count: int, seed: int) -> Mask:
     """Draws random subsets of half the samples, ⌊n/2⌋ each; more of them begin with the same ones.
 
@@ -32,6 +53,26 @@ def half_subsets(n: int, count: int, seed: int) -> Mask:
     for k, row in enumerate(members):  # each from a generator of its own: more change none
         row[np.random.default_rng((seed, k)).permutation(n)[: n // 2]] = True
     return members
+
+
+def merged(values: Floats, tolerance: Floats) -> Floats:
+    """Makes neighbours equal that differ by no more than a tolerance, and 0 what is as small.
+
+    Args:
+        values: (m, M).
+        tolerance: of each row, (m, 1).
+
+    Returns:
+        The same up to the tolerance; of a run of neighbours each has the value of the smallest.
+    """
+    order = values.argsort(axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    is_first = np.diff(ordered, axis=1, prepend=-np.inf) > tolerance
+    firsts = np.maximum.accumulate(np.where(is_first, np.arange(values.shape[1]), 0), axis=1)
+    result = np.empty_like(values)
+    np.put_along_axis(result, order, np.take_along_axis(ordered, firsts, axis=1), axis=1)
+    result[np.abs(result) <= tolerance] = 0
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +142,19 @@ class Scores:
             members: which samples are in each subset, (M, n), at least one in each.
 
         Returns:
-            Changes, (m, M), in float64; exactly 0 where all scores of a test sample are equal.
+            Changes, (m, M), in float64; those that differ by no more than rounding are equal, and 0
+            where all scores of a test sample are.
 
         Raises:
             StoreError: if a run is damaged.
         """
         weights = 1 / self.n - members / members.sum(axis=1, keepdims=True)
-        changes = np.zeros((self.m, len(members)))
-        low, high = np.full(self.m, np.inf), np.full(self.m, -np.inf)
+        changes, sizes = np.zeros((self.m, len(members))), np.zeros((self.m, 1))
         for tests, trains, values in self._tiles():
             changes[tests] += values @ weights[:, trains].T
-            low[tests] = np.minimum(low[tests], values.min(axis=1))
-            high[tests] = np.maximum(high[tests], values.max(axis=1))
-        changes[low == high] = 0  # rounding would make an order
-        return changes
+            sizes[tests] += np.abs(values).sum(axis=1, keepdims=True)
+        # Of n summands with weights of about 1/n; rounding would make an order.
+        return merged(changes, np.finfo(np.float64).eps * sizes)
 
     def most_helpful(self, test: int, k: int) -> Indices:
         """The training samples with the largest scores; of equal ones the first comes first.

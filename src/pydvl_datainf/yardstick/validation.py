@@ -17,7 +17,7 @@ from pydvl_datainf.terminal import visible
 from pydvl_datainf.yardstick.bank import HALVES, Bank, complete_subsets, seeds_of_first
 from pydvl_datainf.yardstick.retraining import FEWEST, Train, retrain_on_halves
 from pydvl_datainf.yardstick.statistics import Validation, difference, measure
-from pydvl_datainf.yardstick.subsets import Scores
+from pydvl_datainf.yardstick.subsets import Scores, checked_count
 
 
 def validate(
@@ -71,7 +71,8 @@ def validate(
         ModelError: if a loss is not finite.
         ClusterError: if workers cannot be reached or were lost.
     """
-    _check_checkpoints(checkpoints)
+    seeds = checked_count(seeds, "seeds")
+    checkpoints = checked_count(checkpoints, "checkpoints")
     scores = Scores.of(run_or_scores)
     kept = Bank(
         _place(run_or_scores) if bank is None else bank,
@@ -213,11 +214,6 @@ def compare(
     return Comparison(validations, next(iter(methods)) if against is None else against)
 
 
-def _check_checkpoints(count: int) -> None:
-    if count < 1:
-        raise PlanError(f"checkpoints must be a positive number, got {count}.")
-
-
 def _check_names(
     methods: Mapping[str, Any], against: str | None, checkpoints: Mapping[str, int]
 ) -> None:
@@ -228,7 +224,7 @@ def _check_names(
         unknown = sorted(named - methods.keys())
         raise PlanError(f"There are no scores named {unknown}; there are {sorted(methods)}.")
     for count in checkpoints.values():
-        _check_checkpoints(count)
+        checked_count(count, "checkpoints")
 
 
 def _check_data(name: str, scores: Scores, bank: Bank) -> None:
