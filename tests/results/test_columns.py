@@ -119,19 +119,17 @@ def test_whole_numbers_that_floating_ones_hold_may_stand_beside_them():
     assert column([2**53, 0.5, -(2**60)]).tolist() == [2.0**53, 0.5, -(2.0**60)]
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        torch.ones(3, dtype=torch.bfloat16),
-        [[1], [1, 2], [3]],
-    ],
-    ids=["bfloat16", "ragged"],
-)
-def test_what_is_no_array_is_refused(values):
+def test_numbers_in_bfloat16_are_kept_in_float32():
+    found = column(torch.tensor([0.5, -1.25, 3.0], dtype=torch.bfloat16))
+    assert (found.dtype, found.tolist()) == (np.float32, [0.5, -1.25, 3.0])
+
+
+def test_what_is_no_array_is_refused():
+    ragged = [[1], [1, 2], [3]]
     with pytest.raises(BatchError, match="column 'x' of the train data must be one number"):
-        column(values)
+        column(ragged)
     with pytest.raises(BatchError, match="ids of the train data must be one number"):
-        columns_of({"train": values}, None, LENGTHS)
+        columns_of({"train": ragged}, None, LENGTHS)
 
 
 @pytest.mark.parametrize("given", [None, [1, 2], 5, "label"])

@@ -52,8 +52,8 @@ def validate(
             at most 1,000 halves are trained on.
         bank: where losses are kept: a path, a URL or a Zarr store; None = beside the store of a
             run, with `.bank` after its name. Scores alone need a place.
-        recipe: how `train` trains, in words or as JSON: another recipe is refused in this bank.
-            Data with the same ids is told apart by nothing else.
+        recipe: how `train` trains, as text: in words, or JSON. Another recipe is refused in this
+            bank. Data with the same ids is told apart by nothing else.
         subset_seed: of the draws of halves.
         checkpoints: K, where scores are sums over K checkpoints: sizes are divided by it.
         client: as in `run_influences`.
