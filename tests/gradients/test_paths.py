@@ -183,3 +183,25 @@ def test_a_path_is_the_same_for_other_numbers_and_sizes():
     assert len(paths) == 1
     other = path_of((model(torch.randn(2, 3)) + model[2].bias).sum(1), parameters)
     assert not other <= paths.pop()
+
+
+class AtTheKink(nn.Module):
+    """As rounding does in batches of another size: a zero comes out on either side of its ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return (self.inner(x) + (1e-9 if len(x) > 1 else -1e-9)).relu()
+
+
+def test_samples_that_rounding_puts_on_either_side_of_a_kink_are_not_refused():
+    torch.manual_seed(0)
+    model = AtTheKink()
+    nn.init.zeros_(model.inner.bias)
+    watched = engine(model)
+    watched.rows((torch.randn(5, 3), torch.randn(5, 2)))
+    y = torch.randn(5, 2)
+    rows = watched.rows((torch.zeros(5, 3), y))["inner"]
+    torch.testing.assert_close(rows[:, -2:], -y, rtol=0, atol=1e-7)  # of the bias, by mse_loss
