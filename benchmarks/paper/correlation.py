@@ -1,0 +1,146 @@
+"""Figures 1 and 2: how close scores are to the exact inverse's, and what flipped labels they find.
+
+python benchmarks/paper/correlation.py --glue DIR [--small | --full] [--out results]
+"""
+
+import json
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import click
+import glue
+import numpy as np
+import torch
+from conditions import conditions
+from given_rows import Rows, fitted, mean_row, published_lissa, side_by_side
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+
+from pydvl_datainf import EkfacInfluence, SequenceClassification
+from pydvl_datainf.evaluation import mislabel_auc, relative_influence, suspicion_ranks
+
+SMALL = {"train": 40, "test": 16, "epochs": 1}
+FULL = {"train": 4500, "test": 500, "epochs": 10, "learning_rate": 3e-4, "tokens": 128}
+METHODS = ("exact", "datainf", "hessian-free", "scaled-hessian-free", "lissa")
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--glue", "folder_of_data", required=True, help="Holds MRPC and SST-2.")
+@click.option("--model", default=None, help="A folder for transformers; MiniLM if not given.")
+@click.option("--targets", default="query,value", help="Layers with adapters, by commas.")
+@click.option("--tasks", default="MRPC,SST-2")
+@click.option("--ranks", default="1,2,4,8,16")
+@click.option("--seeds", default=3)
+@click.option("--train", default=300)
+@click.option("--test", default=100)
+@click.option("--tokens", default=48)
+@click.option("--epochs", default=6)
+@click.option("--learning-rate", default=1e-3)
+@click.option("--share", default=0.2, help="Of the training labels that are flipped.")
+@click.option("--small", is_flag=True, help="Minutes: one seed, two ranks, 40 samples.")
+@click.option("--full", is_flag=True, help="The paper's sizes and rates; many hours on a core.")
+@click.option("--out", type=click.Path(path_type=Path), default="paper-results")
+def main(small: bool, full: bool, out: Path, **options: Any) -> None:
+    """Writes OUT/correlation.json, after each run anew."""
+    torch.set_num_threads(1)
+    if small:
+        options |= SMALL | {"ranks": "1,4", "seeds": 1}
+    if full:
+        options |= FULL
+    out.mkdir(parents=True, exist_ok=True)
+    runs: list[dict[str, Any]] = []
+    for seed in range(options["seeds"]):
+        for task in options["tasks"].split(","):
+            for rank in map(int, options["ranks"].split(",")):
+                runs.append(run(options | {"task": task, "rank": rank, "seed": seed}))
+                print(json.dumps(runs[-1]))
+                report = {"options": without_paths(options), "conditions": conditions()}
+                text = json.dumps(report | {"runs": runs}, indent=1)
+                (out / "correlation.json").write_text(text + "\n")
+
+
+def run(options: dict[str, Any]) -> dict[str, Any]:
+    """One model: its accuracy, and of each score the correlation and what it finds."""
+    start = process_time()
+    settings = options | {
+        "glue": options["folder_of_data"],
+        "folder": glue.model_folder(options["model"]),
+    }
+    train = glue.draw(settings, "train", options["train"], options["share"])
+    test = glue.draw(settings, "dev", options["test"], 0.0)
+    model = glue.tuned(train.batches, settings)
+    tuning = process_time() - start
+    influence = EkfacInfluence(model, SequenceClassification()).fit(train.batches)
+    G = joined(list(influence.training_gradients_by_block()))
+    V = joined([influence.loss_gradients_by_block(batch) for batch in test.batches])
+    each = [influence.training_influences(batch) for batch in test.batches]
+    means = {"ekfac": torch.cat(each).mean(0)} | mean_influences(G, V)
+    losses = influence.losses(train.batches).numpy()
+    return {
+        **{name: options[name] for name in ("task", "rank", "seed")},
+        "accuracy": round(glue.accuracy(model, test.batches), 4),
+        "training loss": round(float(losses.mean()), 4),
+        "correlation": correlations(means),
+        "auc": aucs(means, G, V, losses, train.flipped),
+        "cpu seconds": {"tuning": round(tuning), "all": round(process_time() - start)},
+    }
+
+
+def joined(parts: list[Any]) -> Rows:
+    return {block: torch.cat([part[block] for part in parts]) for block in parts[0]}
+
+
+def mean_influences(G: Rows, V: Rows) -> dict[str, Tensor]:
+    """Of each method the mean influence of each training sample on the test samples, (n,)."""
+    v = mean_row(V)
+    influences = {method: fitted(method, G) for method in METHODS}
+    influences["lissa, 10 steps"] = fitted("lissa", G, iterations=10)
+    found = {
+        name: influence.training_influences(*side_by_side(v))[0]
+        for name, influence in influences.items()
+    }
+    damping = dict(zip(G, influences["exact"].damping.values(), strict=True))
+    return found | {"lissa, published": published_lissa(G, v, damping)[0]}
+
+
+def correlations(means: dict[str, Tensor]) -> dict[str, list[float]]:
+    """With the exact inverse's mean influences over the training samples: Pearson's, Spearman's."""
+    exact = means["exact"].double().numpy()
+    return {
+        name: [round(float(measure(mean.double().numpy(), exact)[0]), 4) for measure in MEASURES]
+        for name, mean in means.items()
+        if name != "exact"
+    }
+
+
+MEASURES = (pearsonr, spearmanr)
+
+
+def aucs(
+    means: dict[str, Tensor], G: Rows, V: Rows, losses: np.ndarray, flipped: np.ndarray
+) -> dict[str, float]:
+    """The chance that a flipped sample looks more suspicious than another, by each score."""
+    suspicions = {name: -mean.double().numpy() for name, mean in means.items()}
+    suspicions["training loss"] = losses
+    for method in ("datainf", "exact"):
+        influence = fitted(method, G)
+        own = influence.self_influences().double().numpy()
+        relative = relative_influence(means[method].double().numpy(), own)
+        median = influence.training_influences(*side_by_side(V)).median(0).values.numpy()
+        suspicions |= {
+            f"{method}, median": -median,
+            f"{method}, self": own,
+            f"{method}, relative": -relative,
+            f"{method}, suspicion": suspicion_ranks(losses, relative),
+        }
+    return {name: round(mislabel_auc(each, flipped), 4) for name, each in suspicions.items()}
+
+
+def without_paths(options: dict[str, Any]) -> dict[str, Any]:
+    model = "all-MiniLM-L6-v2" if options["model"] is None else Path(options["model"]).name
+    return {n: v for n, v in options.items() if n != "folder_of_data"} | {"model": model}
+
+
+if __name__ == "__main__":
+    main()
