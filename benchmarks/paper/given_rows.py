@@ -26,7 +26,7 @@ class Linear(nn.Module):
 
 
 def side_by_side(rows: Rows) -> tuple[Tensor, Tensor]:
-    """All blocks of the rows as inputs (n, D) of the linear model, and targets that do not count."""
+    """Rows of all blocks as inputs (n, D) of the linear model, and targets, which do not count."""
     x = torch.cat(list(rows.values()), dim=1)
     return x, torch.zeros(len(x))
 

@@ -59,12 +59,18 @@ def draw(settings: dict[str, Any], side: str, count: int, share: float) -> Label
     return Labelled(batches, flipped[order])
 
 
-def with_lora(folder: str, rank: int, targets: list[str]) -> nn.Module:
+def with_lora(folder: str, rank: int, targets: str, layers: str) -> nn.Module:
     """Adapters with alpha = rank and no dropout, and a new classifier head."""
     logging.set_verbosity_error()
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    some = None if layers == "all" else [int(layer) for layer in layers.split(",")]
     config = LoraConfig(
-        task_type="SEQ_CLS", r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets
+        task_type="SEQ_CLS",
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=targets.split(","),
+        layers_to_transform=some,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute to be renamed
@@ -74,7 +80,7 @@ def with_lora(folder: str, rank: int, targets: list[str]) -> nn.Module:
 def tuned(train: list[Batch], settings: dict[str, Any]) -> nn.Module:
     """The model after some epochs of AdamW, with all but the adapters frozen."""
     torch.manual_seed(settings["seed"])
-    model = with_lora(settings["folder"], settings["rank"], settings["targets"].split(","))
+    model = with_lora(*(settings[name] for name in ("folder", "rank", "targets", "layers")))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"])
     model.eval()  # without dropout
