@@ -33,9 +33,9 @@ def side_by_side(rows: Rows) -> tuple[Tensor, Tensor]:
 
 def fitted(method: str, G: Rows, **settings: Any) -> Any:
     """A method of the package, fitted on training rows G, with automatic damping."""
-    model = Linear([rows.shape[1] for rows in G.values()])
-    influence = METHODS[method](model, lambda output, _: output.sum(), **settings)
-    return influence.fit([side_by_side(G)])
+    x, y = side_by_side(G)
+    model = Linear([rows.shape[1] for rows in G.values()]).to(x.dtype)
+    return METHODS[method](model, lambda output, _: output.sum(), **settings).fit([(x, y)])
 
 
 def mean_row(V: Rows) -> dict[str, Tensor]:
