@@ -4,6 +4,8 @@ python benchmarks/paper/correlation.py --glue DIR [--small | --full] [--out resu
 """
 
 import json
+import warnings
+from itertools import product
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -46,23 +48,36 @@ METHODS = ("exact", "datainf", "hessian-free", "scaled-hessian-free", "lissa")
 @click.option("--small", is_flag=True, help="Minutes: one seed, two ranks, 40 samples.")
 @click.option("--full", is_flag=True, help="The paper's sizes and rates; many hours on a core.")
 @click.option("--out", type=click.Path(path_type=Path), default="paper-results")
-def main(small: bool, full: bool, out: Path, **options: Any) -> None:
-    """Writes OUT/correlation.json, after each run anew."""
+def main(
+    tasks: str, ranks: str, seeds: int, small: bool, full: bool, out: Path, **options: Any
+) -> None:
+    """Writes OUT/correlation.json after each run; runs that are in it already are kept."""
     torch.set_num_threads(1)
-    if small:
-        options |= SMALL | {"ranks": "1,4", "seeds": 1}
-    if full:
-        options |= FULL
+    warnings.filterwarnings("ignore", message="LiSSA has not converged")
+    options |= SMALL if small else FULL if full else {}
+    ranks, seeds = ("1,4", 1) if small else (ranks, seeds)
     out.mkdir(parents=True, exist_ok=True)
-    runs: list[dict[str, Any]] = []
-    for seed in range(options["seeds"]):
-        for task in options["tasks"].split(","):
-            for rank in map(int, options["ranks"].split(",")):
-                runs.append(run(options | {"task": task, "rank": rank, "seed": seed}))
-                print(json.dumps(runs[-1]))
-                report = {"options": without_paths(options), "conditions": conditions()}
-                text = json.dumps(report | {"runs": runs}, indent=1)
-                (out / "correlation.json").write_text(text + "\n")
+    report = {"options": of_all_runs(options), "conditions": conditions()}
+    file = out / "correlation.json"
+    runs = done(file, report)
+    for seed, task, rank in product(range(seeds), tasks.split(","), map(int, ranks.split(","))):
+        told = {"task": task, "rank": rank, "seed": seed}
+        if any(told.items() <= run.items() for run in runs):
+            continue
+        runs.append(run(options | told))
+        print(json.dumps(runs[-1]), flush=True)
+        file.write_text(json.dumps(report | {"runs": runs}, indent=1) + "\n")
+
+
+def done(file: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a file, which have to be of the same options and conditions."""
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text())
+    if {name: found[name] for name in report} != report:
+        raise SystemExit(f"{file} holds runs of other options or versions; name another folder")
+    runs: list[dict[str, Any]] = found["runs"]
+    return runs
 
 
 def run(options: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +163,7 @@ def aucs(
     return {name: round(mislabel_auc(each, flipped), 4) for name, each in suspicions.items()}
 
 
-def without_paths(options: dict[str, Any]) -> dict[str, Any]:
+def of_all_runs(options: dict[str, Any]) -> dict[str, Any]:
     model = "all-MiniLM-L6-v2" if options["model"] is None else Path(options["model"]).name
     return {n: v for n, v in options.items() if n != "folder_of_data"} | {"model": model}
 

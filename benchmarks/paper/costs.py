@@ -2,12 +2,11 @@
 
 python benchmarks/paper/costs.py [--small | --full] [--out results]
 
-The step is the product of the inverse with one vector, of rows that lie in memory. Linux only.
+The step is the product of the inverse with one vector, of rows that lie in memory.
 """
 
 import json
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import process_time
@@ -19,6 +18,7 @@ import torch
 from conditions import conditions
 from given_rows import Rows, fitted, side_by_side
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 PAPER = {"datainf": "n d L", "lissa": "n d² L", "exact": "n d² L + d³ L"}
 """The orders of its Table 1, for L blocks of d parameters; memory d, d² and d²."""
@@ -62,36 +62,29 @@ def main(small: bool, full: bool, repeat: int, out: Path, **size: int) -> None:
 
 
 def along(axis: str, values: tuple[int, ...], repeat: int) -> dict[str, Any]:
-    """For each method seconds and MiB at each size, each in a process of its own."""
+    """For each method seconds and MiB at each size."""
     table: dict[str, Any] = {axis: list(values)}
     for method in METHODS:
-        cells = [in_process(method, BASE | {axis: value}, repeat) for value in values]
+        cells = [measure(method, BASE | {axis: value}, repeat) for value in values]
         table[method] = {"seconds": [s for s, _ in cells], "MiB": [m for _, m in cells]}
         print(axis, method, table[method], flush=True)
     return table
 
 
-def in_process(method: str, size: dict[str, int], repeat: int) -> tuple[float, float]:
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (method, size, repeat))
-
-
-def measure(method: str, size: dict[str, int], repeat: int) -> tuple[float, float]:
-    """Seconds of CPU time, the median, and the peak in MiB above what rows take."""
-    torch.set_num_threads(1)
+def measure(method: str, size: dict[str, int], repeat: int) -> tuple[float, float | None]:
+    """Seconds of CPU time, the median, and the peak of what the step allocates, in MiB."""
     step = prepared(method, random_rows(size["n"], [size["d"]] * size["L"]))
-    step()  # warm
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-    before = resident("VmRSS")
-    step()
-    peak = resident("VmHWM") - before
-    return round(median(seconds(step) for _ in range(repeat)), 5), round(peak, 2)
+    taken = None if method == "loops" else round(peak(step) / 2**20, 3)  # which warms up as well
+    return round(median(seconds(step) for _ in range(repeat)), 5), taken
 
 
-def resident(field: str) -> float:
-    """VmRSS (now) or VmHWM (peak) in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+def peak(step: Callable[[], Any]) -> float:
+    """The most bytes of tensors that a step has at once, beside those that were there."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = profiled.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return float(np.cumsum([size for _, size in sorted(changes)]).max(initial=0))
 
 
 def seconds(step: Callable[[], Any]) -> float:
@@ -139,9 +132,9 @@ def slopes(table: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     }
 
 
-def slope(sizes: list[int], values: list[float]) -> float | None:
-    """None where a value is too small to be seen."""
-    if min(values) <= 0:
+def slope(sizes: list[int], values: list[float | None]) -> float | None:
+    """None where it was not measured."""
+    if None in values:
         return None
     return round(float(np.polyfit(np.log(sizes), np.log(values), 1)[0]), 2)
 

@@ -10,6 +10,9 @@ from pydvl_datainf.influence.by_name import METHODS
 
 Rows = Mapping[str, Tensor]
 
+BATCH = 64
+"""Rows that a method is given at a time."""
+
 
 class Linear(nn.Module):
     """f(x) = Σ_l w_l · x_l: the gradient of f(x) by w_l is x_l, so its inputs are its rows."""
@@ -35,7 +38,8 @@ def fitted(method: str, G: Rows, **settings: Any) -> Any:
     """A method of the package, fitted on training rows G, with automatic damping."""
     x, y = side_by_side(G)
     model = Linear([rows.shape[1] for rows in G.values()]).to(x.dtype)
-    return METHODS[method](model, lambda output, _: output.sum(), **settings).fit([(x, y)])
+    batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    return METHODS[method](model, lambda output, _: output.sum(), **settings).fit(batches)
 
 
 def mean_row(V: Rows) -> dict[str, Tensor]:
