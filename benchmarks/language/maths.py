@@ -170,7 +170,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def _numbers(kind: Kind, random: Random) -> tuple[int, int, int]:
+def draw_numbers(kind: Kind, random: Random) -> tuple[int, int, int]:
     while True:
         a = random.randint(12, 60) if kind.large else random.randint(2, 9)
         b, c = random.randint(2, 9), random.randint(2, 9)
@@ -181,7 +181,7 @@ def _numbers(kind: Kind, random: Random) -> tuple[int, int, int]:
 def draw(label: str, random: Random, reasoning: bool) -> tuple[str, str]:
     """A prompt and its answer: the number alone, or the steps that lead to it before it."""
     kind = KINDS[label]
-    a, b, c = _numbers(kind, random)
+    a, b, c = draw_numbers(kind, random)
     x, y, z = random.sample(NAMES.split(), 3)
     story = random.choice(kind.stories)
     prompt = story.format(a=a, b=b, c=c, x=x, y=y, z=z, t=random.choice(THINGS.split()))
