@@ -1,0 +1,5 @@
+"""The command line: arguments to calls; the only place that prints or exits."""
+
+from pydvl_datainf.cli.commands import main
+
+__all__ = ["main"]
