@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import click
 
@@ -22,6 +22,7 @@ from pydvl_datainf.cli.console import (
     position_of,
     say,
     show,
+    write,
 )
 from pydvl_datainf.demo.output import LOCK, REPORT
 from pydvl_datainf.demo.packages import check_packages
@@ -30,12 +31,18 @@ from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.results.differing import differences, listed
+from pydvl_datainf.results.listing import (
+    End,
+    rankings_by,
+    rankings_of_test,
+    records_of,
+    written,
+)
 from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.entry import check_same
 from pydvl_datainf.tables import (
-    End,
     info_tables,
     mean_tables,
     top_tables,
@@ -122,7 +129,22 @@ def info(store: str, blocks: bool, check: bool) -> None:
     help="Which end to show; by self, loss and suspicion the harmful end is that of large numbers, "
     "which is shown alone.  [default: both]",
 )
-def top(store: str, test: str | None, by: str | None, k: int | None, most: str | None) -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="For people, or for programs: with texts whole and numbers in full.",
+)
+def top(
+    store: str,
+    test: str | None,
+    by: str | None,
+    k: int | None,
+    most: str | None,
+    form: Literal["table", "csv", "json", "jsonl"],
+) -> None:
     """Shows the most helpful and the most harmful training samples of the run in STORE.
 
     STORE is a folder or a URL. Positive influence = helpful: more weight on the training sample
@@ -132,10 +154,18 @@ def top(store: str, test: str | None, by: str | None, k: int | None, most: str |
     ends = ENDS[most or ("harmful" if MEASURES[measure].is_suspicion else "both")]
     with errors_as_messages(of_job=partial(is_made_by_job, store)):
         run = opened(store)
-        if test is None:
+        position = None if test is None else position_of(run.test_ids, test)
+        if form != "table":
+            found = (
+                rankings_by(run, k or MOST_SHOWN, ends[::-1], measure)
+                if position is None
+                else rankings_of_test(run, position, checked_k(run, k), ends)
+            )
+            write(written(records_of(run, found), form))
+        elif position is None:
             show(mean_tables(run, k or MOST_SHOWN, ends[::-1], measure))
         else:
-            show(top_tables(run, position_of(run.test_ids, test), checked_k(run, k), ends))
+            show(top_tables(run, position, checked_k(run, k), ends))
 
 
 def _checked_measure(by: str | None, test: str | None) -> str:

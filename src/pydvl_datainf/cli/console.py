@@ -37,6 +37,16 @@ def say(line: str, *, err: bool = False) -> None:
     click.echo(visible(line), err=err)
 
 
+def write(text: str) -> None:
+    """Prints a text for programs as it is; a terminal gets nothing that it would obey.
+
+    Args:
+        text: lines, from anybody.
+    """
+    shown = visible(text, len(text)) if sys.stdout.isatty() else text
+    click.echo(shown, nl=False, color=True)  # which keeps escapes in texts as they are
+
+
 def opened(store: str, follow_rows: bool = False) -> InfluenceRun:
     """Opens a run by what a user calls it.
 

@@ -1,6 +1,5 @@
 """From a selection of training samples to files: the next training data, and what was left out."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydvl_datainf.errors import JobError
 from pydvl_datainf.evaluation import Indices
 from pydvl_datainf.huggingface.subsets import check_absent, check_writable, write_subset
 from pydvl_datainf.jobfile.origin import Origin, read_training_file
+from pydvl_datainf.results.listing import plain, written
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.relabelling import suggest_labels
 from pydvl_datainf.results.selection import SampleSelection
@@ -100,14 +100,9 @@ def _told(
         measure: selection.values,
         **run.metadata("train"),
     }
-    names, values = list(columns), [list(map(_plain, column)) for column in columns.values()]
+    names, values = list(columns), [list(map(plain, column)) for column in columns.values()]
     return [{n: v[i] for n, v in zip(names, values, strict=True)} for i in positions.tolist()]
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
 def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text(written(records, "jsonl"), encoding="utf-8")
