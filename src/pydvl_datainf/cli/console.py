@@ -144,6 +144,7 @@ def errors_as_messages(
     except (DataInfError, OSError, ImportError) as error:
         message = str(error).replace("overwrite=True", "--overwrite")
         message = message.replace("open the run with allow_other_places=True", "use --follow-rows")
+        message = message.replace('is made with rows="zarr"', "is made with rows: zarr in its job")
         if AGAIN.search(message) and of_job():
             message = AGAIN.sub(lambda found: _RUN[found[1]] + RUN_JOB[1:], message)
         raise kind(message) from error
