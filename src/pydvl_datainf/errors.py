@@ -58,3 +58,7 @@ class StoreExistsError(StoreError, FileExistsError):
 
 class ClusterError(DataInfError, RuntimeError):
     """Worker processes cannot be reached, do not suit, or were lost too often."""
+
+
+class OutputExistsError(DataInfError, FileExistsError):
+    """Where a file or folder is to be written there is one, and it is not replaced."""

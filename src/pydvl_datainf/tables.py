@@ -8,14 +8,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from pydvl_datainf.evaluation import Indices, largest
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.facts import run_facts
+from pydvl_datainf.results.listing import End, Ranking, rankings_by, rankings_of_test
 from pydvl_datainf.results.measures import MEASURES, Measure
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.terminal import visible
-
-End = Literal["helpful", "harmful"]
 
 
 def info_tables(run: InfluenceRun, blocks: bool = False) -> Iterator[Table]:
@@ -44,16 +42,13 @@ def top_tables(run: InfluenceRun, position: int, k: int, ends: Sequence[End]) ->
     Yields:
         A table of the test sample, and one for each end.
     """
-    test = run.test_ids[position]
-    found = {end: run.top(k, test, end) for end in ends}
+    found = list(rankings_of_test(run, position, k, ends))
     what = "test sample" if run.attrs["fingerprint"]["query groups"] is None else "group"
     columns = _columns(run, "test").items()
     yield facts_table(f"The {what}", {name: _shown(values[position]) for name, values in columns})
-    where = {sample: i for i, sample in enumerate(run.train_ids.tolist())}
-    for end, (ids, influences) in found.items():
-        positions = [where[sample] for sample in ids.tolist()]
-        title = f"The {len(ids)} training samples most {end} to it"
-        yield _ranking_table(run, title, positions, influences, end)
+    for ranking in found:
+        title = f"The {len(ranking.positions)} training samples most {ranking.end} to it"
+        yield _ranking_table(run, title, ranking)
 
 
 def mean_tables(
@@ -72,17 +67,14 @@ def mean_tables(
         A table for each end.
     """
     measure = MEASURES[by]
-    values = measure.read(run)
-    for end in ends:
-        positions = largest(values if measure.is_largest(end) else -values, k)
-        found = values[positions]
+    for ranking in rankings_by(run, k, ends, by):
+        count = len(ranking.positions)
         if measure.is_suspicion:
-            title = _title_of_suspicion(measure, end, len(positions))
-            yield _ranking_table(run, title, positions, found, None, measure.name)
-            continue
-        how = "on average" if by == "mean" else f"by {measure.name}"
-        title = f"The {len(positions)} training samples most {end} {how}"
-        yield _ranking_table(run, title, positions, found, end)
+            title = _title_of_suspicion(measure, ranking.end, count)
+        else:
+            how = "on average" if by == "mean" else f"by {measure.name}"
+            title = f"The {count} training samples most {ranking.end} {how}"
+        yield _ranking_table(run, title, ranking)
 
 
 def _title_of_suspicion(measure: Measure, end: End, count: int) -> str:
@@ -139,26 +131,25 @@ def _columns(run: InfluenceRun, side: Literal["test", "train"]) -> dict[str, Arr
     return {"id": run.test_ids if side == "test" else run.train_ids, **dict(told)}
 
 
-def _ranking_table(
-    run: InfluenceRun,
-    title: str,
-    positions: Sequence[int] | Indices,
-    values: Array,
-    end: End | None,
-    name: str = "influence",
-) -> Table:
-    """Samples with a number of each: an influence, or, without an end, another measure."""
-    columns = {n: column[positions] for n, column in _columns(run, "train").items()}
-    table = titled_table(title, caption=None if end is None else _against(values, end))
+def _ranking_table(run: InfluenceRun, title: str, ranking: Ranking) -> Table:
+    """Samples with a number of each: an influence, or another measure."""
+    is_influence = ranking.measure not in _SUSPICIONS
+    columns = {n: column[ranking.positions] for n, column in _columns(run, "train").items()}
+    caption = _against(ranking.values, ranking.end) if is_influence else None
+    table = titled_table(title, caption=caption)
     table.pad_edge, table.padding = False, (0, 1, 0, 0)  # room for texts
+    name = "influence" if is_influence else ranking.measure
     table.add_column(name, justify="right", overflow="fold")
     for column, told in columns.items():
         numeric = told.dtype.kind in "iuf"
         table.add_column(_text(column), justify="right" if numeric else "left", overflow="fold")
-    for number, *row in zip(values, *columns.values(), strict=True):
-        shown = f"{number:.4g}" if end is None else f"{number:+.2e}"
+    for number, *row in zip(ranking.values, *columns.values(), strict=True):
+        shown = f"{number:+.2e}" if is_influence else f"{number:.4g}"
         table.add_row(shown, *(_text(_shown(value)) for value in row))
     return table
+
+
+_SUSPICIONS = {measure.name for measure in MEASURES.values() if measure.is_suspicion}
 
 
 def _against(influences: Array, end: End) -> str | None:

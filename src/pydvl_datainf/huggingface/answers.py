@@ -13,6 +13,26 @@ from pydvl_datainf.objectives.tokens import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """A sample written out, before it is tokenised.
+
+    Attributes:
+        text: all of it.
+        spans: from which to which character it counts.
+        is_template: whether a template wrote it, with all special tokens; a tokenizer adds its own
+            otherwise.
+        end: tokens behind it, unless it ends with them.
+        end_counts: whether the end of the text counts, as token behind it or the tokenizer's own.
+    """
+
+    text: str
+    spans: Sequence[tuple[int, int]]
+    is_template: bool
+    end: tuple[int, ...] = ()
+    end_counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerEncoder:
     """A prompt and the answer to it; only the answer's tokens count.
 
@@ -40,21 +60,25 @@ class AnswerEncoder:
         Returns:
             Token ids, mask and labels.
         """
+        return tokenised(self.tokenizer, self.written(placed), self.max_length, placed)
+
+    def written(self, placed: Placed) -> Written:
+        """Prompt and answer as one text.
+
+        Args:
+            placed: a record and its place.
+
+        Returns:
+            The text, of which the answer counts.
+        """
         answer = text_column(placed, self.answer)
         prompt = "" if self.prompt is None else text_column(placed, self.prompt)
         if self.chat:
             messages = [_message("user", prompt), _message("assistant", answer)]
-            return chat_sample(self.tokenizer, messages, self.max_length, placed)
-        eos = self.tokenizer.eos_token_id
-        return _sample(
-            self.tokenizer,
-            prompt + answer,
-            [(len(prompt), len(prompt + answer))],
-            self.max_length,
-            placed,
-            special=True,
-            end=[] if eos is None else [eos],
-        )
+            return Written(*answers_in(self.tokenizer, messages, placed), is_template=True)
+        text, eos = prompt + answer, self.tokenizer.eos_token_id
+        end = () if eos is None else (eos,)
+        return Written(text, [(len(prompt), len(text))], is_template=False, end=end)
 
     def shown(self, placed: Placed) -> dict[str, Any]:
         """Prompt and answer."""
@@ -87,7 +111,19 @@ class ChatEncoder:
         Returns:
             Token ids, mask and labels.
         """
-        return chat_sample(self.tokenizer, self._messages(placed), self.max_length, placed)
+        return tokenised(self.tokenizer, self.written(placed), self.max_length, placed)
+
+    def written(self, placed: Placed) -> Written:
+        """The conversation in the template.
+
+        Args:
+            placed: a record and its place.
+
+        Returns:
+            The text, of which the answers count.
+        """
+        found = answers_in(self.tokenizer, self._messages(placed), placed)
+        return Written(*found, is_template=True)
 
     def shown(self, placed: Placed) -> dict[str, Any]:
         """The conversation as text."""
@@ -203,49 +239,34 @@ class TranslationEncoder:
         return {"source": column(placed, self.source), "target": column(placed, self.target)}
 
 
-def chat_sample(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], max_length: int, placed: Placed
-) -> Encoded:
-    """Tokenises a conversation; what the assistant says, with the end of its turns, counts.
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def tokenised(tokenizer: Any, written: Written, max_length: int, placed: Placed) -> Encoded:
+    """Tokens of a text; those that reach into one of the spans of characters carry a label.
 
     Args:
-        tokenizer: a fast one with a chat template.
-        messages: mappings with role and content.
+        tokenizer: a fast one.
+        written: the text.
         max_length: tokens at which it is cut.
         placed: the record, for messages.
 
     Returns:
         Token ids, mask and labels.
     """
-    text, spans = answers_in(tokenizer, messages, placed)
-    return _sample(tokenizer, text, spans, max_length, placed, special=False)
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def _sample(
-    tokenizer: Any,
-    text: str,
-    spans: Sequence[tuple[int, int]],
-    max_length: int,
-    placed: Placed,
-    *,
-    special: bool,
-    end: Sequence[int] = (),
-) -> Encoded:
-    """Tokens of a text; those that reach into one of the spans of characters carry a label."""
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    special = not written.is_template
+    encoded = tokenizer(written.text, add_special_tokens=special, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    end = [token for token in end if not (ids and ids[-1] == token)]
+    end = [token for token in written.end if not (ids and ids[-1] == token)]
     labels = [  # of the tokens that stay: there may be millions more
-        token if any(stop > s and start < e and stop > start for s, e in spans) else IGNORED
+        token if any(stop > s and start < e and stop > start for s, e in written.spans) else IGNORED
         for token, (start, stop) in zip(ids[:max_length], offsets[:max_length], strict=True)
     ]
     has_own_end = special and ids and not end and ids[-1] == tokenizer.eos_token_id
-    if has_own_end and len(ids) <= max_length:
+    if has_own_end and len(ids) <= max_length and written.end_counts:
         labels[-1] = ids[-1]
-    ids, labels = [*ids, *end][:max_length], [*labels, *end][:max_length]
+    labels = [*labels, *(end if written.end_counts else [IGNORED] * len(end))][:max_length]
+    ids = [*ids, *end][:max_length]
     check_some_count(labels[1:], max_length, placed)  # nothing predicts the first token
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import JobError
 from pydvl_datainf.huggingface import InfluenceBuilder
+from pydvl_datainf.huggingface.builder import Files
 from pydvl_datainf.jobfile.data import Material, Side
 from pydvl_datainf.jobfile.images import checked_files, image_material
 from pydvl_datainf.jobfile.paths import model_in
@@ -138,9 +139,27 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
     _check_has_adapter(job, folder)
     on_images = job.task == "denoising"
     material = image_material(job, folder) if on_images else text_material(job, folder, progress)
-    builder = InfluenceBuilder(
-        material.files,
-        material.objective,
+    return Prepared(job, material, builder_of(job, material.files, material.objective))
+
+
+def builder_of(
+    job: Job, files: Files, objective: Objective, asked: Objective | None = None
+) -> InfluenceBuilder:
+    """What makes the influence model of a job.
+
+    Args:
+        job: what is to be done.
+        files: where its model is.
+        objective: of its task.
+        asked: what is asked of test samples in place of what the job asks.
+
+    Returns:
+        A builder.
+    """
+    on_images = job.task == "denoising"
+    return InfluenceBuilder(
+        files,
+        objective,
         parameters=job.parameters,
         device=job.device,
         regularization=job.damping,
@@ -150,9 +169,8 @@ def prepare(job: Job, folder: Path, progress: bool) -> Prepared:
         batch_size=job.batch_size if on_images else None,
         max_tokens=None if on_images else job.max_tokens,
         method=job.method,
-        test_objective=None if job.query is None else QUERIES[job.task](),
+        test_objective=asked or (None if job.query is None else QUERIES[job.task]()),
     )
-    return Prepared(job, material, builder)
 
 
 def check_files(job: Job, folder: Path) -> None:

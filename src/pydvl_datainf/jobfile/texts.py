@@ -44,7 +44,7 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
     Returns:
         The material of a run.
     """
-    files = _files(job, folder)
+    files = files_of(job, folder)
     with absent_folders_named(folder, job.model, job.adapter):
         files.check()
         heads = files.adapter_heads()
@@ -66,14 +66,23 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
 
 def check_text_files(job: Job, folder: Path) -> None:
     """Checks that a model and its adapter are there, as far as they are read before the data."""
-    files = _files(job, folder)
+    files = files_of(job, folder)
     with absent_folders_named(folder, job.model, job.adapter):
         files.check()
         files.adapter_heads()
         files.config()
 
 
-def _files(job: Job, folder: Path) -> ModelFiles:
+def files_of(job: Job, folder: Path) -> ModelFiles:
+    """Where the model of a job on texts is.
+
+    Args:
+        job: names it.
+        folder: from which relative paths are meant.
+
+    Returns:
+        The files, not looked at yet.
+    """
     return ModelFiles(
         task=cast(Task, job.task),
         model=model_in(folder, job.model),

@@ -17,9 +17,9 @@ from pydvl_datainf.evaluation import (
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import shortest
 from pydvl_datainf.report.samples import Samples
+from pydvl_datainf.results.listing import End
 from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.tables import End
 
 ENDS: tuple[End, End] = ("helpful", "harmful")
 

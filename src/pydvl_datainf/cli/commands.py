@@ -1,38 +1,48 @@
-"""The command line: arguments to calls; the only module that prints or exits."""
+"""The commands that make and show runs, and what all commands belong to."""
 
 import json
-import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import click
-import torch
-from rich.console import Console, RenderableType
 
 from pydvl_datainf._version import __version__
+from pydvl_datainf.cli.console import (
+    MOST_SHOWN,
+    Invalid,
+    checked_k,
+    errors_as_messages,
+    is_made_by_job,
+    opened,
+    position_of,
+    say,
+    show,
+    write,
+)
 from pydvl_datainf.demo.output import LOCK, REPORT
 from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
 from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
-from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.extra import check_extra
-from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.report import Bounds, write_report
-from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
-from pydvl_datainf.results.facts import RUN_JOB, is_of_job
+from pydvl_datainf.results.listing import (
+    End,
+    rankings_by,
+    rankings_of_test,
+    records_of,
+    written,
+)
 from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.entry import check_same
 from pydvl_datainf.tables import (
-    End,
     info_tables,
     mean_tables,
     top_tables,
@@ -48,14 +58,6 @@ ENDS: dict[str, tuple[End, ...]] = {
     "harmful": ("harmful",),
     "both": ("helpful", "harmful"),
 }
-MOST_SHOWN = 10
-UNLIMITED = 10**6
-"""Columns of a line that is not shown on a terminal: tables are then as wide as they need."""
-
-_RUN = {"C": "R", "c": "r"}
-AGAIN = re.compile(r"\b([Cc])all (?:run_influences|sum_runs) again( with the same arguments)?")
-"""What Python users are told, and whoever has a job does by a command."""
-
 BOUNDS = Bounds()
 
 DEFAULTS = {field.name: field.default for field in fields(DemoSettings)}
@@ -78,12 +80,8 @@ class _Commands(click.Group):
             vars(error).update(message=visible(error.message))
             raise
         except KeyboardInterrupt:
-            _say("Stopped.", err=True)
+            say("Stopped.", err=True)
             sys.exit(130)
-
-
-def _say(line: str, *, err: bool = False) -> None:
-    click.echo(visible(line), err=err)
 
 
 @click.group(cls=_Commands)
@@ -102,9 +100,9 @@ def info(store: str, blocks: bool, check: bool) -> None:
     STORE is a folder or a URL. With --check the exit code is 1 if the run is not complete, or a
     chunk is missing or damaged.
     """
-    with _errors_as_messages(of_job=partial(_is_of_job, store)):
-        run = _opened(store)
-        _show(info_tables(run, blocks))
+    with errors_as_messages(of_job=partial(is_made_by_job, store)):
+        run = opened(store)
+        show(info_tables(run, blocks))
         if check:
             run.check()
             click.echo("Every chunk was read and is sound.")
@@ -131,7 +129,22 @@ def info(store: str, blocks: bool, check: bool) -> None:
     help="Which end to show; by self, loss and suspicion the harmful end is that of large numbers, "
     "which is shown alone.  [default: both]",
 )
-def top(store: str, test: str | None, by: str | None, k: int | None, most: str | None) -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="For people, or for programs: with texts whole and numbers in full.",
+)
+def top(
+    store: str,
+    test: str | None,
+    by: str | None,
+    k: int | None,
+    most: str | None,
+    form: Literal["table", "csv", "json", "jsonl"],
+) -> None:
     """Shows the most helpful and the most harmful training samples of the run in STORE.
 
     STORE is a folder or a URL. Positive influence = helpful: more weight on the training sample
@@ -139,46 +152,26 @@ def top(store: str, test: str | None, by: str | None, k: int | None, most: str |
     """
     measure = _checked_measure(by, test)
     ends = ENDS[most or ("harmful" if MEASURES[measure].is_suspicion else "both")]
-    with _errors_as_messages(of_job=partial(_is_of_job, store)):
-        run = _opened(store)
-        if test is None:
-            _show(mean_tables(run, k or MOST_SHOWN, ends[::-1], measure))
+    with errors_as_messages(of_job=partial(is_made_by_job, store)):
+        run = opened(store)
+        position = None if test is None else position_of(run.test_ids, test)
+        if form != "table":
+            found = (
+                rankings_by(run, k or MOST_SHOWN, ends[::-1], measure)
+                if position is None
+                else rankings_of_test(run, position, checked_k(run, k), ends)
+            )
+            write(written(records_of(run, found), form))
+        elif position is None:
+            show(mean_tables(run, k or MOST_SHOWN, ends[::-1], measure))
         else:
-            _show(top_tables(run, _position(run.test_ids, test), _checked_k(run, k), ends))
+            show(top_tables(run, position, checked_k(run, k), ends))
 
 
 def _checked_measure(by: str | None, test: str | None) -> str:
     if test is not None and by is not None:
         raise click.UsageError("--by is of all test samples, and --test of one: leave one out.")
     return by or "mean"
-
-
-def _opened(store: str, follow_rows: bool = False) -> InfluenceRun:
-    try:
-        if "://" not in store and not Path(store).exists():
-            raise StoreError(absence(Path(store).absolute(), "store at"))
-        return InfluenceRun(store, allow_other_places=follow_rows)
-    except (ImportError, ValueError) as error:  # of fsspec, and of metadata that are damaged
-        raise click.ClickException(f"{store} cannot be opened: {error}") from error
-
-
-def _position(ids: Array, wanted: str) -> int:
-    names = [str(name) for name in ids.tolist()]
-    if wanted not in names:
-        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise click.ClickException(
-            f"No test sample has the id '{wanted}'. The ids of the {len(names):,} there are: {some}"
-        )
-    return names.index(wanted)
-
-
-def _checked_k(run: InfluenceRun, k: int | None) -> int:
-    kept, n = run.attrs["fingerprint"]["top_k"], run.plan.n
-    if kept is not None and k is not None and k > kept:
-        raise click.ClickException(
-            f"This run kept the top {kept:,} of each test sample, not {k:,}."
-        )
-    return min(k or MOST_SHOWN, kept or n, n)
 
 
 @main.command()
@@ -244,11 +237,11 @@ def report(
     how far to trust the numbers, and what was computed how; tables can be sorted, searched and
     saved as CSV. It says what was left out. An earlier report under the same name is replaced.
     """
-    with _errors_as_messages(of_job=partial(_is_of_job, store)):
+    with errors_as_messages(of_job=partial(is_made_by_job, store)):
         bounds = Bounds(k=k, tests=max_test, suspects=suspects)
-        run = _opened(store, follow_rows)
+        run = opened(store, follow_rows)
         path = write_report(run, out, bounds=bounds, images=images, overwrite=overwrite)
-    _say(f"Written to {path}.")
+    say(f"Written to {path}.")
 
 
 @main.command()
@@ -325,7 +318,7 @@ def run(
 def _run_job(
     job: Path | None, options: dict[str, Any], *, overwrite: bool, dry_run: bool, progress: bool
 ) -> None:
-    with _errors_as_messages():
+    with errors_as_messages():
         check_extra()
     # These need the extra [hf], which is known to be installed only here.
     from pydvl_datainf.jobfile.checkpoints import prepare_job
@@ -333,41 +326,41 @@ def _run_job(
     from pydvl_datainf.jobfile.paths import anchored, path_in
     from pydvl_datainf.jobfile.reading import read_job
 
-    with _errors_as_messages(_Invalid):
+    with errors_as_messages(Invalid):
         folder = Path() if job is None else job.parent
         what = read_job(job, anchored(options))
         place = Store(path_in(folder, what.out))
         is_new = place.is_vacant()  # or holds a run; anything else is refused
-    with _errors_as_messages():
+    with errors_as_messages():
         if not (is_new or overwrite or dry_run):
             _check_same_job(place, what.as_told())
-    with _errors_as_messages(_Invalid):
+    with errors_as_messages(Invalid):
         prepared = prepare_job(what, folder, progress)
         places = prepared.places(place)  # the last of which is the result's
         all_new = is_new and all(part.is_vacant() for part in places[:-1])
-    with _errors_as_messages(of_job=lambda: True):
+    with errors_as_messages(of_job=lambda: True):
         try:
             if dry_run:
-                _show(estimate_tables(prepared, place))
+                show(estimate_tables(prepared, place))
                 return
             result = prepared.run(place.location, overwrite=overwrite, progress=progress)
         except DataInfError as error:  # what shows only when the model is loaded or planned for
             is_begun = isinstance(error, ClusterError) or not all_new or _latest(places)
             if is_begun:
                 raise
-            raise _Invalid(str(error)) from error
+            raise Invalid(str(error)) from error
         except KeyboardInterrupt:
-            _say(_stopped(_latest(places) or place))
+            say(_stopped(_latest(places) or place))
             sys.exit(130)
-        _show(info_tables(result))
+        show(info_tables(result))
     name = shlex.quote(str(place))
-    _say(f"Written to {place}. To go on:")
+    say(f"Written to {place}. To go on:")
     for command, tells in (
         (f"top {name}", "what helps and harms on average"),
         (f"top {name} --test ID", "what helps and harms on one test sample"),
         (f"report {name} -o report.html", "all of it in a browser"),
     ):
-        _say(f"  pydvl-datainf {command}  # {tells}")
+        say(f"  pydvl-datainf {command}  # {tells}")
 
 
 def _check_same_job(place: Store, job: dict[str, object]) -> None:
@@ -428,7 +421,7 @@ def validate(
     model is not valid; 130 it was stopped by Ctrl-C. What was retrained is kept.
     """  # noqa: D301 - click reads the backspaces
     _check_budget(minutes, subsets)
-    with _errors_as_messages():
+    with errors_as_messages():
         check_extra()
     # These need the extra [hf], which is known to be installed only here.
     from pydvl_datainf.jobfile.paths import path_in
@@ -436,34 +429,34 @@ def validate(
     from pydvl_datainf.jobfile.retraining import Retraining
     from pydvl_datainf.jobfile.validation import validate_job
 
-    with _errors_as_messages(_Invalid):
+    with errors_as_messages(Invalid):
         what = read_job(job, {"scheduler": scheduler, "jobs": jobs})
         in_process = what.scheduler is None and what.jobs is None
         again = Retraining(what, job.parent, progress=progress and in_process)
         place = Store(path_in(job.parent, what.out))
-    with _errors_as_messages(of_job=lambda: True):
+    with errors_as_messages(of_job=lambda: True):
         finished = _finished(place, what.as_told(), f"pydvl-datainf run {shlex.quote(str(job))}")
-        with _errors_as_messages(_Invalid):
+        with errors_as_messages(Invalid):
             again.prepared  # noqa: B018 - reads the data
         try:
             found = validate_job(
                 finished,
                 again,
                 bank or str(bank_beside(finished)),
-                lambda line: _say(line, err=True),
+                lambda line: say(line, err=True),
                 subsets=subsets,
                 seeds=seeds,
                 minutes=minutes,
                 progress=progress,
             )
         except KeyboardInterrupt:
-            _say("Stopped. What was retrained is kept, and the same command goes on.")
+            say("Stopped. What was retrained is kept, and the same command goes on.")
             sys.exit(130)
     if as_json:
-        _say(json.dumps(found.to_json(), indent=2))
+        say(json.dumps(found.to_json(), indent=2))
         return
-    _show([found])
-    _say(found.meaning)
+    show([found])
+    say(found.meaning)
 
 
 def _check_budget(minutes: float | None, subsets: int | None) -> None:
@@ -475,7 +468,7 @@ def _finished(place: Store, job: dict[str, object], command: str) -> InfluenceRu
     """The complete run of a job."""
     if place.is_vacant():
         raise click.ClickException(f"There is no run at {place} yet. Make it first: {command}")
-    run = _opened(str(place))
+    run = opened(str(place))
     there = run.metadata("run").get("job")
     if not isinstance(there, dict):
         raise click.ClickException(f"The run at {place} was made by other means than a job.")
@@ -568,43 +561,14 @@ def demo(out: Path, overwrite: bool, progress: bool, **settings: Any) -> None:
     settings give the same scores; elsewhere they differ a little. Another seed shows how much of
     a result is chance.
     """
-    with _errors_as_messages():
+    with errors_as_messages():
         check_packages()
         _run(DemoSettings(**settings), out, overwrite, progress)
-    _say(f"Written to {out.resolve()}:")
+    say(f"Written to {out.resolve()}:")
     for path in sorted(out.iterdir()):
         if path.name != LOCK:
-            _say(f"  {path.name}")
-    _say(f"To look at it, open {out.resolve() / REPORT} in a browser.")
-
-
-class _Invalid(click.ClickException):
-    exit_code = 2
-
-
-@contextmanager
-def _errors_as_messages(
-    kind: type[click.ClickException] = click.ClickException,
-    of_job: Callable[[], bool] = lambda: False,
-) -> Iterator[None]:
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        told = str(error).splitlines()[0]
-        raise click.ClickException(f"The device has too little memory. {SMALLER} {told}") from error
-    except (DataInfError, OSError, ImportError) as error:
-        message = str(error).replace("overwrite=True", "--overwrite")
-        message = message.replace("open the run with allow_other_places=True", "use --follow-rows")
-        if AGAIN.search(message) and of_job():
-            message = AGAIN.sub(lambda found: _RUN[found[1]] + RUN_JOB[1:], message)
-        raise kind(message) from error
-
-
-def _is_of_job(store: str) -> bool:
-    try:
-        return is_of_job(InfluenceRun(store))
-    except (DataInfError, OSError, ImportError, ValueError):
-        return False
+            say(f"  {path.name}")
+    say(f"To look at it, open {out.resolve() / REPORT} in a browser.")
 
 
 def _run(settings: DemoSettings, out: Path, overwrite: bool, progress: bool) -> None:
@@ -617,14 +581,6 @@ def _run(settings: DemoSettings, out: Path, overwrite: bool, progress: bool) -> 
         out,
         overwrite=overwrite,
         progress=progress,
-        announce=lambda line: _say(line, err=True),
+        announce=lambda line: say(line, err=True),
     )
-    _show(tables(result))
-
-
-def _show(tables: Iterable[RenderableType]) -> None:
-    # By itself rich would break lines for a file or a pipe at the width of some terminal, or at 80.
-    console = Console(width=None if sys.stdout.isatty() else UNLIMITED)
-    for table in list(tables):  # all or nothing
-        console.print(table)
-        console.print()
+    show(tables(result))

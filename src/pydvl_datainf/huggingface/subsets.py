@@ -1,0 +1,159 @@
+"""Some samples of a file in a file of the same kind, each record as it was."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+from pydvl_datainf.errors import OutputExistsError, SourceError
+from pydvl_datainf.huggingface.extra import imported
+from pydvl_datainf.huggingface.records import Placed
+
+Writer: TypeAlias = Callable[[Path, Sequence[Placed], Sequence[int], Path], None]
+
+
+def write_subset(
+    source: Path,
+    records: Sequence[Placed],
+    positions: Sequence[int],
+    out: Path,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes some samples of a file, in its format and, where that is text, byte by byte.
+
+    Args:
+        source: what `read_records` reads; it is read once more.
+        records: what `read_records` made of it.
+        positions: of the samples, in the order in which they are written.
+        out: of the same kind as the source, by its name; there whole in the end or not at all.
+        overwrite: replace what is there; never the source.
+
+    Raises:
+        OutputExistsError: if something is there that is not replaced.
+        SourceError: if the name is that of another kind, or no sample is left.
+    """
+    check_writable(source, out, overwrite=overwrite)
+    if not len(positions):
+        raise SourceError(f"No sample is left of {source}. Keep more.")
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
+    try:
+        _WRITERS[_kind(source)](source, records, positions, part)
+        if out.is_dir():
+            shutil.rmtree(out)
+        part.replace(out)
+    except BaseException:
+        with suppress(OSError):
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        raise
+
+
+def check_writable(source: Path, out: Path, *, overwrite: bool) -> None:
+    """Checks early that `write_subset` may write to a place.
+
+    Args:
+        source: file of the samples.
+        out: where some of them go.
+        overwrite: replace what is there.
+
+    Raises:
+        OutputExistsError: if something is there that is not replaced.
+        SourceError: if the name is that of another kind.
+    """
+    kind, named = _kind(source), out.suffix.lower()
+    if named != kind if kind != "folder" else named in _WRITERS:
+        called = "a name without such an ending" if kind == "folder" else f"a name ending in {kind}"
+        raise SourceError(f"{out} would be of another kind than {source}: choose {called}.")
+    if out.exists() and out.samefile(source):
+        raise OutputExistsError(f"{out} is the data itself, which is never replaced.")
+    check_absent(out, overwrite=overwrite)
+    if out.exists() and out.is_dir() != (kind == "folder"):
+        raise OutputExistsError(f"{out} is of another kind than {source}. Choose another name.")
+
+
+def check_absent(out: Path, *, overwrite: bool) -> None:
+    """Checks that nothing is there, or that it may be replaced.
+
+    Args:
+        out: to be written.
+        overwrite: replace what is there.
+
+    Raises:
+        OutputExistsError: if it is not.
+    """
+    if not overwrite and (out.exists() or out.is_symlink()):
+        raise OutputExistsError(
+            f"{out} is there. Choose another name, or replace it with overwrite=True."
+        )
+
+
+def _kind(path: Path) -> str:
+    return "folder" if path.is_dir() else path.suffix.lower()
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines with the ends that they have, counted as `read_records` counts them."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = list(file)
+    if lines and not lines[-1].endswith(("\r", "\n")):
+        first = lines[0]
+        lines[-1] += first[len(first.rstrip("\r\n")) :] or "\n"
+    return lines
+
+
+def _write_lines(out: Path, lines: Sequence[str]) -> None:
+    with out.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
+
+
+def _json_lines(
+    source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path
+) -> None:
+    lines = _lines(source)
+    _write_lines(out, [lines[records[i][0].number - 1] for i in positions])
+
+
+def _separated(separator: str) -> Writer:
+    def write(source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path) -> None:
+        lines = _lines(source)
+        header = csv.DictReader(io.StringIO("".join(lines), newline=""), delimiter=separator)
+        header.fieldnames  # noqa: B018 - reads up to the end of the header
+        # A place is that of a record's last line; between records there may be empty ones.
+        ends = [header.line_num, *(place.number for place, _ in records)]
+        texts = ["".join(lines[ends[i] : ends[i + 1]]).lstrip("\r\n") for i in positions]
+        _write_lines(out, ["".join(lines[: ends[0]]), *texts])
+
+    return write
+
+
+def _parquet(source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path) -> None:
+    parquet = imported("pyarrow.parquet")
+    parquet.write_table(parquet.read_table(source).take(list(positions)), out)
+
+
+def _datasets_folder(
+    source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path
+) -> None:
+    datasets = imported("datasets")
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.load_from_disk(str(source)).select(list(positions)).save_to_disk(str(out))
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+
+
+_WRITERS: Mapping[str, Writer] = {
+    ".jsonl": _json_lines,
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".parquet": _parquet,
+    "folder": _datasets_folder,
+}

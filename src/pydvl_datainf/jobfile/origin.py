@@ -1,0 +1,143 @@
+"""The job that made a run, found again: a run tells its fields, but not where its files are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pydvl_datainf.errors import JobError, SourceError
+from pydvl_datainf.huggingface import read_records
+from pydvl_datainf.huggingface.records import Placed, brief
+from pydvl_datainf.jobfile.data import columns_of
+from pydvl_datainf.jobfile.paths import file_in, path_in
+from pydvl_datainf.jobfile.reading import read_job
+from pydvl_datainf.jobfile.schema import TEXTS, Job
+from pydvl_datainf.jobfile.texts import encoder_of
+from pydvl_datainf.results.differing import differences, listed
+from pydvl_datainf.results.metadata import columns_of as checked_columns
+from pydvl_datainf.results.reader import InfluenceRun
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The job of a run.
+
+    Attributes:
+        job: its fields.
+        folder: from which relative paths are meant.
+    """
+
+    job: Job
+    folder: Path
+
+    @property
+    def train(self) -> Path:
+        """The file of the training data."""
+        return file_in(self.folder, self.job.train)
+
+
+def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
+    """Finds the job of a run: in a file, or as the run tells it.
+
+    As the run tells it, relative paths are meant from the current folder, or from that of the run,
+    where the file or folder that is needed is there.
+
+    Args:
+        run: complete or not.
+        job: file of the job; None = what is in the run.
+        needed: field that names what is needed, "train" or "model".
+
+    Returns:
+        The job.
+
+    Raises:
+        JobError: if the run was made by other means or by another job, or the files are elsewhere.
+    """
+    told = run.metadata("run").get("job")
+    if not isinstance(told, dict):
+        raise JobError(f"{run.store} was made by other means than a job.")
+    if job is not None:
+        read = read_job(job, {})
+        if other := differences(told, read.as_told()):
+            raise JobError(f"{run.store} is not of the job in {job}:{listed(other)}")
+        return Origin(read, job.parent)
+    try:
+        known = Job.model_validate({**told, "out": str(run.store)})
+    except ValidationError as error:
+        raise JobError(f"The job that {run.store} tells of is none of this version.") from error
+    if known.trust_remote_code:
+        raise JobError(
+            f"The job of {run.store} says that code of the model may run, which a result cannot "
+            "allow. Name the file of the job (--job)."
+        )
+    name = str(getattr(known, needed))
+    beside = [] if run.store.path is None else [run.store.path.resolve().parent]
+    for folder in (Path.cwd(), *beside):
+        if Path(path_in(folder, name)).exists():
+            return Origin(known, folder)
+    raise JobError(
+        f"{name!r}, the '{needed}' of the job of {run.store}, is neither in the current folder nor "
+        "in that of the run. Name the file of the job (--job), from which paths are meant."
+    )
+
+
+def read_training_file(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:
+    """Reads the training data of a run, and checks that it is still what the run was made of.
+
+    Of the records, what the run keeps of them is compared: texts, labels, ids and shown columns.
+
+    Args:
+        run: of the job.
+        origin: its job.
+
+    Returns:
+        For each training sample its place and its record.
+
+    Raises:
+        JobError: if the job is on images, whose arrays may be in a single file.
+        SourceError: if the file is another; names the first sample that differs.
+    """
+    if origin.job.task not in TEXTS:
+        raise JobError(f"Samples of task {origin.job.task} are not selected: only texts are.")
+    records = read_records(origin.train)
+    if len(records) != run.plan.n:
+        raise SourceError(
+            f"{origin.train} holds {len(records):,} samples, and {run.store} was made of "
+            f"{run.plan.n:,}. {_REMEDY}"
+        )
+    # What is shown of a record depends neither on the tokenizer nor on the model.
+    tokenizer = SimpleNamespace(is_fast=True)
+    config = SimpleNamespace(id2label={}, label2id={}, num_labels=0, problem_type="")
+    shown = encoder_of(origin.job, tokenizer, config).shown
+    columns, ids = columns_of(origin.job, records, shown)
+    now = checked_columns(
+        None if ids is None else {"train": ids},
+        {"train": columns},
+        {"train": len(records), "test": 0},
+    )
+    _check_same(run, origin, now, records)
+    return records
+
+
+_REMEDY = "Put the file back as it was, or make the run again."
+
+
+def _check_same(
+    run: InfluenceRun, origin: Origin, now: Mapping[str, Any], records: Sequence[Placed]
+) -> None:
+    then = {"train": run.train_ids}
+    then |= {f"train_{name}": values for name, values in run.metadata("train").items()}
+    for name in (name for name in now if name in then):
+        other = np.flatnonzero(then[name] != now[name])
+        if len(other):
+            place, called = records[other[0]][0], name.removeprefix("train_")
+            called = "id" if name == "train" else called
+            raise SourceError(
+                f"{place}: '{called}' is {brief(now[name][other[0]])}, and was "
+                f"{brief(then[name][other[0]])} when {run.store} was made; {len(other):,} samples "
+                f"of {origin.train} differ. {_REMEDY}"
+            )

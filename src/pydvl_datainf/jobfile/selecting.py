@@ -1,0 +1,108 @@
+"""From a selection of training samples to files: the next training data, and what was left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydvl_datainf.errors import JobError
+from pydvl_datainf.evaluation import Indices
+from pydvl_datainf.huggingface.subsets import check_absent, check_writable, write_subset
+from pydvl_datainf.jobfile.origin import Origin, read_training_file
+from pydvl_datainf.results.listing import plain, written
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.relabelling import suggest_labels
+from pydvl_datainf.results.selection import SampleSelection
+
+CLASSIFICATION = "sequence-classification"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Files of a selection.
+
+    Attributes:
+        kept: the training data that is left.
+        dropped: what was left out, with scores and reasons.
+        relabelled: the same with suggested labels, if that was asked for.
+    """
+
+    kept: Path
+    dropped: Path
+    relabelled: Path | None
+
+    @classmethod
+    def beside(cls, out: Path, *, relabel: bool) -> "Written":
+        """Where the files go.
+
+        Args:
+            out: the training data that is left.
+            relabel: whether labels are suggested.
+
+        Returns:
+            Their paths.
+        """
+        stem = out.stem if out.suffix else out.name
+        named = [out.with_name(f"{stem}.{what}.jsonl") for what in ("dropped", "relabel")]
+        return cls(out, named[0], named[1] if relabel else None)
+
+
+def write_selection(
+    run: InfluenceRun,
+    origin: Origin,
+    selection: SampleSelection,
+    files: Written,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes the training data that is kept as it was, and what is dropped with the reason.
+
+    Args:
+        run: the samples of which were selected.
+        origin: its job.
+        selection: of its training samples.
+        files: where to.
+        overwrite: replace files that are there; never the training data of the job.
+
+    Raises:
+        JobError: if labels are to be suggested, and the job is no classification.
+        OutputExistsError: if a file is there that is not replaced.
+        SourceError: if the training data is not what the run was made of, or none is left.
+    """
+    check_writable(origin.train, files.kept, overwrite=overwrite)
+    others = [path for path in (files.dropped, files.relabelled) if path is not None]
+    for path in others:
+        check_absent(path, overwrite=overwrite)
+    suggested = None
+    if files.relabelled is not None:
+        if origin.job.task != CLASSIFICATION:
+            raise JobError(f"Labels are suggested for {CLASSIFICATION}, not {origin.job.task}.")
+        suggested = suggest_labels(run, selection.dropped)
+    records = read_training_file(run, origin)
+    dropped = [
+        {"reason": selection.reason, **told} for told in _told(run, selection, selection.dropped)
+    ]
+    write_subset(origin.train, records, selection.kept.tolist(), files.kept, overwrite=overwrite)
+    _write_lines(files.dropped, dropped)
+    if files.relabelled is not None and suggested is not None:
+        pairs = zip(dropped, suggested, strict=True)
+        _write_lines(files.relabelled, [{"suggested_label": s, **told} for told, s in pairs])
+
+
+def _told(
+    run: InfluenceRun, selection: SampleSelection, positions: Indices
+) -> list[dict[str, Any]]:
+    """What the run tells of some training samples."""
+    measure = selection.measure.replace(" ", "_")
+    columns = {
+        "id": run.train_ids,
+        "position": range(run.plan.n),
+        measure: selection.values,
+        **run.metadata("train"),
+    }
+    names, values = list(columns), [list(map(plain, column)) for column in columns.values()]
+    return [{n: v[i] for n, v in zip(names, values, strict=True)} for i in positions.tolist()]
+
+
+def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    path.write_text(written(records, "jsonl"), encoding="utf-8")

@@ -1,0 +1,130 @@
+"""The training samples at the ends of a measure, as records for programs and tables for people."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from pydvl_datainf.evaluation import Indices, largest
+from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.measures import MEASURES
+from pydvl_datainf.results.reader import InfluenceRun
+
+End: TypeAlias = Literal["helpful", "harmful"]
+Format: TypeAlias = Literal["csv", "json", "jsonl"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Training samples at one end of a measure, the foremost first.
+
+    Attributes:
+        end: which; that of harmful samples is the one of large numbers, where they are suspicions.
+        measure: what the numbers are called.
+        positions: of training samples.
+        values: the number of each.
+    """
+
+    end: End
+    measure: str
+    positions: Indices
+    values: Array
+
+
+def rankings_of_test(
+    run: InfluenceRun, position: int, k: int, ends: Sequence[End]
+) -> Iterator[Ranking]:
+    """The training samples with the most influence on a test sample.
+
+    Args:
+        run: complete.
+        position: of the test sample.
+        k: how many at each end, at most as many as the run kept.
+        ends: which, in their order.
+
+    Yields:
+        A ranking for each end.
+    """
+    run.check_complete()
+    for end in ends:
+        positions, values = run.top_positions(slice(position, position + 1), k, end)
+        yield Ranking(end, "influence", positions[0], values[0])
+
+
+def rankings_by(run: InfluenceRun, k: int, ends: Sequence[End], by: str) -> Iterator[Ranking]:
+    """The training samples at the ends of a measure.
+
+    Args:
+        run: complete.
+        k: how many at each end; at most n.
+        ends: which, in their order.
+        by: one of `MEASURES`.
+
+    Yields:
+        A ranking for each end.
+    """
+    measure = MEASURES[by]
+    values = measure.read(run)
+    for end in ends:
+        positions = largest(values if measure.is_largest(end) else -values, k)
+        yield Ranking(end, measure.name, positions, values[positions])
+
+
+def records_of(run: InfluenceRun, rankings: Iterator[Ranking]) -> list[dict[str, Any]]:
+    """Rankings as records, with what is known of each training sample.
+
+    Args:
+        run: whose samples they are.
+        rankings: of them.
+
+    Returns:
+        For each sample of each ranking its end, its rank from 1, its number, its id and columns.
+    """
+    columns = {"id": run.train_ids, **run.metadata("train")}
+    return [
+        {"end": found.end, "rank": rank, found.measure.replace(" ", "_"): plain(value)}
+        | {name: plain(values[i]) for name, values in columns.items()}
+        for found in rankings
+        for rank, (i, value) in enumerate(zip(found.positions, found.values, strict=True), 1)
+    ]
+
+
+def plain(value: Any) -> Any:
+    """A value of an array as JSON holds it.
+
+    Args:
+        value: a number, truth value or text.
+
+    Returns:
+        The same as Python has it, with no more digits than it has; None where it is not finite.
+    """
+    if not hasattr(value, "item"):
+        return value
+    number = value.item()
+    if not isinstance(number, float):
+        return number
+    return float(str(value)) if math.isfinite(number) else None
+
+
+def written(records: Sequence[Mapping[str, Any]], form: Format) -> str:
+    """Records as text.
+
+    Args:
+        records: with the same names, if they are to be CSV.
+        form: "csv" with a header, "json", a list, or "jsonl", an object on each line.
+
+    Returns:
+        Lines, each with its end.
+    """
+    if form == "json":
+        return json.dumps(records, indent=2) + "\n"
+    if form == "jsonl":
+        return "".join(json.dumps(record) + "\n" for record in records)
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+    table.writeheader()
+    table.writerows(records)
+    return text.getvalue()
