@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import ModelError, ObjectiveError, SourceError
 from pydvl_datainf.huggingface.extra import imported
+from pydvl_datainf.huggingface.shown import ShownLoader, shown_of
+from pydvl_datainf.huggingface.trl import TrlTrainer
 from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Method, check_method
 from pydvl_datainf.objectives import (
     CausalLM,
@@ -57,6 +59,9 @@ def influence_from_trainer(
         trainer.train()
         trainer.model.eval()
         run = run_influences(*influence_from_trainer(trainer), "influences.zarr")
+
+    Trainers of trl are known too: `SFTTrainer`, `DPOTrainer` and `RewardTrainer`. The run stores
+    columns of the data sets that are texts, numbers or truth values, and takes `id` as ids.
 
     A trainer that trained in mixed precision leaves it in its model, which is told by a warning.
 
@@ -128,11 +133,14 @@ def _check_not_packed(trainer: Any, *, with_evaluation: bool) -> None:
 
 
 def _objective_of(trainer: Any) -> Objective:
+    model = trainer.model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    of_trl = TrlTrainer.of(trainer)
+    if of_trl is not None:
+        return _of_known_forward(inner, of_trl.objective())
     function = getattr(trainer.compute_loss, "__func__", None)
     theirs = function is not imported("transformers").Trainer.compute_loss
     smoothed = getattr(trainer.args, "label_smoothing_factor", 0.0) != 0
-    model = trainer.model
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     replaced = hasattr(inner, "_loss_function")  # what setting `loss_function` leaves
     given = getattr(trainer, "compute_loss_func", None) is not None
     if theirs or smoothed or given or replaced:
@@ -153,15 +161,20 @@ def _objective_of(trainer: Any) -> Objective:
             f"The task of a {name} is not known. Pass an objective: a class with "
             "losses(model, batch)."
         )
-    if not type(inner).forward.__module__.startswith("transformers"):
+    return _of_known_forward(inner, fitting[0]())
+
+
+def _of_known_forward(model: nn.Module, objective: Objective) -> Objective:
+    if not type(model).forward.__module__.startswith("transformers"):
         raise ObjectiveError(
-            f"{name} has a forward of its own, whose loss may be any. Pass an objective: "
-            f"{fitting[0].__name__}() if it is the usual one, or a class with losses(model, batch)."
+            f"{type(model).__name__} has a forward of its own, whose loss may be any. Pass an "
+            f"objective: {type(objective).__name__}() if it is the usual one, or a class with "
+            "losses(model, batch)."
         )
-    return fitting[0]()
+    return objective
 
 
-def _loader(trainer: Any, data: Any, batch_size: int | None, what: str) -> DataLoader[Any]:
+def _loader(trainer: Any, data: Any, batch_size: int | None, what: str) -> ShownLoader:
     """The trainer's batches of `data`, unshuffled and without what the model does not take."""
     if data is None:
         raise SourceError(f"The trainer has no {what}.")
@@ -170,9 +183,15 @@ def _loader(trainer: Any, data: Any, batch_size: int | None, what: str) -> DataL
             f"{type(trainer.data_collator).__name__} masks tokens at random, so a sample has no "
             "loss of its own. Mask the data once, and use a collator that only pads."
         )
+    size = batch_size or trainer.args.per_device_eval_batch_size
+    of_trl = TrlTrainer.of(trainer)
+    data = data if of_trl is None else of_trl.prepared(data)
+    columns, ids = shown_of(data, getattr(trainer, "processing_class", None))
+    if of_trl is not None and of_trl.has_pairs:
+        pairs = of_trl.pairs(data, size)
+        return ShownLoader(pairs, size, pairs.collate, columns, ids)
     prepared = trainer.accelerator._dataloaders  # which grows with each loader that it hands out
     count = len(prepared)
     loader = trainer.get_test_dataloader(data)
     del prepared[count:]
-    size = batch_size or trainer.args.per_device_eval_batch_size
-    return DataLoader(loader.dataset, size, collate_fn=loader.collate_fn)
+    return ShownLoader(loader.dataset, size, loader.collate_fn, columns, ids)

@@ -8,6 +8,7 @@ from pydvl_datainf.objectives.margin import AnswerMargin, Margin
 from pydvl_datainf.objectives.output_loss import OutputLoss, as_objective
 from pydvl_datainf.objectives.preference import Preference, reference_log_probabilities
 from pydvl_datainf.objectives.protocol import Objective, check_losses
+from pydvl_datainf.objectives.reward import Reward
 
 __all__ = [
     "AnswerMargin",
@@ -18,6 +19,7 @@ __all__ = [
     "Objective",
     "OutputLoss",
     "Preference",
+    "Reward",
     "Seq2SeqLM",
     "SequenceClassification",
     "TokenClassification",

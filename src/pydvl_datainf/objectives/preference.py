@@ -97,13 +97,16 @@ def log_probabilities(model: nn.Module, batch: Batch, side: str) -> Tensor:
         raise ObjectiveError(f"The {side} answers of the pairs: {error}") from error
 
 
-def reference_log_probabilities(model: Any, batches: Iterable[Batch]) -> dict[str, Tensor]:
+def reference_log_probabilities(
+    model: Any, batches: Iterable[Batch], *, adapter: str | None = None
+) -> dict[str, Tensor]:
     """Computes what the reference model says of the answers, once for all.
 
     Args:
         model: the reference, or a model with adapters of peft, which are disabled meanwhile; in
             evaluation mode.
         batches: mappings with n pairs in all, as `Preference` takes them.
+        adapter: of peft, which with its base is the reference; None = the base alone is.
 
     Returns:
         `ref_chosen_logps` and `ref_rejected_logps`, each of shape (n,), on the CPU, to be put into
@@ -118,7 +121,7 @@ def reference_log_probabilities(model: Any, batches: Iterable[Batch]) -> dict[st
         raise ObjectiveError("Expected a list of batches, got one batch. Put it into a list.")
     device = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {side: [] for side in SIDES}
-    with torch.no_grad(), _without_adapters(model):
+    with torch.no_grad(), _as_reference(model, adapter):
         for batch in batches:
             for side in SIDES:
                 parts[side].append(log_probabilities(model, batch_to(batch, device), side).cpu())
@@ -137,12 +140,20 @@ def _check_no_dropout(model: nn.Module) -> None:
 
 
 @contextmanager
-def _without_adapters(model: Any) -> Iterator[None]:
-    """Disables adapters that are enabled; afterwards they and what is trainable are as before."""
+def _as_reference(model: Any, adapter: str | None) -> Iterator[None]:
+    """Disables adapters that are enabled, or activates one in place of the one that is active.
+
+    Afterwards they and what is trainable are as before.
+    """
     with ExitStack() as stack:
         for parameter in model.parameters():
             # Enabling adapters makes all of their parameters trainable.
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
+        if adapter is not None:
+            stack.callback(model.set_adapter, model.active_adapter)
+            model.set_adapter(adapter)
+            yield
+            return
         if hasattr(model, "disable_adapter"):
             stack.enter_context(model.disable_adapter())
         for layer in model.modules():  # those of transformers' and diffusers' own add_adapter

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from distributed import Client
 
 from pydvl_datainf.errors import PlanError, StoreError
+from pydvl_datainf.huggingface.shown import with_shown
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.arrays import WORK, Array
 from pydvl_datainf.results.layout import column_type, extras_in, has_extra
@@ -90,9 +91,11 @@ def run_influences(
         by_block: keep the influences of each block.
         query_groups: a label for each test sample: the mean influence on each group is computed,
             at the cost of one test sample a group.
-        ids: for "test" and "train", or one of them, unique integers or strings.
+        ids: for "test" and "train", or one of them, unique integers or strings. Loaders of
+            `influence_from_trainer` bring their own; those that are given here take their place.
         metadata: for "test" and "train" columns such as labels and texts, and for "run" anything
-            that JSON holds, nested at most 100 deep; each may be left out.
+            that JSON holds, nested at most 100 deep; each may be left out. Loaders of
+            `influence_from_trainer` bring their own, as with ids.
         self_influence: compute self-influences too. Where rows are recomputed, this computes the
             rows of all samples once for every half of `memory` that they fill.
         exact_sample: over about so many training samples, and up to 32 test samples, compare the
@@ -115,6 +118,8 @@ def run_influences(
         ModelError: if the model is unsupported, or a gradient is not finite; names the sample.
         DampingError: if no λ can be chosen, or scores overflow.
     """
+    named = {"train": train} if query_groups is not None else {"train": train, "test": test}
+    ids, metadata = with_shown(ids, metadata, named)
     options = RunOptions(
         memory=memory,
         tile=tile,
