@@ -23,6 +23,7 @@ def reviews(labels, flipped):
 
 
 SETTINGS = DemoSettings(train=9, test=4, flip=0.4)
+LABELS = [0, 1, 1, 0, 0, 1, 0, 1, 1]
 OTHER = replace(SETTINGS, seed=1)
 
 
@@ -31,11 +32,31 @@ def loader(labels, seed):
     return DataLoader(TensorDataset(x.double(), torch.from_numpy(labels)), batch_size=4)
 
 
+def losses(model, batches):
+    return torch.cat([F.cross_entropy(model(x), y, reduction="none") for x, y in batches])
+
+
+def losses_of_test(model):
+    with torch.no_grad():
+        return losses(model, loader(np.array([1, 0, 0, 1]), 2)).numpy()
+
+
+def retrained(indices, seed):
+    """Test losses of another model after a step of gradient descent on some reviews."""
+    torch.manual_seed(1 + seed)
+    model = nn.Linear(3, 2).double()
+    losses(model, loader(np.array(LABELS), 1))[indices].mean().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.5 * parameter.grad
+    return losses_of_test(model)
+
+
 def prepared(settings, stages, weight_seed=None):
     with stages.stage("Tuning"):
         torch.manual_seed(settings.seed if weight_seed is None else weight_seed)
         model = nn.Linear(3, 2).double()
-    train = reviews([0, 1, 1, 0, 0, 1, 0, 1, 1], [True, False, True] * 3)
+    train = reviews(LABELS, [True, False, True] * 3)
     test = reviews([1, 0, 0, 1], [False] * 4)
     scores = {
         "hessian_free": np.linspace(-1, 1, 9) ** 3,
@@ -45,7 +66,10 @@ def prepared(settings, stages, weight_seed=None):
         influence=DataInfInfluence(model, F.cross_entropy),
         train=loader(train.labels, 1),
         test=loader(test.labels, 2),
-        columns={"train": train.to_columns() | scores, "test": test.to_columns()},
+        columns={
+            "train": train.to_columns() | scores,
+            "test": test.to_columns() | {"loss": losses_of_test(model)},
+        },
         told={**output.origin(settings), "accuracy": 0.75},
     )
 

@@ -162,7 +162,7 @@ def test_the_numbers_and_that_what_was_retrained_is_used_again(folder, calls):
     assert f"{found['lds']:.3f} ± {found['error']:.3f}" in shown
     assert f"ceiling {found['ceiling']:.3f}" in shown
     assert result.stdout.rstrip().endswith(found["meaning"])
-    assert "'training' fits: test losses differ by" in result.stderr
+    assert "The recipe fits: test losses differ by" in result.stderr
     page = folder / "report.html"
     assert invoke("report", folder / "out.zarr", "-o", page).exit_code == 0
     assert f"{found['lds']:.2f} ± {found['error']:.2f}" in page.read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from pydvl_datainf.demo.scoring import (
 )
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tuning import EncodedReviews, trimmed, tune
+from pydvl_datainf.demo.validation import DemoRetraining
 
 TINY = DemoSettings(train=20, test=4, epochs=1, tokens=12, batch_size=8, rank=1)
 
@@ -342,3 +343,14 @@ def test_stored_scores_are_those_of_the_influence_model(tiny):
     with torch.no_grad():
         losses = torch.cat([influence.objective.losses(influence.model, b) for b in prepared.train])
     np.testing.assert_allclose(result.scores.losses, losses.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.demo
+def test_tuned_again_with_its_own_seed_the_demo_has_the_same_losses(tiny):
+    _, prepared = tiny
+    again = DemoRetraining.of(TINY)
+    everything = np.arange(TINY.train)
+    expected = prepared.columns["test"]["loss"]
+    np.testing.assert_array_equal(again(everything, seed=-1), expected)
+    assert (np.abs(again(everything, seed=0) - expected) > 1e-4).all()  # another seed
+    assert (np.abs(again(everything[::2], seed=-1) - expected) > 1e-4).all()  # a half

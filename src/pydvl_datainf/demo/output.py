@@ -1,5 +1,6 @@
 """The folder of results: what may stand in it, and what of it may be gone on with or replaced."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,8 @@ SHOWN = PLOTS | {REPORT}
 """What is made anew from the scores each time."""
 FILES = SHOWN | {SCORES}
 LOCK = f"{SCORES}.lock"
+BANKS = f"{SCORES}.bank*"
+"""What `validate_demo` keeps beside the scores, and its locks."""
 REPLACED, UNFINISHED = f".{SCORES}.*.old", f".{REPORT}.*.part"
 """What the lock of a store, a store that was being deleted, or a report that was being written, is
 called; it stays where the process was killed."""
@@ -78,10 +81,13 @@ def begun_run(out: Path, settings: DemoSettings, overwrite: bool) -> InfluenceRu
     return None if other else run
 
 
-def delete_shown(out: Path) -> None:
-    """Deletes the plots and the report of an earlier result, if there are any."""
+def delete_earlier(out: Path) -> None:
+    """Deletes the plots, the report and the retrainings of an earlier result, if there are any."""
     for name in SHOWN:
         (out / name).unlink(missing_ok=True)
+    for path in out.glob(BANKS):
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 def _checked_names(out: Path) -> set[str]:
@@ -102,7 +108,8 @@ def _checked_names(out: Path) -> set[str]:
 def _is_ours(path: Path) -> bool:
     if path.name == REPORT:
         return is_report(path)
-    return path.name in FILES | {LOCK} or path.match(REPLACED) or path.match(UNFINISHED)
+    patterns = (REPLACED, UNFINISHED, BANKS)
+    return path.name in FILES | {LOCK} or any(map(path.match, patterns))
 
 
 def _other_origin(run: InfluenceRun, settings: DemoSettings) -> list[str]:

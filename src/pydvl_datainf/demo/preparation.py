@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from pydvl_datainf.demo.output import origin
 from pydvl_datainf.demo.packages import model_folder, reviews_file
 from pydvl_datainf.demo.reviews import draw_reviews, read_reviews
-from pydvl_datainf.demo.scoring import compute_predictions, compute_products
+from pydvl_datainf.demo.scoring import compute_losses, compute_predictions, compute_products
 from pydvl_datainf.demo.settings import DemoSettings
 from pydvl_datainf.demo.tuning import LORA_TARGETS, Batch, encode, tuned_model
 from pydvl_datainf.influence import DataInfInfluence, HessianFreeInfluence
@@ -118,6 +118,7 @@ def prepare(settings: DemoSettings, stages: Stages, progress: bool) -> Prepared:
     loader, queries = (side.to_loader(settings.batch_size) for side in encoded)
     with stages.stage("Predicting the test reviews"):
         accuracy = np.mean(compute_predictions(model, queries) == test.labels)
+        losses = compute_losses(model, queries)
     with stages.stage("Hessian-free: gradient products"):
         products = compute_products(plain, encoded[1].to_batch(), loader)
     told = {
@@ -127,5 +128,8 @@ def prepare(settings: DemoSettings, stages: Stages, progress: bool) -> Prepared:
         "n_parameters": influence.n_parameters,
         "versions": {package: version(package) for package in ("peft", "transformers")},
     }
-    columns = {"train": train.to_columns() | products, "test": test.to_columns()}
+    columns = {
+        "train": train.to_columns() | products,
+        "test": test.to_columns() | {"loss": losses},
+    }
     return Prepared(influence, loader, queries, columns, told)

@@ -86,7 +86,7 @@ def _computed(
                     "threads or other versions of packages, so that it cannot go on. Replace it "
                     f"with --overwrite. {error}"
                 ) from error
-    output.delete_shown(out)  # they would stand beside scores that they do not show
+    output.delete_earlier(out)  # they would stand beside scores that they do not show
     return prepared.run(store, stages.seconds, overwrite, progress)
 
 

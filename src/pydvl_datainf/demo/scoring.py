@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from pydvl_datainf.demo.tuning import Batch
 from pydvl_datainf.evaluation import Floats, relative_influence, suspicion_ranks
 from pydvl_datainf.influence import HessianFreeInfluence
+from pydvl_datainf.objectives import SequenceClassification
 from pydvl_datainf.vectors import total
 
 MEAN_INFLUENCE = "Mean influence (DataInf)"
@@ -68,6 +69,22 @@ def compute_predictions(model: nn.Module, batches: Iterable[Batch]) -> npt.NDArr
     with torch.no_grad():
         logits = [model(**_without_labels(batch)).logits for batch in batches]
     return torch.cat(logits).argmax(dim=1).numpy()
+
+
+def compute_losses(model: nn.Module, batches: Iterable[Batch]) -> Floats:
+    """Computes the loss of each review.
+
+    Args:
+        model: a classifier in eval mode.
+        batches: m reviews with labels.
+
+    Returns:
+        Losses, (m,), in nats.
+    """
+    objective = SequenceClassification()
+    with torch.no_grad():
+        losses = [objective.losses(model, batch) for batch in batches]
+    return torch.cat(losses).double().numpy()
 
 
 def compute_products(

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -39,6 +41,10 @@ class EncodedReviews(Dataset[Batch]):
 
     def __getitem__(self, i: int) -> Batch:
         return {name: tensor[i] for name, tensor in self._tensors.items()}
+
+    def chosen(self, indices: npt.NDArray[np.intp]) -> "EncodedReviews":
+        """Some of the reviews, by their positions."""
+        return EncodedReviews({name: tensor[indices] for name, tensor in self._tensors.items()})
 
     def to_batch(self) -> Batch:
         """All reviews at once.

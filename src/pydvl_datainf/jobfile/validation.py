@@ -12,13 +12,22 @@ from typing import Any
 from rich.table import Table
 
 from pydvl_datainf.errors import JobError
+from pydvl_datainf.evaluation import Floats
 from pydvl_datainf.huggingface.folders import read_settings
 from pydvl_datainf.jobfile.paths import model_in
 from pydvl_datainf.jobfile.recipe import RecipeCheck, check_recipe
 from pydvl_datainf.jobfile.retraining import Retraining
 from pydvl_datainf.results.metadata import columns_of, digest
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.yardstick import Bank, Comparison, Scores, Validation, retrain_on_all, validate
+from pydvl_datainf.yardstick import (
+    Bank,
+    Comparison,
+    Scores,
+    Train,
+    Validation,
+    retrain_on_all,
+    validate,
+)
 
 OF_LOSSES = (
     "task",
@@ -124,29 +133,82 @@ def validate_job(
     Returns:
         What came out.
     """
-    scores = Scores.of(run)
     check_same_data(run, again)
-    job, recipe = again.job, recipe_of(again)
-    where: Any = {"client": job.scheduler, "n_jobs": job.jobs, "progress": progress}
+    job = again.job
+    return validate_recipe(
+        run,
+        again,
+        again.of_tuned,
+        bank,
+        announce,
+        method=job.method,
+        recipe=recipe_of(again),
+        subsets=subsets,
+        seeds=seeds,
+        minutes=minutes,
+        client=job.scheduler,
+        n_jobs=job.jobs,
+        progress=progress,
+    )
+
+
+def validate_recipe(
+    run: InfluenceRun,
+    train: Train,
+    given: Callable[[], Floats],
+    bank: str,
+    announce: Callable[[str], None],
+    *,
+    method: str,
+    recipe: str,
+    subsets: int | None = None,
+    seeds: int = 2,
+    minutes: float | None = None,
+    client: str | None = None,
+    n_jobs: int | None = None,
+    progress: bool = True,
+) -> JobValidation:
+    """Checks that a function makes models like the one that was scored, then validates by it.
+
+    Args:
+        run: complete.
+        train: tunes the model again.
+        given: computes the test losses (m,) of the model that was scored.
+        bank: where losses are kept; those after tuning on all data beside it.
+        announce: is told what is done next.
+        method: of the run.
+        recipe: all that decides what comes out of tuning, as JSON.
+        subsets: as in `validate`.
+        seeds: as in `validate`.
+        minutes: as in `validate`.
+        client: as in `validate`.
+        n_jobs: as in `validate`.
+        progress: show bars.
+
+    Returns:
+        What came out.
+    """
+    scores = Scores.of(run)
+    where: Any = {"client": client, "n_jobs": n_jobs, "progress": progress}
     known: Any = {"n": scores.n, "m": scores.m, "ids": scores.ids, "recipe": recipe}
     Bank(bank, **known)  # refuses another recipe before anything is tuned
     # Apart, so that a recipe which is not the right one leaves nothing in the bank.
     name = blake2b(recipe.encode(), digest_size=4).hexdigest()
     kept = Bank(f"{bank.rstrip('/')}.recipe-{name}", **known)
 
-    def retrained(count: int) -> Any:
-        announce(f"Tuning the model on all training data with {count} seeds, to check 'training'.")
-        return retrain_on_all(kept, again, seeds=count, **where)
+    def retrained(count: int) -> Floats:
+        announce(f"Tuning the model on all training data with {count} seeds, to check the recipe.")
+        return retrain_on_all(kept, train, seeds=count, **where)
 
-    found = check_recipe(again.of_tuned(), retrained)
+    found = check_recipe(given(), retrained)
     announce(
-        f"'training' fits: test losses differ by {found.distance:.3g} on average from those of the "
+        f"The recipe fits: test losses differ by {found.distance:.3g} on average from those of the "
         f"given model, and by {found.between_seeds:.3g} between two seeds."
     )
     validation = validate(
-        run, again, subsets=subsets, seeds=seeds, minutes=minutes, bank=bank, recipe=recipe, **where
+        run, train, subsets=subsets, seeds=seeds, minutes=minutes, bank=bank, recipe=recipe, **where
     )
-    return JobValidation(job.method, validation, found, bank)
+    return JobValidation(method, validation, found, bank)
 
 
 def check_same_data(run: InfluenceRun, again: Retraining) -> None:
