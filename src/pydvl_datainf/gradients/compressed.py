@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.batches import Batch, batch_length, take_batch
-from pydvl_datainf.errors import SourceError
+from pydvl_datainf.errors import NonFiniteError, SourceError
 from pydvl_datainf.gradients.sources import (
     Reader,
     check_readable,
@@ -148,9 +148,33 @@ def joined_rows(
     others = np.setdiff1d(np.arange(batch_length(batch)), here)
     parts = [known(place)]
     if len(others):
-        parts.append(compute(take_batch(batch, torch.from_numpy(others))))
+        parts.append(rows_at(batch, others, compute))
     order = torch.from_numpy(np.argsort(np.concatenate([here, others])))
     return _taken(concatenated(parts), order)
+
+
+def rows_at(
+    batch: Batch, positions: Positions, compute: Callable[[Batch], BlockVectors]
+) -> BlockVectors:
+    """Computes the rows of some samples of a batch.
+
+    Args:
+        batch: of which they are.
+        positions: of the samples in it.
+        compute: computes rows of a batch.
+
+    Returns:
+        For each block rows, (b, d_l).
+
+    Raises:
+        NonFiniteError: if a gradient is not finite; with the sample's position in the batch.
+    """
+    try:
+        return compute(take_batch(batch, torch.from_numpy(positions)))
+    except NonFiniteError as error:
+        sample = int(positions[error.sample])
+        told = f"Sample {sample} of the batch, computed with some others: {error}"
+        raise NonFiniteError(told, sample) from error
 
 
 def _rows_of(reader: Reader, chosen: Positions) -> Iterator[BlockVectors]:
@@ -160,7 +184,7 @@ def _rows_of(reader: Reader, chosen: Positions) -> Iterator[BlockVectors]:
         stop = done + batch_length(batch)
         here = chosen[(chosen >= done) & (chosen < stop)] - done
         if len(here):
-            yield reader.engine.rows(take_batch(batch, torch.from_numpy(here)))
+            yield rows_at(batch, here, reader.engine.rows)
         done = stop
 
 

@@ -34,7 +34,7 @@ from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.fitted import Fitted, check_order
-from pydvl_datainf.inverse.compression import RANK, Compression
+from pydvl_datainf.inverse.compression import compression_of
 from pydvl_datainf.inverse.damping import check_finite, given_damping, given_scale
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
@@ -754,33 +754,6 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         if self._fit.device != self.model_device:  # the model was moved by itself
             self._fit = self._fit.to(self.model_device)
         return self._fit
-
-
-def compression_of(
-    rows: str, rank: int | None, basis_sample: int | None, basis_seed: int
-) -> Compression | None:
-    """How rows are compressed; None where they are not.
-
-    Args:
-        rows: what happens to them.
-        rank: of the bases; None = chosen.
-        basis_sample: samples that they are learned from; None = chosen.
-        basis_seed: of the choice of these.
-
-    Returns:
-        It, checked.
-
-    Raises:
-        SourceError: if a number is out of range, or rows that stay whole are given one.
-    """
-    if rows == "compressed":
-        return Compression(RANK if rank is None else rank, basis_sample, basis_seed)
-    if (rank, basis_sample, basis_seed) != (None, None, 0):
-        raise SourceError(
-            "rank, basis_sample and basis_seed are those of compressed rows. Use "
-            'rows="compressed", or leave them out.'
-        )
-    return None
 
 
 def checked_mode(mode: InfluenceMode | str) -> InfluenceMode:

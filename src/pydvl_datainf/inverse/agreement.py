@@ -1,5 +1,6 @@
 """How far an approximate inverse is from the exact one."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ def compared_with_exact(
     vectors: BlockVectors,
     rows: BlockVectors,
     damping: Mapping[str, float],
+    fed: Mapping[str, Tensor] | None = None,
 ) -> Comparison:
     """Sets a method beside the exact one, both taken over the same n rows G.
 
@@ -47,6 +49,7 @@ def compared_with_exact(
         vectors: for each block vectors as rows, (m, d_l).
         rows: for each block gradients of n training samples as rows, (n, d_l).
         damping: λ of each block.
+        fed: what the approximate one is made of in place of the rows, as compressed ones want it.
 
     Returns:
         Errors, which are 0, and cosines, which are 1, where both transforms are zero.
@@ -54,9 +57,10 @@ def compared_with_exact(
     n = length(rows)
     methods = method if isinstance(method, Mapping) else dict.fromkeys(vectors, method)
     times = {block: one.times for block, one in methods.items()}
-    approximate, exact = (
-        solve(make, vectors, lambda: [rows], n, damping) for make in (times, Exact().times)
+    approximate = solve(
+        times, vectors, lambda: [rows if fed is None else OrderedDict(fed)], n, damping
     )
+    exact = solve(Exact().times, vectors, lambda: [rows], n, damping)
     S, T = total(products(approximate, rows)), total(products(exact, rows))
     return Comparison(
         errors={block: _error(approximate[block], E) for block, E in exact.items()},

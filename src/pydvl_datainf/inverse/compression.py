@@ -70,6 +70,12 @@ class Compression:
         r = min(self.rank, self.sample_size(n))
         return {block: d if d <= self.rank else r for block, d in widths.items()}
 
+    def shapes(self, widths: Mapping[str, int], n: int) -> dict[int, tuple[int, int]]:
+        """(r, d_l) of the blocks that have a basis, by their number among all."""
+        kept = self.widths(widths, n)
+        numbered = enumerate(widths.items())
+        return {b: (kept[block], d) for b, (block, d) in numbered if d > self.rank}
+
     def bases(self, S: BlockVectors) -> BlockVectors:
         """The bases, (r, d_l), of those blocks that are not kept whole.
 
@@ -81,6 +87,33 @@ class Compression:
         """
         wide = ((block, G) for block, G in S.items() if G.shape[1] > self.rank)
         return OrderedDict((block, leading_directions(G, self.rank)) for block, G in wide)
+
+
+def compression_of(
+    rows: str, rank: int | None, basis_sample: int | None, basis_seed: int
+) -> Compression | None:
+    """How rows are compressed; None where they are not.
+
+    Args:
+        rows: what happens to them.
+        rank: of the bases; None = chosen.
+        basis_sample: samples that they are learned from; None = chosen.
+        basis_seed: of the choice of these.
+
+    Returns:
+        It, checked.
+
+    Raises:
+        SourceError: if a number is out of range, or rows that stay whole are given one.
+    """
+    if rows == "compressed":
+        return Compression(RANK if rank is None else rank, basis_sample, basis_seed)
+    if (rank, basis_sample, basis_seed) != (None, None, 0):
+        raise SourceError(
+            "rank, basis_sample and basis_seed are those of compressed rows. Use "
+            'rows="compressed", or leave them out.'
+        )
+    return None
 
 
 def leading_directions(S: Float[Tensor, "b d"], r: int) -> Float[Tensor, "k d"]:

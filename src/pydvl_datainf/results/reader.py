@@ -15,7 +15,13 @@ from pydvl_datainf.results.medians import column_medians
 from pydvl_datainf.results.parts import Part, parts_of
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.ranking import Best
-from pydvl_datainf.results.record import APPROXIMATION, EXTRAS, SELF_INFLUENCE, TRAINING_LOSS
+from pydvl_datainf.results.record import (
+    APPROXIMATION,
+    COMPRESSION,
+    EXTRAS,
+    SELF_INFLUENCE,
+    TRAINING_LOSS,
+)
 from pydvl_datainf.results.stored import Stored
 
 
@@ -108,6 +114,21 @@ class InfluenceRun:
         """Number of parameters of each block."""
         names = self._store.read("block").tolist()
         return dict(zip(names, self._store.read("width").tolist(), strict=True))
+
+    @property
+    def energy(self) -> dict[str, float] | None:
+        """For each block the share of Σ‖g‖² over the training rows that is kept of them.
+
+        None where they are whole, and of a sum. Of a query it is that of the run whose rows it
+        used.
+
+        Raises:
+            StoreError: if it is damaged, or that run is gone, was replaced or is not followed.
+        """
+        if COMPRESSION not in self.attrs["fingerprint"]:
+            return None
+        shares = self.run_of_rows().store.read("energy").tolist()
+        return dict(zip(self.widths, shares, strict=True))
 
     @property
     def test_ids(self) -> Array:

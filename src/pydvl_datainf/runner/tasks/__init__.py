@@ -7,6 +7,7 @@ of them, what is done stays done, and no message is larger than a few numbers.
 from typing import Any
 
 from pydvl_datainf.runner.tasks.approximation import write_approximation_error
+from pydvl_datainf.runner.tasks.bases import sample_name, sample_parts, write_basis, write_sample
 from pydvl_datainf.runner.tasks.blocks import (
     RESIDUALS,
     SELF_PARTS,
@@ -64,9 +65,12 @@ __all__ = [
     "moment_sums_name",
     "parts_name",
     "perform",
+    "sample_name",
+    "sample_parts",
     "survey",
     "vectors_name",
     "write_approximation_error",
+    "write_basis",
     "write_correction",
     "write_factors",
     "write_losses",
@@ -75,6 +79,7 @@ __all__ = [
     "write_moments",
     "write_piece",
     "write_rows",
+    "write_sample",
     "write_scores",
     "write_self_influence",
     "write_self_sum",
