@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from scipy.stats import spearmanr
 from torch.nn import functional as F
 
 import dense
@@ -29,6 +30,7 @@ from pydvl_datainf import (
     run_influences,
     sum_runs,
 )
+from pydvl_datainf.inverse import compression
 from pydvl_datainf.inverse.methods import DATAINF, EXACT
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import sealed_attributes
@@ -111,7 +113,9 @@ def test_bases_coordinates_norms_and_energy(tmp_path):
 
 
 def test_no_gradient_is_computed_twice(tmp_path):
-    assert run(tmp_path / "run.zarr").attrs["gradients"] == N + M
+    done = run(tmp_path / "run.zarr")
+    assert done.attrs["gradients"] == N + M + M  # test samples once more, to compare
+    assert not (tmp_path / "run.zarr" / "work").exists()
 
 
 # Scores
@@ -187,12 +191,53 @@ def test_blocks_of_no_more_parameters_are_as_in_a_run_with_whole_rows(tmp_path):
     assert set(done.energy.values()) == {1.0}
 
 
+# What compression changes
+
+
+@pytest.mark.parametrize("checked", [64, 2])
+@pytest.mark.parametrize("build", [datainf, exact])
+def test_the_error_is_that_of_influences_over_the_rows_that_were_kept(
+    tmp_path, monkeypatch, build, checked
+):
+    monkeypatch.setattr(compression, "CHECKED", checked)
+    done = run(tmp_path / "run.zarr", build, rank=3, basis_sample=10)
+    order = np.random.default_rng(0).permutation(N)
+    kept = sorted({*order[:10], *order[-checked:]})
+    asked = [kept.index(i) for i in sorted(order[-checked:])]
+    assert len(kept) == {64: N, 2: 12}[checked]
+    S = T = 0
+    for block, g in rows_of(N, 1).items():
+        v, λ = rows_of(M, 2)[block], dense.automatic_damping(g)
+        directions = np.linalg.svd(g[order[:10]].numpy(), full_matrices=False)[2][:3]
+        P = torch.from_numpy(directions.T @ directions)
+        rows, parts = g[kept], g[kept] @ P
+        T = T + v @ MATRICES[build](rows, λ) @ rows[asked].T
+        M_ = MATRICES[exact](parts, λ)
+        if build is datainf:
+            w = 1 / (λ + rows.square().sum(1))
+            M_ = (torch.eye(len(P)) - torch.einsum("i,ia,ib->ab", w, parts, parts) / len(kept)) / λ
+        S = S + v @ P @ M_ @ parts[asked].T
+    found = done.compression_error
+    assert found.score_error == pytest.approx(float((S - T).norm() / T.norm()), rel=1e-8)
+    ranks = [spearmanr(s, t).statistic for s, t in zip(S, T, strict=True)]
+    assert found.rank_correlation == pytest.approx(np.mean(ranks), rel=1e-9)
+    assert found.score_error > 0.05  # premise
+
+
+def test_the_error_of_what_loses_nothing_is_none(tmp_path):
+    found = run(tmp_path / "run.zarr", exact, rank=204).compression_error
+    assert found.score_error < 1e-12
+    assert found.rank_correlation == 1
+    assert piece_runs.run(tmp_path / "whole.zarr").compression_error is None
+
+
 # The unpleasant
 
 
 def test_one_sample_and_a_sample_of_more_than_there_are(tmp_path):
     one = method_runs.loader(samples(1, 1), 5)
     done = run(tmp_path / "one.zarr", exact, train=one, tile=None)
+    assert done.compression_error.rank_correlation == 1
     g, v = rows_of(1, 1), rows_of(M, 2)
     λ = {b: dense.automatic_damping(rows) for b, rows in g.items()}
     scores, _ = method_runs.influences_by_block(exact, v, g, λ)  # one row is in its own basis
@@ -240,6 +285,7 @@ STOPS = [
     ("write_basis", 1),
     ("write_basis", 3),
     ("write_rows", 1),
+    ("write_compression_error", 1),
     ("write_vectors", 1),
     ("write_piece", 4),
     ("write_approximation_error", 1),
@@ -259,7 +305,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, whole, monkey
 
 
 @pytest.mark.parametrize(
-    "key", ["bases/2/c/0/0", "rows/1/c/1/0", "outside_norms/c/1/0", "energy/c/0"]
+    "key",
+    ["bases/2/c/0/0", "rows/1/c/1/0", "outside_norms/c/1/0", "energy/c/0", "compression_error/c/0"],
 )
 @pytest.mark.parametrize("harm", [flip_a_byte, lambda file: file.unlink()])
 def test_what_is_damaged_is_made_again_with_the_same_bits(tmp_path, whole, key, harm):

@@ -9,9 +9,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from pydvl_datainf.inverse.compression import projected, remainders
 from pydvl_datainf.inverse.method import Method, solve
 from pydvl_datainf.inverse.woodbury import Exact
-from pydvl_datainf.vectors import BlockVectors, length, products, total
+from pydvl_datainf.vectors import BlockVectors, length, product, products, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,37 @@ def compared_with_exact(
         score_error=_error(S, T),
         rank_correlation=_rank_correlation(S, T),
     )
+
+
+def influences_of_both(
+    method: Method, V: Tensor, G: Tensor, B: Tensor | None, λ: float, checked: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Influences from compressed and from whole rows of a block, by one method.
+
+    Args:
+        method: whose inverse is taken over all n rows, whole or compressed.
+        V: vectors as rows, (m, d).
+        G: whole rows, (n, d).
+        B: the basis, (r, d); None = the block is kept whole.
+        λ: the damping.
+        checked: of which of the rows the influences are, (n,), true or false.
+
+    Returns:
+        Two matrices (m, k), for k rows that are checked.
+    """
+    bases = {} if B is None else {"": B}
+    rows = OrderedDict({"": G})
+    C, damping = projected(rows, bases), {"": λ}
+    fed = OrderedDict({"": method.weighed(C[""], remainders(rows, C)[""], λ)})
+    whole = solve(method.times, {"": V}, lambda: [rows], len(G), damping)
+    less = solve(method.times, projected({"": V}, bases), lambda: [fed], len(G), damping)
+    return product(less[""], C[""][checked]), product(whole[""], G[checked])
+
+
+def agreement(S: Tensor, T: Tensor) -> tuple[float, float]:
+    """‖S − T‖/‖T‖ of influences (m, k), and their rank correlation, 1 where it is not defined."""
+    correlation = _rank_correlation(S, T)
+    return _error(S, T), 1.0 if correlation is None else correlation
 
 
 def _error(A: Tensor, E: Tensor) -> float:

@@ -30,6 +30,9 @@ from pydvl_datainf.vectors import BlockVectors
 
 RANK = 256
 
+CHECKED = 64
+"""Training samples whose influences tell what compression changes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Compression:
@@ -62,8 +65,27 @@ class Compression:
 
     def positions(self, n: int) -> npt.NDArray[np.int64]:
         """Which of n training samples those are, in ascending order."""
-        order = np.random.default_rng(self.basis_seed).permutation(n)
-        return np.sort(order[: self.sample_size(n)])
+        return np.sort(self._order(n)[: self.sample_size(n)])
+
+    def checked(self, n: int) -> npt.NDArray[np.int64]:
+        """Over which of n training samples whole and compressed rows are compared.
+
+        They are none of those that the bases are learned from, as far as there are others.
+
+        Args:
+            n: training samples.
+
+        Returns:
+            Positions, in ascending order.
+        """
+        return np.sort(self._order(n)[-CHECKED:])
+
+    def kept_whole(self, n: int) -> npt.NDArray[np.int64]:
+        """Positions of both, in ascending order: their rows are kept until they are projected."""
+        return np.union1d(self.positions(n), self.checked(n))
+
+    def _order(self, n: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng(self.basis_seed).permutation(n)
 
     def widths(self, widths: Mapping[str, int], n: int) -> dict[str, int]:
         """For blocks of d_l parameters how many numbers of a row are kept."""

@@ -142,12 +142,12 @@ def compressed_bytes(compression: Compression, model: Description, n: int) -> tu
         n: training samples.
 
     Returns:
-        Bytes: of bases and what rows have outside of them; and, for a time, of whole rows of the
-        samples that bases are learned from.
+        Bytes: of bases and what rows have outside of them; and, for a time, of whole rows of
+        some samples.
     """
     itemsize = np.dtype(model.dtype).itemsize
     bases = sum(r * d for r, d in compression.shapes(model.widths, n).values())
-    whole = compression.sample_size(n) * sum(model.widths.values())
+    whole = len(compression.kept_whole(n)) * sum(model.widths.values())
     return itemsize * bases + 8 * n * len(model.widths), itemsize * whole
 
 
@@ -275,6 +275,8 @@ def _time(
     lengths = prepared.material.train.samples.lengths
     m = len(prepared.material.test.samples)
     again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
+    if prepared.job.rows == "compressed":  # test samples, to compare compressed rows with whole
+        again += sum(part.stop - part.start for part in sampled_queries(m))
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
     count += again * sum(lengths) // len(lengths)
     number = runs * (train * plan.n + test * plan.m + again)

@@ -102,7 +102,12 @@ def _compressed(run: InfluenceRun, names: Sequence[str]) -> dict[str, str]:
     if "energy" not in names or not run.store.present("energy"):
         return {}
     shares = run.store.read("energy")
-    return {"Energy in these, of the blocks": f"{shares.min():.1%} to {shares.max():.1%}"}
+    told = {"Energy in these, of the blocks": f"{shares.min():.1%} to {shares.max():.1%}"}
+    if run.store.present("compression_error") and (error := run.compression_error) is not None:
+        told["Influences against those of whole rows, on a sample"] = (
+            f"relative error {error.score_error:.2g}, rank correlation {error.rank_correlation:.3f}"
+        )
+    return told
 
 
 def _kept(run: InfluenceRun, names: Sequence[str], rows_in: str | None) -> dict[str, str]:

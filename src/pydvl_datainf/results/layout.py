@@ -75,6 +75,7 @@ def arrays_of(
             tables[rows_name(p)] = Layout((n, width), (r, width), "float16", ("train", "parameter"))
     if bases is not None:
         tables["energy"] = Layout((L,), (L,), "float64", ("block",))
+        tables["compression_error"] = Layout((2,), (2,), "float64", ("measure",))
         tables["outside_norms"] = Layout((n, L), (r, L), "float64", ("train", "block"))
         for b, shape in bases.items():
             tables[basis_name(b)] = Layout(shape, shape, dtype, ("direction", "parameter"))

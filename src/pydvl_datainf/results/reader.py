@@ -1,5 +1,6 @@
 """A run in its store, as its user reads it."""
 
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -23,6 +24,23 @@ from pydvl_datainf.results.record import (
     TRAINING_LOSS,
 )
 from pydvl_datainf.results.stored import Stored
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionError:
+    """How far influences from compressed rows are from those of whole rows, on a sample.
+
+    The inverse of the run's method was taken over some training samples, from their whole rows and
+    from their coordinates, and influences of others of up to 64 on up to 32 test samples from both.
+
+    Args:
+        score_error: ‖S − T‖/‖T‖ of the influences S from coordinates and T from whole rows.
+        rank_correlation: Spearman's, of a test sample's influences in S and T, averaged over test
+            samples; 1 where there is one training sample.
+    """
+
+    score_error: float
+    rank_correlation: float
 
 
 class InfluenceRun:
@@ -129,6 +147,17 @@ class InfluenceRun:
             return None
         shares = self.run_of_rows().store.read("energy").tolist()
         return dict(zip(self.widths, shares, strict=True))
+
+    @property
+    def compression_error(self) -> CompressionError | None:
+        """What compression of the training rows changes; None where it is not there.
+
+        Raises:
+            StoreError: if it is damaged.
+        """
+        if "compression_error" not in self._store.layouts:
+            return None
+        return CompressionError(*self._store.read("compression_error").tolist())
 
     @property
     def test_ids(self) -> Array:

@@ -60,7 +60,7 @@ def planned(
     """
     compression = training.compression
     shapes = {} if compression is None else compression.shapes(model.widths, training.n)
-    sample = 0 if compression is None else compression.sample_size(training.n)
+    sample = 0 if compression is None else len(compression.kept_whole(training.n))
     asked = RunSize(
         n=training.n,
         m=m,

@@ -43,7 +43,7 @@ class RunSize:
         moments: bytes that second moments of layers take, all together, and eigenvectors of one.
         whole: d_l of each block, where widths are those of coordinates.
         bases: shapes of the bases of compressed rows, (r, d_l).
-        basis_sample: training samples that they are learned from.
+        basis_sample: training samples whose whole rows they are learned from and compared over.
     """
 
     n: int
@@ -74,14 +74,18 @@ class RunSize:
 
     @property
     def learning(self) -> int:
-        """Bytes while the basis of the widest block is learned.
+        """Bytes while the basis of the widest block is learned, and compared with whole rows.
 
         Rows of the sample, as read and in float64, their orthonormal factor and what that is
-        computed with; the small factor's singular vectors; and the basis, before it is rounded.
+        computed with; the small factor's singular vectors; and the basis, before it is rounded. A
+        solver over whole rows, and gradients of some queries in all blocks.
         """
         b, d = self.basis_sample, max((d for _, d in self.bases), default=0)
         r = max((r for r, _ in self.bases), default=0)
-        return b * d * (2 * self.itemsize + 3 * 8) + 4 * 8 * min(b, d) ** 2 + 2 * 8 * r * d
+        queries = min(MOST_SAMPLED_QUERIES, self.m_samples)
+        compared = self.method.bytes(b, queries, d) + 2 * queries * self.gradient if b else 0
+        learned = b * d * (2 * self.itemsize + 3 * 8) + 4 * 8 * min(b, d) ** 2 + 2 * 8 * r * d
+        return learned + compared
 
     @property
     def row(self) -> int:

@@ -72,6 +72,7 @@ class Stages:
             self._rows()
             self._choose_damping()
             self._energy()
+            self._compression_error()
             self._moments()
         # What a complete run had is made again where it is damaged, asked for or not.
         self.self_influence |= SELF_INFLUENCE in self.store.attributes["extras"]
@@ -107,8 +108,8 @@ class Stages:
         items = [tuple(missing[at : at + each]) for at in range(0, len(missing), each)]
         self._map("gradients", tasks.write_rows, items)
 
-    def _bases(self) -> None:
-        """Bases of compressed rows, and the whole rows that they are learned from."""
+    def _sample(self) -> None:
+        """Whole rows that are kept until they are projected."""
         parts, widths = tasks.sample_parts(self.spec), self.spec.parameters
         done = set(range(len(parts)))
         for b, width in enumerate(widths.values()):
@@ -116,6 +117,10 @@ class Stages:
             self.store.require(name, shape, (parts.size, width), self.spec.dtype, None)
             done &= self._complete(name, axis=0)
         self._map("sample", tasks.write_sample, [p for p in range(len(parts)) if p not in done])
+
+    def _bases(self) -> None:
+        """Bases of compressed rows, and the whole rows that they are learned from."""
+        self._sample()
         missing = [b for b in self.spec.basis_shapes if not self._sound[basis_name(b)]]
         self._map("bases", tasks.write_basis, missing)
 
@@ -131,6 +136,15 @@ class Stages:
         shares = 1 - np.divide(outside, whole, out=np.zeros_like(whole), where=whole > 0)
         self.take_over()
         self.store.write("energy", ..., shares)
+
+    def _compression_error(self) -> None:
+        """What compression changes, while there are whole rows; they go then."""
+        if self.spec.compression is None:
+            return
+        if not self._sound["compression_error"]:
+            self._sample()
+            self._map("compression error", tasks.write_compression_error, [None])
+        self.store.delete(tasks.SAMPLE)
 
     def _choose_damping(self) -> None:
         if self._sound["damping"]:
@@ -341,7 +355,7 @@ class Stages:
         names = ["squared_norms", "damping", "mean_influence"]
         names += self._row_names() if self.spec.plan.rows == "zarr" else []
         if self.spec.compression is not None and self.spec.train is not None:
-            names += ["energy", *map(basis_name, self.spec.basis_shapes)]
+            names += ["energy", "compression_error", *map(basis_name, self.spec.basis_shapes)]
         names += self._moment_names().values() if self.spec.train is not None else []
         return names + (["scores"] if self.spec.top_k is None else ["top", "top_scores"])
 

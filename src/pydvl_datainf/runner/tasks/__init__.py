@@ -7,7 +7,14 @@ of them, what is done stays done, and no message is larger than a few numbers.
 from typing import Any
 
 from pydvl_datainf.runner.tasks.approximation import write_approximation_error
-from pydvl_datainf.runner.tasks.bases import sample_name, sample_parts, write_basis, write_sample
+from pydvl_datainf.runner.tasks.bases import (
+    SAMPLE,
+    sample_name,
+    sample_parts,
+    write_basis,
+    write_compression_error,
+    write_sample,
+)
 from pydvl_datainf.runner.tasks.blocks import (
     RESIDUALS,
     SELF_PARTS,
@@ -53,6 +60,7 @@ __all__ = [
     "FACTORS",
     "PARTS",
     "RESIDUALS",
+    "SAMPLE",
     "SELF_PARTS",
     "SUMS",
     "VECTORS",
@@ -71,6 +79,7 @@ __all__ = [
     "vectors_name",
     "write_approximation_error",
     "write_basis",
+    "write_compression_error",
     "write_correction",
     "write_factors",
     "write_losses",

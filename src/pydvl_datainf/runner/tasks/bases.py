@@ -9,41 +9,80 @@ import torch
 
 from pydvl_datainf.batches import Batch, batch_length
 from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
+from pydvl_datainf.inverse.agreement import agreement, influences_of_both
 from pydvl_datainf.inverse.compression import Compression, leading_directions
 from pydvl_datainf.results.arrays import BASES, WORK
 from pydvl_datainf.results.layout import basis_name
 from pydvl_datainf.results.plan import Tiling
+from pydvl_datainf.runner.sizing import sampled_queries
 from pydvl_datainf.runner.tasks.context import Context, device_of
 from pydvl_datainf.runner.tasks.spec import RunSpec
 from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, concatenated
 
+SAMPLE = f"{WORK}/{BASES}"
+
 
 def sample_name(block: int) -> str:
-    """The array of the whole rows of the sample in a block."""
-    return f"{WORK}/{BASES}/{block}"
+    """The array of the whole rows of a block that are kept until they are projected."""
+    return f"{SAMPLE}/{block}"
 
 
 def sample_parts(spec: RunSpec) -> Tiling:
-    """The samples that bases are learned from, cut into as many as are computed at once."""
-    return Tiling(_compression(spec).sample_size(spec.plan.n), spec.plan.step)
+    """The samples whose whole rows are kept, cut into as many as are computed at once."""
+    return Tiling(len(_kept(spec)), spec.plan.step)
 
 
 def write_sample(part: int, context: Context, inputs: Inputs) -> None:
-    """The whole rows of some of the samples that bases are learned from."""
+    """Some of the whole rows that are kept until they are projected."""
     spec = context.spec
     place = sample_parts(spec)[part]
-    chosen = _compression(spec).positions(spec.plan.n)[place]
-    rows = concatenated(list(_rows_at(chosen, context, inputs)))
+    rows = concatenated(list(_rows_at(_kept(spec)[place], context, inputs)))
     for b, G in enumerate(rows.values()):
         context.store.write(sample_name(b), place, G.cpu().numpy())
 
 
 def write_basis(b: int, context: Context, inputs: Inputs) -> None:
-    """The basis of a block, from the rows of the sample."""
-    S = torch.tensor(context.store.read(sample_name(b), ...), device=device_of(inputs))
-    B = leading_directions(S, _compression(context.spec).rank)
+    """The basis of a block, from the rows of its sample."""
+    spec = context.spec
+    compression = _compression(spec)
+    wanted = np.isin(_kept(spec), compression.positions(spec.plan.n))
+    S = torch.tensor(context.store.read(sample_name(b), ...)[wanted], device=device_of(inputs))
+    B = leading_directions(S, compression.rank)
     context.store.write(basis_name(b), ..., B.cpu().numpy())
+
+
+def write_compression_error(_: None, context: Context, inputs: Inputs) -> None:
+    """What compression changes in influences of samples that no basis was learned from.
+
+    The inverse is taken over all whole rows that are kept, and over their coordinates.
+    """
+    spec, device = context.spec, device_of(inputs)
+    checked = np.isin(_kept(spec), _compression(spec).checked(spec.plan.n))
+    wanted = torch.tensor(checked, device=device)
+    vectors = concatenated(list(_whole_queries(context, inputs)))
+    found = []
+    for b, block in enumerate(spec.widths):
+        G = torch.tensor(context.store.read(sample_name(b), ...), device=device)
+        is_wide = b in spec.basis_shapes
+        B = torch.tensor(context.store.read(basis_name(b), ...), device=device) if is_wide else None
+        λ = context.damping[block]
+        found.append(influences_of_both(spec.method, vectors[block], G, B, λ, wanted))
+    S, T = (torch.stack(scores).double().sum(0) for scores in zip(*found, strict=True))
+    context.store.write("compression_error", ..., np.array(agreement(S, T)))
+
+
+def _whole_queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
+    """Whole gradients of some test samples."""
+
+    def rows_of(batch: Batch) -> BlockVectors:
+        x, y = (batch, None) if isinstance(batch, Mapping) else batch
+        context.gradients += batch_length(batch)
+        return inputs.influence.test_gradients_by_block(x, y)
+
+    for place in sampled_queries(context.spec.test.n):
+        for _, rows in context.each(inputs, inputs.test, context.spec.test, place, rows_of):
+            yield rows
 
 
 def whole_rows(tile: int, context: Context, inputs: Inputs) -> Iterator[tuple[slice, BlockVectors]]:
@@ -60,7 +99,7 @@ def whole_rows(tile: int, context: Context, inputs: Inputs) -> Iterator[tuple[sl
     spec, wanted = context.spec, context.spec.plan.train[tile]
     assert inputs.train is not None  # rows of a query are stored
     assert spec.train is not None
-    chosen = _compression(spec).positions(spec.plan.n)
+    chosen = _kept(spec)
     first = wanted.start
 
     def known(place: slice) -> BlockVectors:
@@ -108,6 +147,11 @@ def _new(context: Context, inputs: Inputs, batch: Batch) -> BlockVectors:
     rows = inputs.influence.loss_gradients_by_block(x, y)
     context.gradients += batch_length(batch)
     return rows
+
+
+def _kept(spec: RunSpec) -> Positions:
+    """Positions of the training samples whose whole rows are kept until they are projected."""
+    return _compression(spec).kept_whole(spec.plan.n)
 
 
 def _compression(spec: RunSpec) -> Compression:
