@@ -30,6 +30,7 @@ from pydvl_datainf.yardstick import compare, validate  # noqa: E402
 TRAIN, TEST, SIDE, CLASSES = 2000, 200, 14, 10
 EPOCHS, BATCH, RATE, MOMENTUM = 40, 100, 0.05, 0.9
 
+RANKS = (32, 64, 128, 256)
 NEWTON = "exact, Gauss-Newton"
 SCORED_SEEDS = range(100, 105)
 """Of the models whose influences are measured; retrainings have other seeds, 0 and 1."""
@@ -128,6 +129,10 @@ def all_scores(models, each, train, test):
         found[f"exact, {scale} λ"] = scores_of(first, "exact", train, test, **settings)
     for method in ("datainf", "ekfac"):
         found[f"{method}, 10 λ"] = scores_of(first, method, train, test, damping_scale=10)
+    for rank in RANKS:
+        settings = {"rows": "compressed", "rank": rank}
+        for method in ("datainf", "exact"):
+            found[f"{method}, rank {rank}"] = scores_of(first, method, train, test, **settings)
     for method in ("datainf", "exact"):
         found[f"{method}, sum over {len(models)} seeds"] = sum(each[method])
     rng = np.random.default_rng(0)

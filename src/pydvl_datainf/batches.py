@@ -106,6 +106,11 @@ def slice_batch(batch: Batch, start: int, stop: int | None) -> Batch:
     return _map(lambda tensor: tensor[start:stop], batch)
 
 
+def take_batch(batch: Batch, positions: Tensor) -> Batch:
+    """The samples at some positions, as copies."""
+    return _map(lambda tensor: tensor[positions.to(tensor.device)], batch)
+
+
 def reversed_batch(batch: Batch) -> Batch:
     """The samples in the opposite order."""
     return _map(lambda tensor: tensor.flip(0), batch)

@@ -21,6 +21,7 @@ import dense
 from pydvl_datainf import BatchError, SourceError
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import gradient_engine, sources
+from pydvl_datainf.gradients.compressed import read_compressed
 from pydvl_datainf.gradients.sources import (
     MemoryRows,
     Reader,
@@ -28,6 +29,7 @@ from pydvl_datainf.gradients.sources import (
     has_fixed_order,
     read_rows,
 )
+from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.objectives import OutputLoss
 from pydvl_datainf.vectors import length
 
@@ -103,6 +105,13 @@ class RowSourceContract:
         norms = sources.sum_norms(source)
         assert norms.n == 7
         assert norms.sums[""] == pytest.approx(float(exact.square().sum()), rel=1e-12)
+
+
+class TestCompressed(RowSourceContract):
+    """Of blocks that are not wider than the rank: rows are whole."""
+
+    def source(self, reader):
+        return read_compressed(reader, Compression(rank=50, basis_sample=3))[0]
 
 
 class TestMemory(RowSourceContract):

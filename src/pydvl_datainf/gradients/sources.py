@@ -32,7 +32,7 @@ from pydvl_datainf.inverse.damping import SquaredNorms, squared_norms
 from pydvl_datainf.objectives import ImageLayout
 from pydvl_datainf.vectors import BlockVectors, length, n_bytes
 
-RowsKept: TypeAlias = Literal["memory", "recompute", "auto"]
+RowsKept: TypeAlias = Literal["memory", "recompute", "compressed", "auto"]
 
 MEMORY_SHARE = 0.25
 """The share of the free memory, at the start of `fit`, up to which rows="auto" keeps rows."""
@@ -203,20 +203,11 @@ def read_rows(
         SourceError: if the data can be read only once, is empty, or would have to be read again
             although its loader draws other samples each time.
     """
-    if not isinstance(reader.data, Iterable):
-        raise SourceError(
-            f"The training data is a {type(reader.data).__name__}. Pass a DataLoader or a list of "
-            "batches."
-        )
-    if isinstance(reader.data, Iterator):
-        raise SourceError(
-            "The training data is an iterator, which can be read only once. Pass a DataLoader or a "
-            "list of batches."
-        )
+    check_readable(reader.data)
     if keep == "recompute":
-        _check_repeatable(reader.data)
+        check_repeatable(reader.data)
     if keep == "recompute" and not need_norms:
-        n = _check_some(_count(reader))
+        n = count_samples(reader)
         return RecomputedRows(replace(reader, seen=None), n), None
     budget = {"memory": float("inf"), "recompute": 0.0, "auto": _free_memory(reader.device)}[keep]
     tally = _Tally(budget if keep != "auto" else MEMORY_SHARE * budget)
@@ -224,7 +215,7 @@ def read_rows(
         tally.add(rows)
     n = _check_some(tally.n)
     if tally.kept is None:
-        _check_repeatable(reader.data)
+        check_repeatable(reader.data)
         return RecomputedRows(replace(reader, seen=None), n), tally.norms
     return MemoryRows(tally.kept, n), tally.norms
 
@@ -265,8 +256,35 @@ def _sampler(loader: DataLoader[Any]) -> Any:
     return sampler
 
 
-def _check_repeatable(data: Any) -> None:
-    """Raises for loaders that draw another subset of the samples on every pass."""
+def check_readable(data: Any) -> None:
+    """Checks that data can be read more than once.
+
+    Args:
+        data: of the training samples.
+
+    Raises:
+        SourceError: if it cannot be iterated over, or only once.
+    """
+    if not isinstance(data, Iterable):
+        raise SourceError(
+            f"The training data is a {type(data).__name__}. Pass a DataLoader or a list of batches."
+        )
+    if isinstance(data, Iterator):
+        raise SourceError(
+            "The training data is an iterator, which can be read only once. Pass a DataLoader or a "
+            "list of batches."
+        )
+
+
+def check_repeatable(data: Any) -> None:
+    """Checks that every pass yields the same samples.
+
+    Args:
+        data: of the training samples.
+
+    Raises:
+        SourceError: if a loader draws another subset of them on every pass.
+    """
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return
     sampler = _sampler(data)
@@ -284,14 +302,14 @@ def _check_repeatable(data: Any) -> None:
         )
 
 
-def _count(reader: Reader) -> int:
-    """The number of samples; the first batch is also tried out, so that errors come early."""
+def count_samples(reader: Reader) -> int:
+    """The number of samples, at least one; the first batch is tried out: errors come early."""
     count = 0
     for batch in reader.batches():
         if count == 0:
             reader.engine.rows(batch)
         count += batch_length(batch)
-    return count
+    return _check_some(count)
 
 
 def _check_some(n: int) -> int:

@@ -72,7 +72,8 @@ def approximation_error(
     Raises:
         ModelError: if it is an ensemble; compare its members.
         DampingError: if the inverse is not damped, so that it approximates nothing.
-        SourceError: if `samples` is not positive, or the inverse is not made of the gradients.
+        SourceError: if `samples` is not positive, or the inverse is not made of the gradients,
+            or of compressed ones.
 
     Examples:
         >>> from pydvl_datainf import DataInfInfluence
@@ -98,6 +99,11 @@ def approximation_error(
         raise SourceError(
             "Inverses are compared over the training gradients, and this one is made of other "
             'rows. Compare one with curvature="empirical".'
+        )
+    if influence.rows_kept == "compressed":
+        raise SourceError(
+            "Inverses are compared over whole rows, and these are compressed. Compare a model with "
+            'rows="memory".'
         )
     vectors = influence.test_gradients_by_block(x_test, y_test)
     n = influence.n_samples or 0

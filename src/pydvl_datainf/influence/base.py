@@ -27,12 +27,14 @@ from pydvl_datainf.errors import BatchError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
+from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.fitted import Fitted, check_order
+from pydvl_datainf.inverse.compression import compression_of
 from pydvl_datainf.inverse.damping import check_finite, given_damping, given_scale
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
@@ -81,6 +83,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         labels: Labels = "auto",
         label_seed: int = 0,
         test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
+        rank: int | None = None,
+        basis_sample: int | None = None,
+        basis_seed: int = 0,
     ):
         check_model(model)
         self.blocks = Blocks.from_model(model, block_structure)
@@ -94,9 +99,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         )
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise BatchError(f"batch_size must be a positive number or None, got {batch_size!r}.")
-        if rows not in ("memory", "recompute", "auto"):
-            raise SourceError(f'rows must be "memory", "recompute" or "auto", got {rows!r}.')
+        if rows not in ("memory", "recompute", "compressed", "auto"):
+            raise SourceError(
+                f'rows must be "memory", "recompute", "compressed" or "auto", got {rows!r}.'
+            )
         self.inverse.check_rows(rows)
+        self._compression = compression_of(rows, rank, basis_sample, basis_seed)
         # Solvers that cannot be joined hold all rows, so there is nothing to save.
         self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
         self.batch_size = batch_size
@@ -104,6 +112,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
         if curvature not in ("empirical", "gauss-newton"):
             raise ModelError(f'curvature must be "empirical" or "gauss-newton", got {curvature!r}.')
+        if curvature != "empirical" and self._compression is not None:
+            raise SourceError(
+                "The bases of compressed rows are learned from the gradients, and this curvature "
+                'takes other rows. Use rows="memory", or curvature="empirical".'
+            )
         self.curvature_engine: GradientEngine | None = None  # the rows are those of the gradients
         if curvature == "gauss-newton":
             given = (engine, model, self.objective)
@@ -142,7 +155,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     def _read(self, reader: Reader) -> Fitted:
         settings = (self._given_damping, self.blocks.widths, self.dtype, self._damping_scale)
-        return Fitted.read(reader, self.model, self.rows_kept, *settings, self.curvature_engine)
+        keep = self._compression or self.rows_kept
+        return Fitted.read(reader, self.model, keep, *settings, self.curvature_engine)
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
         """Whether `fit` saw these samples, in this order, and the model is as it was then.
@@ -243,6 +257,17 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def n_samples(self) -> int | None:
         """How many training samples `fit` saw; None before."""
         return None if self._fit is None else self._fit.source.n
+
+    @property
+    def energy(self) -> dict[str, float]:
+        """For each block which share of Σ‖g‖² over the training samples lies in its basis.
+
+        It is 1 where rows are whole. That of `influences` may be larger or smaller.
+
+        Raises:
+            NotFittedException: before `fit`.
+        """
+        return self._fitted().energy(self.blocks.names)
 
     @property
     def fitted_data(self) -> Mapping[str, int] | None:
@@ -355,8 +380,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.check_unchanged()
         left = self._rows(test, self._test_engine)
         if mode == InfluenceMode.Perturbation:
-            return self._perturbations(self._transformed(fitted, left), train)
+            return self._perturbations(self._factors(fitted, left), train)
         right = left if train is test and self.test_objective is None else self._rows(train)
+        if isinstance(fitted.source, CompressedRows):
+            left, right = fitted.projected(left), fitted.projected(right)
         if batch_length(test) <= batch_length(train):
             return products(self._transformed(fitted, left), right)
         return products(left, self._transformed(fitted, right))
@@ -390,7 +417,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         fitted, batch = self._fitted(), self._batch(x, y)
         self.check_unchanged()
-        return self._transformed(fitted, self._rows(batch, self._test_engine))
+        return self._factors(fitted, self._rows(batch, self._test_engine))
 
     def influences_from_factors(
         self,
@@ -513,12 +540,14 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def training_gradients_by_block(self) -> "Iterator[OrderedDict[str, Tensor]]":
         """The gradients of the fitted samples, chunk by chunk: as kept, or computed again.
 
+        Of compressed rows it is their part in the bases.
+
         Yields:
             For each block gradients as rows, shape (b, d_l), in the order of the training loader.
         """
         fitted = self._fitted()
         self.check_unchanged()
-        yield from fitted.chunks()
+        yield from map(fitted.lifted, fitted.chunks())
 
     @overload
     def training_influences(
@@ -551,7 +580,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         fitted.check_order()
         batch = self._batch(x_test, y_test)
         self.check_unchanged()
-        factors = self._transformed(fitted, self._rows(batch, self._test_engine))
+        vectors = fitted.projected(self._rows(batch, self._test_engine))
+        factors = self._transformed(fitted, vectors)
         with preserved_rng(fitted.device):
             parts = (products(factors, rows) for rows in fitted.source.chunks())
             if by_block:
@@ -568,6 +598,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self, data: Any = None, *, by_block: bool = False
     ) -> "Tensor | OrderedDict[str, Tensor]":
         """Computes the influence of each sample on itself, Σ_l g_kᵀ (inverse_l) g_k.
+
+        With compressed rows, g_k is the part of the gradient in the bases.
 
         Samples are taken in groups of up to 512 MiB of rows in float64; each group needs one pass
         over the training rows, which with recomputed rows is a pass over the data.
@@ -589,7 +621,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.check_unchanged()
         with preserved_rng(fitted.device):
             check_order(fitted.has_fixed_order if data is None else has_fixed_order(data))
-            own = fitted.source.chunks() if data is None else self._reader(as_batches(data)).rows()
+            if data is None:
+                own = fitted.source.chunks()
+            else:
+                own = map(fitted.projected, self._reader(as_batches(data)).rows())
             groups = grouped(map(widened, own), _GROUP_BYTES)
             parts: list[BlockVectors] = []
             residuals: list[Tensor] = []
@@ -605,9 +640,14 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     # The algebra over all blocks
 
+    def _factors(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+        """The inverse times whole vectors; for compressed rows, the part of it in their bases."""
+        return fitted.lifted(self._transformed(fitted, fitted.projected(vectors)))
+
     def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+        """The inverse times vectors that are as the rows are: whole, or coordinates."""
         residuals: dict[str, Tensor] = {}
-        factors = fitted.solve(self.inverse.times, vectors, residuals)
+        factors = fitted.solve(self.inverse.times, vectors, residuals, self.inverse.weighed)
         check_finite(factors)
         if residuals:
             self._warn_of(residuals.values())
@@ -620,7 +660,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def _forms(
         self, fitted: Fitted, vectors: BlockVectors, residuals: dict[str, Tensor]
     ) -> BlockVectors:
-        return fitted.solve(self.inverse.forms, vectors, residuals)
+        return fitted.solve(self.inverse.forms, vectors, residuals, self.inverse.weighed)
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model
@@ -647,7 +687,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     # What pyDVL's base class asks for
 
     def _solve_hvp(self, rhs: Tensor) -> Tensor:
-        return self.blocks.flatten(self._transformed(self._fitted(), self.blocks.unflatten(rhs)))
+        return self.blocks.flatten(self._factors(self._fitted(), self.blocks.unflatten(rhs)))
 
     def _loss_grad(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         return self.loss_gradients(x, y)

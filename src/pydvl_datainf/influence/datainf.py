@@ -40,7 +40,10 @@ class DataInfInfluence(BlockwiseInfluence):
             "capture" (the latter is an error) or "functional" (`torch.func`).
         rows: what happens to the training gradients after `fit`: "memory" keeps them, "recompute"
             computes them again whenever they are needed, "auto" keeps them while they take less
-            than a quarter of the memory that is free.
+            than a quarter of the memory that is free; "compressed" keeps of each block `rank`
+            numbers: coordinates in the directions in which the rows of some training samples have
+            most of their energy. What gradients have outside of these is dropped, of test samples
+            too; λ and DataInf's weights are those of whole rows.
         batch_size: the largest number of samples in one gradient computation; None = as given.
         max_tokens: the largest number of tokens, padding included, in one gradient computation:
             the samples of each batch are taken by length and without common padding at the right,
@@ -58,6 +61,10 @@ class DataInfInfluence(BlockwiseInfluence):
         test_objective: what is asked of test samples in place of their loss, such as `Margin()`;
             training samples keep the loss. Positive = more weight on k lowers it for t, so what is
             to be large, as a margin is, comes with a minus. None = the loss.
+        rank: numbers that compressed rows keep of a block; blocks of no more parameters are kept
+            whole. None = 256.
+        basis_sample: training samples that the directions are learned from; None = 2 · rank.
+        basis_seed: another number chooses others.
 
     Raises:
         BlockError: if the block structure does not fit the model.
@@ -67,7 +74,8 @@ class DataInfInfluence(BlockwiseInfluence):
             curvature.
         ObjectiveError: if the loss is neither a callable nor an objective, or there is no such
             choice of labels.
-        SourceError: if there is no such choice of `rows`.
+        SourceError: if there is no such choice of `rows`, a number of compressed rows is out of
+            range, or rows are to be compressed with the curvature of others.
         BatchError: if batch_size or max_tokens is not a positive integer.
     """
 

@@ -22,7 +22,8 @@ class ExactInfluence(BlockwiseInfluence):
         block_structure: as in `DataInfInfluence`.
         gradients: as in `DataInfInfluence`.
         rows: "memory" or "auto", which mean the same here: a block needs the gradients of all
-            samples together. Where they do not fit, use `run_influences` with rows="zarr".
+            samples together; or "compressed", where whole ones do not fit. `run_influences` keeps
+            them on disk.
         batch_size: as in `DataInfInfluence`.
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
@@ -30,6 +31,9 @@ class ExactInfluence(BlockwiseInfluence):
         curvature: as in `DataInfInfluence`.
         labels: as in `DataInfInfluence`.
         label_seed: as in `DataInfInfluence`.
+        rank: as in `DataInfInfluence`.
+        basis_sample: as in `DataInfInfluence`.
+        basis_seed: as in `DataInfInfluence`.
 
     Raises:
         SourceError: if rows are to be computed again.

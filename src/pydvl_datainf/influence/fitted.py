@@ -1,8 +1,9 @@
 """What `fit` learns of the training data and of the model."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
 from pydvl_datainf.gradients import GradientEngine
+from pydvl_datainf.gradients.compressed import CompressedRows, Weigh, read_compressed
 from pydvl_datainf.gradients.sources import (
     MemoryRows,
     Reader,
@@ -21,6 +23,7 @@ from pydvl_datainf.gradients.sources import (
     sum_norms,
 )
 from pydvl_datainf.gradients.supported import preserved_rng
+from pydvl_datainf.inverse.compression import Compression, lifted, projected
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.inverse.method import Makes, solve
 from pydvl_datainf.vectors import BlockVectors
@@ -55,7 +58,7 @@ class Fitted:
         cls,
         reader: Reader,
         model: nn.Module,
-        keep: RowsKept,
+        keep: RowsKept | Compression,
         given: Mapping[str, float],
         widths: Mapping[str, int],
         dtype: torch.dtype,
@@ -67,7 +70,7 @@ class Fitted:
         Args:
             reader: of the training data.
             model: whose gradients are read.
-            keep: what happens to the rows.
+            keep: what happens to the rows, or how they are compressed.
             given: λ of the blocks that have one.
             widths: d_l of all blocks.
             dtype: of the rows.
@@ -118,17 +121,58 @@ class Fitted:
         """Names of the model's tensors that are not as they were."""
         return differences(self.model, fingerprint(model))
 
+    @property
+    def bases(self) -> BlockVectors:
+        """Of the blocks whose rows are coordinates."""
+        source = self.source
+        return source.bases if isinstance(source, CompressedRows) else OrderedDict()
+
+    def energy(self, blocks: Iterable[str]) -> dict[str, float]:
+        """For each block the share of the rows' squared norms that lies in its basis."""
+        if not isinstance(self.source, CompressedRows) or self.norms is None:
+            return dict.fromkeys(blocks, 1.0)
+        outside = self.source.sum_outside()
+        whole = self.norms.sums
+        return {b: 1 - outside[b] / whole[b] if whole[b] else 1.0 for b in blocks}
+
+    def projected(self, vectors: BlockVectors) -> BlockVectors:
+        """Vectors as the rows are: their coordinates, or themselves."""
+        return projected(vectors, self.bases)
+
+    def lifted(self, vectors: BlockVectors) -> BlockVectors:
+        """Whole vectors of what is as the rows are."""
+        return lifted(vectors, self.bases)
+
     def solve(
-        self, make: Makes, vectors: BlockVectors, residuals: dict[str, Tensor] | None = None
+        self,
+        make: Makes,
+        vectors: BlockVectors,
+        residuals: dict[str, Tensor] | None = None,
+        weigh: Weigh | None = None,
     ) -> BlockVectors:
-        """The inverse times vectors, or its forms, over the rows; see `inverse.method.solve`."""
+        """The inverse times vectors, or its forms, over the rows; see `inverse.method.solve`.
+
+        Args:
+            make: of the method.
+            vectors: as the rows are.
+            residuals: is given those of blocks whose answers are iterated for.
+            weigh: of the method, where rows may be compressed.
+
+        Returns:
+            For each block what was solved.
+        """
         source = self.curvature or self.source
-        is_kept = isinstance(source, MemoryRows)  # then a pass is free: one solver at a time
+        is_kept = isinstance(source, MemoryRows | CompressedRows)
+        # Then a pass is free: one solver at a time.
         parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]
+        passes: Callable[[], Iterator[BlockVectors]] = source.chunks
+        if isinstance(source, CompressedRows):
+            assert weigh is not None  # methods without it refuse such rows
+            passes = partial(source.weighed, weigh, self.damping)
         result: BlockVectors = OrderedDict()
         with preserved_rng(self.device):
             for part in parts:
-                result |= solve(make, part, source.chunks, source.n, self.damping, residuals)
+                result |= solve(make, part, passes, source.n, self.damping, residuals)
         return result
 
     def chunks(self) -> Iterator[BlockVectors]:
@@ -156,11 +200,14 @@ def check_order(is_fixed: bool) -> None:
 
 
 def _read(
-    reader: Reader, keep: RowsKept, *, need_norms: bool
+    reader: Reader, keep: RowsKept | Compression, *, need_norms: bool
 ) -> tuple[RowSource, SquaredNorms | None, DataChecksum]:
     seen = DataChecksum()
     with preserved_rng(reader.device):
-        return *read_rows(replace(reader, seen=seen), keep, need_norms=need_norms), seen
+        watched = replace(reader, seen=seen)
+        if isinstance(keep, Compression):
+            return *read_compressed(watched, keep), seen
+        return *read_rows(watched, keep, need_norms=need_norms), seen
 
 
 def _changed_by_itself(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

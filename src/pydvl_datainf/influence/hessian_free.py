@@ -38,6 +38,9 @@ class HessianFreeInfluence(BlockwiseInfluence):
         progress: as in `DataInfInfluence`.
         damping_scale: as in `DataInfInfluence` with scaled=True; None without.
         test_objective: as in `DataInfInfluence`.
+        rank: as in `DataInfInfluence`.
+        basis_sample: as in `DataInfInfluence`.
+        basis_seed: as in `DataInfInfluence`.
         scaled: whether the products of block l are divided by λ_l. Otherwise every λ_l is one.
 
     Raises:
@@ -58,6 +61,9 @@ class HessianFreeInfluence(BlockwiseInfluence):
         progress: bool = False,
         damping_scale: float | None = None,
         test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
+        rank: int | None = None,
+        basis_sample: int | None = None,
+        basis_seed: int = 0,
         scaled: bool = False,
     ):
         self.inverse = SCALED_HESSIAN_FREE if scaled else HESSIAN_FREE
@@ -73,6 +79,9 @@ class HessianFreeInfluence(BlockwiseInfluence):
             progress=progress,
             damping_scale=damping_scale,
             test_objective=test_objective,
+            rank=rank,
+            basis_sample=basis_sample,
+            basis_seed=basis_seed,
         )
 
     def with_regularization(

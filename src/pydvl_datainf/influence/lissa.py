@@ -34,12 +34,15 @@ class LissaInfluence(BlockwiseInfluence):
         block_structure: as in `DataInfInfluence`.
         gradients: as in `DataInfInfluence`.
         rows: "memory" or "auto", which mean the same here: each step reads the gradients of all
-            samples. Where they do not fit, use `run_influences` with rows="zarr".
+            samples; or "compressed". Where they do not fit, use `run_influences` with rows="zarr".
         batch_size: as in `DataInfInfluence`.
         max_tokens: as in `DataInfInfluence`.
         progress: as in `DataInfInfluence`.
         damping_scale: as in `DataInfInfluence`.
         test_objective: as in `DataInfInfluence`.
+        rank: as in `DataInfInfluence`.
+        basis_sample: as in `DataInfInfluence`.
+        basis_seed: as in `DataInfInfluence`.
         iterations: the most steps.
         tolerance: the residual at which a sample's steps end.
 
@@ -62,6 +65,9 @@ class LissaInfluence(BlockwiseInfluence):
         progress: bool = False,
         damping_scale: float | None = None,
         test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
+        rank: int | None = None,
+        basis_sample: int | None = None,
+        basis_seed: int = 0,
         iterations: int = 100,
         tolerance: float = 1e-2,
     ):
@@ -78,6 +84,9 @@ class LissaInfluence(BlockwiseInfluence):
             progress=progress,
             damping_scale=damping_scale,
             test_objective=test_objective,
+            rank=rank,
+            basis_sample=basis_sample,
+            basis_seed=basis_seed,
         )
 
     def residuals_by_block(self, x: Inputs, y: Tensor | None = None) -> "OrderedDict[str, Tensor]":
@@ -90,8 +99,9 @@ class LissaInfluence(BlockwiseInfluence):
         Returns:
             For each block ‖(H + λ I) x − v‖/‖v‖ of each sample, shape (B,).
         """
-        vectors = self.loss_gradients_by_block(x, y)
-        residuals: dict[str, Tensor] = {}
+        fitted = self._fitted()
+        vectors = fitted.projected(self.loss_gradients_by_block(x, y))
         self.check_unchanged()
-        self._fitted().solve(self.inverse.times, vectors, residuals)
+        residuals: dict[str, Tensor] = {}
+        fitted.solve(self.inverse.times, vectors, residuals, self.inverse.weighed)
         return OrderedDict((block, residuals[block]) for block in vectors)

@@ -1,5 +1,6 @@
 """How far an approximate inverse is from the exact one."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,9 +9,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from pydvl_datainf.inverse.compression import projected, remainders
 from pydvl_datainf.inverse.method import Method, solve
 from pydvl_datainf.inverse.woodbury import Exact
-from pydvl_datainf.vectors import BlockVectors, length, products, total
+from pydvl_datainf.vectors import BlockVectors, length, product, products, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ def compared_with_exact(
     vectors: BlockVectors,
     rows: BlockVectors,
     damping: Mapping[str, float],
+    fed: Mapping[str, Tensor] | None = None,
 ) -> Comparison:
     """Sets a method beside the exact one, both taken over the same n rows G.
 
@@ -47,6 +50,7 @@ def compared_with_exact(
         vectors: for each block vectors as rows, (m, d_l).
         rows: for each block gradients of n training samples as rows, (n, d_l).
         damping: λ of each block.
+        fed: what the approximate one is made of in place of the rows, as compressed ones want it.
 
     Returns:
         Errors, which are 0, and cosines, which are 1, where both transforms are zero.
@@ -54,9 +58,10 @@ def compared_with_exact(
     n = length(rows)
     methods = method if isinstance(method, Mapping) else dict.fromkeys(vectors, method)
     times = {block: one.times for block, one in methods.items()}
-    approximate, exact = (
-        solve(make, vectors, lambda: [rows], n, damping) for make in (times, Exact().times)
+    approximate = solve(
+        times, vectors, lambda: [rows if fed is None else OrderedDict(fed)], n, damping
     )
+    exact = solve(Exact().times, vectors, lambda: [rows], n, damping)
     S, T = total(products(approximate, rows)), total(products(exact, rows))
     return Comparison(
         errors={block: _error(approximate[block], E) for block, E in exact.items()},
@@ -64,6 +69,37 @@ def compared_with_exact(
         score_error=_error(S, T),
         rank_correlation=_rank_correlation(S, T),
     )
+
+
+def influences_of_both(
+    method: Method, V: Tensor, G: Tensor, B: Tensor | None, λ: float, checked: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Influences from compressed and from whole rows of a block, by one method.
+
+    Args:
+        method: whose inverse is taken over all n rows, whole or compressed.
+        V: vectors as rows, (m, d).
+        G: whole rows, (n, d).
+        B: the basis, (r, d); None = the block is kept whole.
+        λ: the damping.
+        checked: of which of the rows the influences are, (n,), true or false.
+
+    Returns:
+        Two matrices (m, k), for k rows that are checked.
+    """
+    bases = {} if B is None else {"": B}
+    rows = OrderedDict({"": G})
+    C, damping = projected(rows, bases), {"": λ}
+    fed = OrderedDict({"": method.weighed(C[""], remainders(rows, C)[""], λ)})
+    whole = solve(method.times, {"": V}, lambda: [rows], len(G), damping)
+    less = solve(method.times, projected({"": V}, bases), lambda: [fed], len(G), damping)
+    return product(less[""], C[""][checked]), product(whole[""], G[checked])
+
+
+def agreement(S: Tensor, T: Tensor) -> tuple[float, float]:
+    """‖S − T‖/‖T‖ of influences (m, k), and their rank correlation, 1 where it is not defined."""
+    correlation = _rank_correlation(S, T)
+    return _error(S, T), 1.0 if correlation is None else correlation
 
 
 def _error(A: Tensor, E: Tensor) -> float:

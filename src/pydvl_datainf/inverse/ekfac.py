@@ -200,11 +200,17 @@ class Ekfac(Method):
         """Checks that training rows can serve.
 
         Args:
-            kept: where they are: "memory", "zarr", "recompute" or "auto".
+            kept: where they are: "memory", "zarr", "recompute",
+                "compressed" or "auto".
 
         Raises:
-            SourceError: if they are to be computed again.
+            SourceError: if they are to be computed again, or compressed.
         """
+        if kept == "compressed":
+            raise SourceError(
+                "EK-FAC multiplies rows with eigenvectors of layers, which compressed rows are not "
+                'long enough for. Use ExactInfluence with rows="compressed", or keep whole rows.'
+            )
         if kept == "recompute":
             raise SourceError(
                 "EK-FAC takes its eigenvalues, and the exact inverse of blocks that are no linear "

@@ -102,6 +102,19 @@ class Method(Protocol):
         """A solver for vᵀ (inverse) v of each row v of V (m, d), over n training rows: (m,)."""
         ...
 
+    def weighed(self, C: Tensor, outside: Tensor, λ: float) -> Tensor:
+        """What solvers are fed in place of compressed rows, see `inverse.compression`.
+
+        Args:
+            C: coordinates of rows, (b, r).
+            outside: by how much ‖g‖² of each row is more than ‖c‖², (b,), in float64.
+            λ: the damping.
+
+        Returns:
+            (b, r); the coordinates themselves where norms of single rows take no part.
+        """
+        return C
+
     def bytes(self, n: int, m: int, d: int) -> int:
         """The most that a solver of one block takes, beside V, the result, and what is being added.
 
@@ -128,7 +141,8 @@ class Method(Protocol):
         """Checks that training rows can serve.
 
         Args:
-            kept: where they are: "memory", "zarr", "recompute" or "auto".
+            kept: where they are: "memory", "zarr", "recompute",
+                "compressed" or "auto".
 
         Raises:
             SourceError: if rows that are kept so cannot.

@@ -44,6 +44,12 @@ class DataInf(Method):
         m, d = V.shape
         return NarrowForms(V, λ, n) if d * (n + m) < n * m else Forms(V, λ, n)
 
+    def weighed(
+        self, C: Float[Tensor, "b r"], outside: Float[Tensor, " b"], λ: float
+    ) -> Float[Tensor, "b r"]:
+        """√a c with a = λ/(λ + s), for s outside: a/(λ + a ‖c‖²) = 1/(λ + ‖c‖² + s)."""
+        return C.double() * (λ / (λ + outside)).sqrt()[:, None]
+
     def bytes(self, n: int, m: int, d: int) -> int:
         """V in float64 and its corrections; the sums for forms are not larger."""
         return float64_bytes((m, d), (m, d))

@@ -63,7 +63,8 @@ class Exact(Method):
         """Checks that training rows can serve.
 
         Args:
-            kept: where they are: "memory", "zarr", "recompute" or "auto".
+            kept: where they are: "memory", "zarr", "recompute",
+                "compressed" or "auto".
 
         Raises:
             SourceError: if they are to be computed again.

@@ -1,7 +1,7 @@
 """What a job would take: samples, parameters, tiles, memory, disk and time."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -10,6 +10,7 @@ from dask.utils import format_bytes
 from rich.table import Table
 
 from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.ekfac import layer_flops
 from pydvl_datainf.jobfile.checkpoints import PreparedSum
 from pydvl_datainf.jobfile.preparation import Prepared
@@ -63,9 +64,13 @@ def estimate_tables(job: Prepared | PreparedSum, store: Store) -> Iterator[Table
     inputs = Inputs(influence, as_batched(prepared.loader("test"), None, "test"), None)
     model = inputs.describe()
     plan = plan_of(prepared, model, store)
+    compression, beside = RunOptions(**prepared.settings).compression, (0, 0)
+    if compression is not None:  # the inverse works on coordinates
+        beside = compressed_bytes(compression, model, plan.n)
+        model = replace(model, widths=compression.widths(model.widths, plan.n))
     yield facts_table("The data", _data(prepared))
     yield facts_table("The model", _model(prepared, influence))
-    yield facts_table("The plan", _plan(prepared, plan, model, runs))
+    yield facts_table("The plan", _plan(prepared, plan, model, runs, beside))
     yield facts_table("The time, on this machine", _time(prepared, plan, model, influence, runs))
 
 
@@ -84,7 +89,9 @@ def plan_of(prepared: Prepared, model: Description, store: Store) -> Plan:
     executor = executor_for(None, prepared.job.jobs, False)
     wishes = RunOptions(**prepared.settings)
     try:
-        return planned(model, wishes, tests.n, tests, NewRows(training), executor, store)
+        return planned(
+            model, wishes, tests.n, tests, NewRows(training, wishes.compression), executor, store
+        )
     finally:
         executor.close()
 
@@ -124,6 +131,24 @@ def bytes_passing(plan: Plan, model: Description) -> int:
         return itemsize * (2 * vectors + sums)
     parts = len(plan.pieces) * queries * plan.n if len(plan.pieces) > 1 else 0
     return itemsize * (vectors + parts) + moments
+
+
+def compressed_bytes(compression: Compression, model: Description, n: int) -> tuple[int, int]:
+    """What compressed rows take on disk beside their coordinates.
+
+    Args:
+        compression: how.
+        model: what is known of it.
+        n: training samples.
+
+    Returns:
+        Bytes: of bases and what rows have outside of them; and, for a time, of whole rows of
+        some samples.
+    """
+    itemsize = np.dtype(model.dtype).itemsize
+    bases = sum(r * d for r, d in compression.shapes(model.widths, n).values())
+    whole = len(compression.kept_whole(n)) * sum(model.widths.values())
+    return itemsize * bases + 8 * n * len(model.widths), itemsize * whole
 
 
 def stored_moments(model: Description) -> int:
@@ -210,11 +235,13 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
     return facts
 
 
-def _plan(prepared: Prepared, plan: Plan, model: Description, runs: int) -> dict[str, str]:
+def _plan(
+    prepared: Prepared, plan: Plan, model: Description, runs: int, beside: tuple[int, int]
+) -> dict[str, str]:
     rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
-    rows += stored_moments(model)
+    rows += stored_moments(model) + beside[0]
     scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
-    passing = bytes_passing(plan, model)
+    passing = bytes_passing(plan, model) + beside[1]
     several = {"Checkpoints": f"{runs:,}, one after the other, and their sum"} if runs > 1 else {}
     size = runs * (rows + scores) + (scores if runs > 1 else 0)
     return several | {
@@ -222,7 +249,9 @@ def _plan(prepared: Prepared, plan: Plan, model: Description, runs: int) -> dict
             "memory": "kept in memory",
             "zarr": "kept on disk, in half precision",
             "recompute": "computed again for each pass",
-        }[plan.rows],
+        }[plan.rows]
+        if prepared.job.rows != "compressed"
+        else f"kept on disk, {plan.n_parameters:,} numbers of a sample in half precision",
         "Tiles of scores": (
             f"{len(plan.test):,} x {len(plan.train):,}, of {plan.test_tile:,} test by "
             f"{plan.train_tile:,} training samples"
@@ -246,6 +275,8 @@ def _time(
     lengths = prepared.material.train.samples.lengths
     m = len(prepared.material.test.samples)
     again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
+    if prepared.job.rows == "compressed":  # test samples, to compare compressed rows with whole
+        again += sum(part.stop - part.start for part in sampled_queries(m))
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
     count += again * sum(lengths) // len(lengths)
     number = runs * (train * plan.n + test * plan.m + again)

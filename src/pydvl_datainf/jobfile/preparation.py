@@ -71,6 +71,9 @@ class Prepared:
         return {
             "memory": self.job.memory,
             "rows": self.job.rows,
+            "rank": self.job.rank,
+            "basis_sample": self.job.basis_sample,
+            "basis_seed": self.job.basis_seed,
             "top_k": self.job.top_k,
             "by_block": self.job.by_block,
             "self_influence": self.job.self_influence,

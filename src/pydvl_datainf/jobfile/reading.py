@@ -236,6 +236,18 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             ("rows",),
             f"method {job.method} needs all rows together; let 'rows' be zarr or memory.",
         )
+    if job.method == "ekfac" and job.rows == "compressed":
+        yield (
+            ("rows",),
+            "method ekfac needs whole rows; let 'rows' be zarr, or 'method' be exact.",
+        )
+    of_compressed = ("rank", job.rank), ("basis_sample", job.basis_sample)
+    for name, value in (*of_compressed, ("basis_seed", job.basis_seed or None)):
+        if value is not None and job.rows != "compressed":
+            yield (
+                (name,),
+                f"'{name}' is that of compressed rows; let 'rows' be compressed.",
+            )
     if job.scheduler is not None and job.jobs is not None:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
     if job.training is not None and job.checkpoints is None:

@@ -211,6 +211,10 @@ class Job(_Part):
         damping_scale: what λ that are chosen automatically are multiplied by.
         blocks: what is a block.
         rows: where gradients of training samples are kept.
+        rank: of compressed rows: numbers that are kept of a block (256 if nothing else is said).
+        basis_sample: training samples that their directions are learned from (2 · rank if nothing
+            else is said).
+        basis_seed: of the choice of these.
         memory: for our arrays, in bytes or as text.
         batch_size: samples that are read, and sorted by length, together; of images, those in one
             gradient computation.
@@ -266,7 +270,10 @@ class Job(_Part):
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
     damping_scale: Positive | None = None
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
-    rows: Literal["auto", "memory", "zarr", "recompute"] = "auto"
+    rows: Literal["auto", "memory", "zarr", "compressed", "recompute"] = "auto"
+    rank: Count | None = None
+    basis_sample: Count | None = None
+    basis_seed: Position = 0
     memory: Count | Amount = "2GiB"
     batch_size: Count = 64
     max_tokens: Count = 2048

@@ -11,7 +11,7 @@ from pydvl_datainf.report.labels import MOST as MOST_LABELS
 from pydvl_datainf.report.samples import Samples, Side
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust
-from pydvl_datainf.results.facts import run_facts
+from pydvl_datainf.results.facts import count_parameters, run_facts
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.terminal import visible
 
@@ -180,7 +180,7 @@ def tiles_of(
     yield "method", run.attrs["fingerprint"]["method"], "run"
     yield "training samples", f"{plan.n:,}", "suspects"
     yield f"{query_name(run)}s", f"{plan.m:,}", "queries"
-    yield f"blocks, {plan.n_parameters:,} parameters", f"{len(run.widths):,}", "blocks"
+    yield f"blocks, {count_parameters(run):,} parameters", f"{len(run.widths):,}", "blocks"
     if values:
         yield "damping λ", _span(min(values), max(values)), "blocks"
     yield trust.measure, trust.value, "trust"

@@ -16,6 +16,9 @@ WORK = "work"
 ROWS = "rows"
 """The subgroup of training rows: noise to a compressor, which would halve the speed."""
 
+BASES = "bases"
+"""The subgroup of the bases of compressed rows: noise too."""
+
 MOMENTS = "moments"
 """The subgroup of the second moments of layers."""
 
@@ -72,7 +75,7 @@ class Layout(NamedTuple):
 
 def is_compressed(name: str) -> bool:
     """Whether the chunks of an array are compressed."""
-    return not name.startswith((f"{ROWS}/", f"{WORK}/"))
+    return not name.startswith((f"{ROWS}/", f"{BASES}/", f"{WORK}/"))
 
 
 def _described(array: "zarr.Array[Any]") -> dict[str, Any]:

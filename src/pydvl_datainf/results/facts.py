@@ -12,7 +12,7 @@ from dask.utils import format_bytes
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.record import TEST_OBJECTIVE
+from pydvl_datainf.results.record import COMPRESSION, TEST_OBJECTIVE
 
 RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
 
@@ -52,7 +52,7 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         "Training samples": f"{plan.n:,}",
         "Test samples": f"{told['test samples']:,}{groups}",
         "Blocks": f"{len(told['blocks']):,}",
-        "Parameters in them": f"{plan.n_parameters:,}",
+        "Parameters in them": f"{count_parameters(run):,}",
         "Damping λ, smallest to largest": (
             "none"
             if not run.parts and not method_of(told).is_damped
@@ -91,6 +91,25 @@ def _trust(run: InfluenceRun) -> dict[str, str]:
     }
 
 
+def count_parameters(run: InfluenceRun) -> int:
+    """Parameters in all blocks; a compressed row has fewer numbers."""
+    told = run.attrs["fingerprint"].get(COMPRESSION)
+    return run.plan.n_parameters if told is None else sum(told["widths"])
+
+
+def _compressed(run: InfluenceRun, names: Sequence[str]) -> dict[str, str]:
+    """What compressed rows keep."""
+    if "energy" not in names or not run.store.present("energy"):
+        return {}
+    shares = run.store.read("energy")
+    told = {"Energy in these, of the blocks": f"{shares.min():.1%} to {shares.max():.1%}"}
+    if run.store.present("compression_error") and (error := run.compression_error) is not None:
+        told["Influences against those of whole rows, on a sample"] = (
+            f"relative error {error.score_error:.2g}, rank correlation {error.rank_correlation:.3f}"
+        )
+    return told
+
+
 def _kept(run: InfluenceRun, names: Sequence[str], rows_in: str | None) -> dict[str, str]:
     told = run.attrs["fingerprint"]
     scores, rows = "all", "no"
@@ -102,10 +121,15 @@ def _kept(run: InfluenceRun, names: Sequence[str], rows_in: str | None) -> dict[
         rows = f"those in {rows_in}"
     elif run.plan.rows == "zarr":
         rows = "yes, in half precision"
+    own = "yes" if "self_influence" in names else "no"
+    if COMPRESSION in told and rows_in is None:
+        rows = f"yes, of each block {told[COMPRESSION]['rank']:,} coordinates at most"
+        own += ", of coordinates alone" if own == "yes" else ""
     return {
         "Scores kept": scores,
         "Training rows kept": rows,
-        "Self-influences": "yes" if "self_influence" in names else "no",
+        **_compressed(run, names),
+        "Self-influences": own,
         "Columns of training samples": _columns_in(names, "train_"),
         "Columns of test samples": _columns_in(names, "test_"),
     }

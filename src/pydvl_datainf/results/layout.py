@@ -4,15 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydvl_datainf.errors import StoreError
-from pydvl_datainf.results.arrays import MOMENTS, ROWS, Layout
+from pydvl_datainf.results.arrays import BASES, MOMENTS, ROWS, Layout
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
     APPROXIMATION,
+    COMPRESSION,
     EXTRAS,
     OF_ONE_INVERSE,
     SELF_INFLUENCE,
     TRAINING_LOSS,
     comparison_said,
+    compression_said,
     faults,
     is_sum,
 )
@@ -35,6 +37,7 @@ def arrays_of(
     stores_rows: bool,
     columns: Mapping[str, str],
     moments: Mapping[int, int] | None = None,
+    bases: Mapping[int, tuple[int, int]] | None = None,
 ) -> dict[str, Layout]:
     """The arrays of a run, but for intermediate ones.
 
@@ -47,6 +50,7 @@ def arrays_of(
         stores_rows: whether training rows are kept in the store.
         columns: data type of each column of ids and metadata.
         moments: for blocks by number, entries of the moments of their layer that are kept.
+        bases: where rows are compressed, (r, d_l) of the blocks by number that have a basis.
 
     Returns:
         Layouts by name, `EXTRAS` among them.
@@ -69,6 +73,12 @@ def arrays_of(
         tables["row_scales"] = Layout((n, L), (r, L), dtype, ("train", "block"))
         for p, (_, width) in enumerate(plan.pieces):
             tables[rows_name(p)] = Layout((n, width), (r, width), "float16", ("train", "parameter"))
+    if bases is not None:
+        tables["energy"] = Layout((L,), (L,), "float64", ("block",))
+        tables["compression_error"] = Layout((2,), (2,), "float64", ("measure",))
+        tables["outside_norms"] = Layout((n, L), (r, L), "float64", ("train", "block"))
+        for b, shape in bases.items():
+            tables[basis_name(b)] = Layout(shape, shape, dtype, ("direction", "parameter"))
     if top_k is not None:
         k, names = min(top_k, n), ("test", "end", "rank")
         tables["top"] = Layout((m, len(ENDS), k), (t, len(ENDS), k), "int64", names)
@@ -88,6 +98,11 @@ def arrays_of(
 def rows_name(piece: int) -> str:
     """The array of the training rows of a piece of blocks."""
     return f"{ROWS}/{piece}"
+
+
+def basis_name(block: int) -> str:
+    """The array of the basis of a block."""
+    return f"{BASES}/{block}"
 
 
 def moments_name(block: int) -> str:
@@ -128,6 +143,7 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
         stores_rows=plan.rows == "zarr" and attributes["rows_in"] is None,
         columns=attributes["columns"],
         moments=_moments_said(attributes),
+        bases=_bases_said(attributes),
     )
     if not is_sum(attributes):
         return tables
@@ -139,6 +155,16 @@ def _moments_said(attributes: Mapping[str, Any]) -> dict[int, int]:
     said = attributes["fingerprint"]
     layers = said.get("layers", {}) if attributes["rows_in"] is None else {}
     return moments_of(said["blocks"], layers)
+
+
+def _bases_said(attributes: Mapping[str, Any]) -> dict[int, tuple[int, int]] | None:
+    """Shapes of the bases that a run keeps: a query has none of its own, nor a sum."""
+    said, n = attributes["fingerprint"], attributes["plan"]["n"]
+    compression = compression_said(said)
+    if compression is None or attributes["rows_in"] is not None:
+        return None
+    widths = dict(zip(said["blocks"], said[COMPRESSION]["widths"], strict=True))
+    return compression.shapes(widths, n)
 
 
 def column_type(dtype: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.layout import opened
+from pydvl_datainf.results.record import COMPRESSION
 from pydvl_datainf.results.stored import Stored
 
 SHARED = (
@@ -17,6 +18,7 @@ SHARED = (
     "damping",
     "training samples",
     "training data",
+    COMPRESSION,
 )
 """Parts of the fingerprint in which a query is as the run whose rows it uses."""
 

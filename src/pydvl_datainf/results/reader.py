@@ -1,5 +1,6 @@
 """A run in its store, as its user reads it."""
 
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -15,8 +16,31 @@ from pydvl_datainf.results.medians import column_medians
 from pydvl_datainf.results.parts import Part, parts_of
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.ranking import Best
-from pydvl_datainf.results.record import APPROXIMATION, EXTRAS, SELF_INFLUENCE, TRAINING_LOSS
+from pydvl_datainf.results.record import (
+    APPROXIMATION,
+    COMPRESSION,
+    EXTRAS,
+    SELF_INFLUENCE,
+    TRAINING_LOSS,
+)
 from pydvl_datainf.results.stored import Stored
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionError:
+    """How far influences from compressed rows are from those of whole rows, on a sample.
+
+    The inverse of the run's method was taken over some training samples, from their whole rows and
+    from their coordinates, and influences of others of up to 64 on up to 32 test samples from both.
+
+    Args:
+        score_error: ‖S − T‖/‖T‖ of the influences S from coordinates and T from whole rows.
+        rank_correlation: Spearman's, of a test sample's influences in S and T, averaged over test
+            samples; 1 where there is one training sample.
+    """
+
+    score_error: float
+    rank_correlation: float
 
 
 class InfluenceRun:
@@ -108,6 +132,32 @@ class InfluenceRun:
         """Number of parameters of each block."""
         names = self._store.read("block").tolist()
         return dict(zip(names, self._store.read("width").tolist(), strict=True))
+
+    @property
+    def energy(self) -> dict[str, float] | None:
+        """For each block the share of Σ‖g‖² over the training rows that is kept of them.
+
+        None where they are whole, and of a sum. Of a query it is that of the run whose rows it
+        used.
+
+        Raises:
+            StoreError: if it is damaged, or that run is gone, was replaced or is not followed.
+        """
+        if COMPRESSION not in self.attrs["fingerprint"]:
+            return None
+        shares = self.run_of_rows().store.read("energy").tolist()
+        return dict(zip(self.widths, shares, strict=True))
+
+    @property
+    def compression_error(self) -> CompressionError | None:
+        """What compression of the training rows changes; None where it is not there.
+
+        Raises:
+            StoreError: if it is damaged.
+        """
+        if "compression_error" not in self._store.layouts:
+            return None
+        return CompressionError(*self._store.read("compression_error").tolist())
 
     @property
     def test_ids(self) -> Array:

@@ -8,7 +8,8 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any
 
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.errors import ModelError, SourceError
+from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.methods import EKFAC, METHODS, SETTINGS, method_of
 from pydvl_datainf.results.metadata import SIDES
 from pydvl_datainf.results.plan import Plan
@@ -21,6 +22,9 @@ EXTRAS = (SELF_INFLUENCE, APPROXIMATION, TRAINING_LOSS)
 
 TEST_OBJECTIVE = "test objective"
 """An entry of the fingerprint, only where test samples have an objective of their own."""
+
+COMPRESSION = "compression"
+"""An entry of the fingerprint, only where rows are compressed."""
 
 OF_ONE_INVERSE = ("squared_norms", "damping", APPROXIMATION)
 """Arrays that a sum of runs has not: each of its parts has its own."""
@@ -72,6 +76,48 @@ def comparison_said(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     said = {name: value for name, value in attributes.items() if name != "checksum"}
     whole = all(name in said and fits(said[name]) for name, fits in _COMPARISON.items())
     return said if whole and attributes.get("checksum") == checksum(said) else None
+
+
+def compression_said(fingerprint: Mapping[str, Any]) -> Compression | None:
+    """How the rows of a run are compressed; None where they are whole.
+
+    Args:
+        fingerprint: of the run.
+
+    Returns:
+        It, with the number of samples that the bases are learned from.
+
+    Raises:
+        SourceError: if a number is out of range.
+    """
+    if COMPRESSION not in fingerprint:
+        return None
+    said = fingerprint[COMPRESSION]
+    return Compression(said["rank"], said["basis_sample"], said["basis_seed"])
+
+
+def compression_entry(
+    compression: Compression | None, widths: Mapping[str, int], n: int
+) -> dict[str, Any]:
+    """What tells of compressed rows in a fingerprint.
+
+    Args:
+        compression: how; None = not.
+        widths: d_l of each block.
+        n: training samples.
+
+    Returns:
+        An entry, or none.
+    """
+    if compression is None:
+        return {}
+    told = {
+        "rank": compression.rank,
+        "basis_sample": compression.sample_size(n),
+        "basis_seed": compression.basis_seed,
+        "widths": list(widths.values()),
+    }
+    return {COMPRESSION: told}
 
 
 Fits = Callable[[Any], bool]
@@ -222,6 +268,8 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
     if of_sum != (plan["rows"] == NO_ROWS):
         yield "plan: rows are those of a sum, or of a run, and this is the other"
     yield from (f"plan: {a} is larger than {b}" for a, b in sides if plan[a] > plan[b])
+    if not of_sum and not _has_compression(said, plan):
+        yield f"fingerprint: {COMPRESSION} is {_short(said.get(COMPRESSION))}"
     sums = [sum(counts) for counts in zip(*plan["pieces"], strict=True)]
     if sums != [len(said["blocks"]), plan["n_parameters"]]:
         yield "plan: pieces are not all blocks and parameters"
@@ -237,6 +285,27 @@ def _has_settings(said: Mapping[str, Any]) -> bool:
         return bool(method_of(said).settings == said.get(SETTINGS, {}))
     except (TypeError, ModelError):
         return False
+
+
+def _has_compression(said: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether there is none, or one that fits the blocks and the plan."""
+    if COMPRESSION not in said:
+        return True
+    told = said[COMPRESSION]
+    if type(told) is not dict or told.keys() != {"rank", "basis_sample", "basis_seed", "widths"}:
+        return False
+    try:
+        compression = compression_said(said)
+    except SourceError:
+        return False
+    assert compression is not None
+    if not (
+        _all_in(list, _is_count)(told["widths"]) and len(told["widths"]) == len(said["blocks"])
+    ):
+        return False
+    widths = dict(zip(said["blocks"], told["widths"], strict=True))
+    kept = compression.widths(widths, plan["n"])
+    return bool(plan["rows"] == "zarr" and sum(kept.values()) == plan["n_parameters"])
 
 
 def _misfits(part: str, table: Mapping[str, Fits], values: Mapping[str, Any]) -> Iterator[str]:

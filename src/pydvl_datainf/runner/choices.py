@@ -58,11 +58,14 @@ def planned(
     Raises:
         PlanError: if nothing fits.
     """
+    compression = training.compression
+    shapes = {} if compression is None else compression.shapes(model.widths, training.n)
+    sample = 0 if compression is None else len(compression.kept_whole(training.n))
     asked = RunSize(
         n=training.n,
         m=m,
         m_samples=tests.n,
-        widths=tuple(model.widths.values()),
+        widths=tuple(row_widths(model, training).values()),
         itemsize=np.dtype(model.dtype).itemsize,
         longest=max(training.longest, *tests.lengths),
         method=model.method,
@@ -70,6 +73,9 @@ def planned(
         top_k=options.top_k,
         precision=np.dtype(model.method.precision(model.dtype)).itemsize,
         moments=moment_bytes(model.layers.values()),
+        whole=tuple(model.widths.values()),
+        bases=tuple(shapes.values()),
+        basis_sample=0 if isinstance(training, StoredRows) else sample,
     )
     tile, rows, pieces = options.tile or (None, None), options.rows, None
     if isinstance(training, StoredRows):
@@ -80,7 +86,9 @@ def planned(
     elif rows == "auto":
         rows = _rows_that_fit(asked, options.bytes, executor, store)
     _check_rows(rows, executor)
-    model.method.check_rows(rows)
+    model.method.check_rows("compressed" if compression else rows)
+    _check_same_compression(options, training)
+    rows = "zarr" if compression else rows
     return make_plan(
         asked,
         memory=options.bytes,
@@ -89,6 +97,28 @@ def planned(
         tile=tile,
         pieces=pieces,
     )
+
+
+def row_widths(model: Description, training: NewRows | StoredRows) -> Mapping[str, int]:
+    """Numbers of each block in a row: d_l, or of coordinates."""
+    compression = training.compression
+    return model.widths if compression is None else compression.widths(model.widths, training.n)
+
+
+def _check_same_compression(options: RunOptions, training: NewRows | StoredRows) -> None:
+    if options.rows != "compressed" or isinstance(training, NewRows):
+        return
+    there, n = training.compression, training.n
+    asked = options.compression
+    told = [
+        compression and (compression.rank, compression.positions(n).tolist())
+        for compression in (there, asked)
+    ]
+    if told[0] != told[1]:
+        raise PlanError(
+            f"{training.store} keeps its training rows otherwise than rows='compressed' asks here "
+            f"({there} is not {asked}), and a query uses them as they are. Leave out rows."
+        )
 
 
 def exact_sample_of(options: RunOptions, model: Description, n: int, m: int) -> int:
@@ -108,7 +138,9 @@ def exact_sample_of(options: RunOptions, model: Description, n: int, m: int) -> 
     """
     if not model.method.is_approximate:
         return 0
-    widths, itemsize = tuple(model.widths.values()), np.dtype(model.dtype).itemsize
+    compression, itemsize = options.compression, np.dtype(model.dtype).itemsize
+    named = model.widths if compression is None else compression.widths(model.widths, n)
+    widths = tuple(named.values())
     moments = moment_bytes(model.layers.values())
     if options.exact_sample == "auto":
         sizes = (moments + sample_bytes(widths, itemsize, min(size, n), m) for size in AUTO_SAMPLES)

@@ -203,7 +203,7 @@ def _known(spec: RunSpec) -> dict[str, Array]:
     """What is known before the tasks, beside ids and metadata."""
     known = {
         "block": np.array(list(spec.widths), dtype=object),
-        "width": np.array(list(spec.widths.values())),
+        "width": np.array(list(spec.parameters.values())),
     }
     ends = np.array(ENDS, dtype=object)
     return known if spec.top_k is None else {**known, "end": ends}
@@ -222,6 +222,7 @@ def lay_out(
         stores_rows=spec.plan.rows == "zarr" and spec.train is not None,
         columns=types,
         moments=moments_of(spec.widths, spec.layers if spec.train is not None else {}),
+        bases=spec.basis_shapes if spec.compression and spec.train is not None else None,
     )
     for name in [name for name in store.layouts if name not in EXTRAS]:
         store.require(name, *store.layouts[name])

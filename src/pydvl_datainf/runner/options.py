@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from dask.utils import parse_bytes
 
-from pydvl_datainf.errors import PlanError
+from pydvl_datainf.errors import PlanError, SourceError
+from pydvl_datainf.inverse.compression import Compression, compression_of
 
-ROWS = ("memory", "zarr", "recompute", "auto")
+ROWS = ("memory", "zarr", "recompute", "compressed", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class RunOptions:
         exact_sample: training samples over which the inverse is compared with the exact one; "auto"
             = some, if they fit.
         overwrite: whether a run in the store is replaced, unless this very call had begun it.
+        rank: of compressed rows: numbers that are kept of a block; None = chosen.
+        basis_sample: training samples that their bases are learned from; None = chosen.
+        basis_seed: of the choice of these.
 
     Raises:
         PlanError: if anything is out of range, or does not go together.
@@ -44,6 +48,9 @@ class RunOptions:
     self_influence: bool = False
     exact_sample: int | Literal["auto"] = 0
     overwrite: bool = False
+    rank: int | None = None
+    basis_sample: int | None = None
+    basis_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -60,6 +67,15 @@ class RunOptions:
         if self.tile is not None and len(self.tile) != 2:
             raise PlanError(f"tile must be (test, train) samples, got {self.tile!r}.")
         self.bytes  # noqa: B018
+        self.compression  # noqa: B018
+
+    @property
+    def compression(self) -> Compression | None:
+        """How rows are compressed; None where they are not, or are those of another run."""
+        try:
+            return compression_of(self.rows, self.rank, self.basis_sample, self.basis_seed)
+        except SourceError as error:
+            raise PlanError(str(error)) from None
 
     @property
     def bytes(self) -> int:

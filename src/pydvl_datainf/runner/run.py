@@ -15,11 +15,11 @@ from pydvl_datainf.results.layout import column_type, extras_in, has_extra
 from pydvl_datainf.results.metadata import columns_of, group_codes
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.record import EXTRAS, SELF_INFLUENCE
+from pydvl_datainf.results.record import EXTRAS, SELF_INFLUENCE, compression_said
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
-from pydvl_datainf.runner.choices import exact_sample_of, planned
+from pydvl_datainf.runner.choices import exact_sample_of, planned, row_widths
 from pydvl_datainf.runner.entry import (
     asked_of,
     check_fitted,
@@ -48,7 +48,7 @@ def run_influences(
     n_jobs: int | None = None,
     tile: tuple[int | None, int | None] | None = None,
     memory: int | str = "2GiB",
-    rows: Literal["memory", "zarr", "recompute", "auto"] = "auto",
+    rows: Literal["memory", "zarr", "recompute", "compressed", "auto"] = "auto",
     top_k: int | None = None,
     by_block: bool = False,
     query_groups: Sequence[Any] | None = None,
@@ -58,6 +58,9 @@ def run_influences(
     exact_sample: int | Literal["auto"] = 0,
     overwrite: bool = False,
     progress: bool = True,
+    rank: int | None = None,
+    basis_sample: int | None = None,
+    basis_seed: int = 0,
 ) -> InfluenceRun:
     """Computes the influence of each training sample on each test sample, into a Zarr store.
 
@@ -84,7 +87,9 @@ def run_influences(
         memory: what our arrays may take in each process, in bytes or as text; the model, its
             activations and the data come on top.
         rows: gradients of training samples are kept in the "memory" of this process (not on
-            workers), or in the store in half precision ("zarr"), or computed again ("recompute");
+            workers), or in the store in half precision ("zarr"), or there as coordinates in
+            directions that are learned from some of them ("compressed", see `DataInfInfluence`;
+            self-influences are then of these alone), or computed again ("recompute");
             "auto" takes the first that fits, but keeps no more than 2,000 gradients in memory where
             the disk has room: a stop loses them.
         top_k: keep only the k largest and k smallest influences on each test sample.
@@ -105,6 +110,10 @@ def run_influences(
         overwrite: replace the run in the store, but for one that this very call had begun, with
             the same versions of the packages, when it was stopped: that goes on.
         progress: show a bar for each stage.
+        rank: numbers that compressed rows keep of a block; blocks of no more parameters are kept
+            whole. None = 256. A query has those of the run whose rows it uses.
+        basis_sample: training samples that the directions are learned from; None = 2 · rank.
+        basis_seed: another number chooses others.
 
     Returns:
         The complete run.
@@ -132,6 +141,9 @@ def run_influences(
         self_influence=self_influence,
         exact_sample=exact_sample,
         overwrite=overwrite,
+        rank=rank,
+        basis_sample=basis_sample,
+        basis_seed=basis_seed,
     )
     if isinstance(train, InfluenceRun):
         train.store.check_same_run()
@@ -189,10 +201,12 @@ def compute_self_influence(
 
 def _spec_of(run: InfluenceRun) -> RunSpec:
     """A run with its rows, without model and data."""
-    plan, widths = run.plan, run.widths
+    plan, whole, told = run.plan, run.widths, run.attrs["fingerprint"]
+    compression = compression_said(told)
+    widths = whole if compression is None else compression.widths(whole, plan.n)
     if min(widths.values()) < 1 or sum(widths.values()) != plan.n_parameters:
         raise StoreError(f"'block' and 'width' in {run.store} are not those of a run.")
-    place, told = run.store.location, run.attrs["fingerprint"]
+    place = run.store.location
     none = BatchIndex((), ())
     return RunSpec(
         plan=plan,
@@ -206,6 +220,8 @@ def _spec_of(run: InfluenceRun) -> RunSpec:
         top_k=told["top_k"],
         writer=uuid.uuid4().hex,
         layers={block: tuple(layer) for block, layer in told.get("layers", {}).items()},
+        compression=compression,
+        whole=whole,
     )
 
 
@@ -230,7 +246,9 @@ def _work(
         (model,) = executor.map(tasks.describe, [None], [shared], "model")
         check_names(model)
         tests = index_side(executor, shared, "test", inputs.test)
-        training = kept or NewRows(index_side(executor, shared, "train", inputs.train))
+        training = kept or NewRows(
+            index_side(executor, shared, "train", inputs.train), options.compression
+        )
         check_fitted(model, training.n)
         sample = exact_sample_of(options, model, training.n, tests.n)
         codes, labels = _groups(options, tests.n)
@@ -248,7 +266,7 @@ def _work(
             plan=plan,
             location=store.location,
             rows_location=training.rows_in or store.location,
-            widths=model.widths,
+            widths=row_widths(model, training),
             dtype=model.dtype,
             method=model.method,
             test=tests,
@@ -260,6 +278,8 @@ def _work(
             writer=uuid.uuid4().hex,
             rows_of=training.rows_of,
             layers=model.layers,
+            compression=training.compression,
+            whole=model.widths,
         )
         types = {name: column_type(values.dtype) for name, values in columns.items()}
         # As they were written: the same numbers may come in wider types another time.

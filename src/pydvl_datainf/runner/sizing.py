@@ -33,7 +33,7 @@ class RunSize:
         n: training samples.
         m: queries: test samples, or groups of them.
         m_samples: test samples.
-        widths: d_l of each block.
+        widths: numbers of each block in a row: d_l, or of coordinates.
         itemsize: bytes of one number of a row, 4 or 8.
         longest: samples in the longest batch.
         method: whose costs count.
@@ -41,6 +41,9 @@ class RunSize:
         top_k: how many training samples are kept at either end; None = all.
         precision: bytes of one number of a vector, and of what the inverse makes of it.
         moments: bytes that second moments of layers take, all together, and eigenvectors of one.
+        whole: d_l of each block, where widths are those of coordinates.
+        bases: shapes of the bases of compressed rows, (r, d_l).
+        basis_sample: training samples whose whole rows they are learned from and compared over.
     """
 
     n: int
@@ -54,10 +57,39 @@ class RunSize:
     top_k: int | None = None
     precision: int = 8
     moments: int = 0
+    whole: Sequence[int] = ()
+    bases: Sequence[tuple[int, int]] = ()
+    basis_sample: int = 0
+
+    @property
+    def gradient(self) -> int:
+        """Bytes of one gradient as it is computed."""
+        return sum(self.whole or self.widths) * self.itemsize
+
+    @property
+    def basis_bytes(self) -> int:
+        """Bytes of all bases, and of one that is being read."""
+        sizes = [r * d for r, d in self.bases]
+        return self.itemsize * (sum(sizes) + max(sizes, default=0))
+
+    @property
+    def learning(self) -> int:
+        """Bytes while the basis of the widest block is learned, and compared with whole rows.
+
+        Rows of the sample, as read and in float64, their orthonormal factor and what that is
+        computed with; the small factor's singular vectors; and the basis, before it is rounded. A
+        solver over whole rows, and gradients of some queries in all blocks.
+        """
+        b, d = self.basis_sample, max((d for _, d in self.bases), default=0)
+        r = max((r for r, _ in self.bases), default=0)
+        queries = min(MOST_SAMPLED_QUERIES, self.m_samples)
+        compared = self.method.bytes(b, queries, d) + 2 * queries * self.gradient if b else 0
+        learned = b * d * (2 * self.itemsize + 3 * 8) + 4 * 8 * min(b, d) ** 2 + 2 * 8 * r * d
+        return learned + compared
 
     @property
     def row(self) -> int:
-        """Bytes of one gradient."""
+        """Bytes of one gradient, as the rows are."""
         return sum(self.widths) * self.itemsize
 
     @property
@@ -118,7 +150,7 @@ def _planned(
     given, memory = memory, memory - memory // TRANSIT_SHARE - asked.moments
     test_tile, train_tile = tile
     test_tile = None if test_tile is None else min(test_tile, asked.m)
-    step = min(asked.longest, size or asked.longest, max(1, memory // (16 * asked.row)))
+    step = min(asked.longest, size or asked.longest, max(1, memory // (16 * asked.gradient)))
     train_tile = min(train_tile or _train_tile(asked, memory, step), asked.n)
     held, is_cut = memory // HELD_SHARE, pieces is None and rows == "zarr"
     if pieces is None:
@@ -305,7 +337,7 @@ def _needs(
 ) -> _Needs:
     p, D, d = asked.precision, sum(asked.widths), max(asked.widths)
     # Rows of a gradient computation, as computed, and one block of them as it is multiplied.
-    computed = step * (max(3 * asked.row, 2 * asked.vector) + d * p)
+    computed = step * (max(3 * asked.gradient, 2 * asked.vector) + d * p) + asked.basis_bytes
     # Gradients of a tile of queries in all blocks, or sums over groups of test samples.
     queries = asked.m * asked.vector if asked.m < asked.m_samples else test_tile * asked.row
     solver = asked.method.bytes(asked.n, 0, d)
@@ -323,12 +355,14 @@ def _needs(
     # Once, while some chunks are on their way; or tile by tile, of which one is being read.
     read = whole + CHUNKS_IN_TRANSIT * chunk_bytes if whole <= held else 2 * chunk_bytes
     read = min(read, 2 * whole)
-    blocks = [8 * asked.n * width for width in asked.widths]
-    decoded = max((block for block in blocks if block <= held // DECODED_SHARE), default=0)
+    in_float64 = [8 * asked.n * width for width in asked.widths]
+    decoded = max((size for size in in_float64 if size <= held // DECODED_SHARE), default=0)
     fixed = read + decoded + 3 * chunk * d * p + solver
+    if asked.bases:  # what rows have outside of these, and rows as they are weighed
+        fixed += 8 * asked.n * max(blocks for blocks, _ in pieces) + chunk * d * p
     encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
     each = query + score + (widest + 2 * chunk) * p
-    return _Needs(fixed, each, computed + max(encoded, queries))
+    return _Needs(fixed, each, max(computed + max(encoded, queries), asked.learning))
 
 
 def _self_bytes(asked: RunSize, step: int) -> int:
@@ -343,7 +377,7 @@ def _too_few(
     """What to say of it."""
     own = asked.method.bytes(asked.n, tile[0] or 1, max(asked.widths))
     return (
-        f"{memory:,} bytes of memory are too few: a gradient takes {asked.row:,}, and with "
+        f"{memory:,} bytes of memory are too few: a gradient takes {asked.gradient:,}, and with "
         f"rows={rows!r} the smallest that works is memory={smallest:,}"
         + (f", for tiles of {tuple(tile)}." if any(tile) else ".")
         + (_MOMENTS.format(asked.moments) if asked.moments > smallest // 4 else "")

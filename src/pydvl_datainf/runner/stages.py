@@ -12,7 +12,14 @@ import torch
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.results.chunks import Chunk
-from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, moments_name, rows_name
+from pydvl_datainf.results.layout import (
+    ENDS,
+    basis_name,
+    comparison_in,
+    has_extra,
+    moments_name,
+    rows_name,
+)
 from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE, TRAINING_LOSS
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
@@ -64,6 +71,8 @@ class Stages:
         if self.spec.train is not None:
             self._rows()
             self._choose_damping()
+            self._energy()
+            self._compression_error()
             self._moments()
         # What a complete run had is made again where it is damaged, asked for or not.
         self.self_influence |= SELF_INFLUENCE in self.store.attributes["extras"]
@@ -92,14 +101,55 @@ class Stages:
         elif plan.rows == "memory":
             done = set()  # what was in memory is gone, and needed next: the bar is to show it
         missing = [j for j in range(len(plan.train)) if j not in done]
+        bases = {basis_name(b) for b in self.spec.basis_shapes}
+        if self.spec.compression and (missing or not all(self._sound[name] for name in bases)):
+            self._bases()
         each = TILES_AT_ONCE if plan.rows == "zarr" else 1
         items = [tuple(missing[at : at + each]) for at in range(0, len(missing), each)]
         self._map("gradients", tasks.write_rows, items)
 
+    def _sample(self) -> None:
+        """Whole rows that are kept until they are projected."""
+        parts, widths = tasks.sample_parts(self.spec), self.spec.parameters
+        done = set(range(len(parts)))
+        for b, width in enumerate(widths.values()):
+            name, shape = tasks.sample_name(b), (parts.total, width)
+            self.store.require(name, shape, (parts.size, width), self.spec.dtype, None)
+            done &= self._complete(name, axis=0)
+        self._map("sample", tasks.write_sample, [p for p in range(len(parts)) if p not in done])
+
+    def _bases(self) -> None:
+        """Bases of compressed rows, and the whole rows that they are learned from."""
+        self._sample()
+        missing = [b for b in self.spec.basis_shapes if not self._sound[basis_name(b)]]
+        self._map("bases", tasks.write_basis, missing)
+
+    def _energy(self) -> None:
+        """The share of the rows' squared norms that lies in the bases."""
+        if self.spec.compression is None or self._sound["energy"]:
+            return
+        sums = [
+            sum(self.store.read(name, tile).sum(0) for tile in self.spec.plan.train)
+            for name in ("outside_norms", "squared_norms")
+        ]
+        outside, whole = map(np.asarray, sums)
+        shares = 1 - np.divide(outside, whole, out=np.zeros_like(whole), where=whole > 0)
+        self.take_over()
+        self.store.write("energy", ..., shares)
+
+    def _compression_error(self) -> None:
+        """What compression changes, while there are whole rows; they go then."""
+        if self.spec.compression is None:
+            return
+        if not self._sound["compression_error"]:
+            self._sample()
+            self._map("compression error", tasks.write_compression_error, [None])
+        self.store.delete(tasks.SAMPLE)
+
     def _choose_damping(self) -> None:
         if self._sound["damping"]:
             return
-        norms, plan, widths = None, self.spec.plan, self.spec.widths
+        norms, plan, widths = None, self.spec.plan, self.spec.parameters
         if not self.given.keys() >= widths.keys():
             # Tile by tile: norms of a million samples and a thousand blocks take gigabytes.
             tiles = (self.store.read("squared_norms", tile).sum(0) for tile in plan.train)
@@ -304,6 +354,8 @@ class Stages:
     def _names(self) -> list[str]:
         names = ["squared_norms", "damping", "mean_influence"]
         names += self._row_names() if self.spec.plan.rows == "zarr" else []
+        if self.spec.compression is not None and self.spec.train is not None:
+            names += ["energy", "compression_error", *map(basis_name, self.spec.basis_shapes)]
         names += self._moment_names().values() if self.spec.train is not None else []
         return names + (["scores"] if self.spec.top_k is None else ["top", "top_scores"])
 
@@ -313,7 +365,8 @@ class Stages:
         return {b: moments_name(b) for b, block in blocks if block in self.spec.layers}
 
     def _row_names(self) -> list[str]:
-        return ["row_scales", *map(rows_name, range(len(self.spec.plan.pieces)))]
+        own = ["outside_norms"] if self.spec.compression is not None else []
+        return ["row_scales", *own, *map(rows_name, range(len(self.spec.plan.pieces)))]
 
     def _scored(self, grid: Grid) -> Grid:
         """Tiles of scores that are there, in all blocks."""

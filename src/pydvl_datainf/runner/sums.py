@@ -22,6 +22,7 @@ from pydvl_datainf.results.layout import arrays_said, extras_in, opened
 from pydvl_datainf.results.metadata import json_of
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import (
+    COMPRESSION,
     EXTRAS,
     NO_ROWS,
     SELF_INFLUENCE,
@@ -36,8 +37,8 @@ from pydvl_datainf.sums import checked_weights, sum_name
 ALIKE = ("objective", TEST_OBJECTIVE, "training samples", "test samples", "query groups")
 """Parts of the fingerprint that are the same in all runs of a sum."""
 
-OF_ONE_METHOD = (SETTINGS, "layers")
-"""Parts of the fingerprint that a sum has not: they are those of a method."""
+OF_ONE_METHOD = (SETTINGS, "layers", COMPRESSION)
+"""Parts of the fingerprint that a sum has not: they are those of a method, or of rows."""
 
 COPIED = ("block", "width")
 """Arrays that are those of the first run, beside ids and columns."""

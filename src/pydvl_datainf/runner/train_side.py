@@ -6,12 +6,18 @@ from math import isclose
 from typing import Any
 
 from pydvl_datainf.errors import DampingError, ModelError, StoreError, StoreExistsError
+from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
-from pydvl_datainf.results.layout import moments_name, moments_of, opened, rows_name
+from pydvl_datainf.results.layout import basis_name, moments_name, moments_of, opened, rows_name
 from pydvl_datainf.results.linked_rows import rows_store
 from pydvl_datainf.results.plan import Plan
-from pydvl_datainf.results.record import is_sum
+from pydvl_datainf.results.record import (
+    COMPRESSION,
+    compression_entry,
+    compression_said,
+    is_sum,
+)
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchIndex
@@ -27,9 +33,11 @@ class NewRows:
 
     Args:
         survey: what a first look at it found.
+        compression: how rows are compressed, if they are.
     """
 
     survey: BatchIndex
+    compression: Compression | None = None
     rows_in: None = None
     rows_of: None = None
 
@@ -46,7 +54,7 @@ class NewRows:
     def fingerprint(self, model: Description) -> dict[str, Any]:
         """What model and training data add to the fingerprint of a run."""
         data = {"training samples": self.n, "training data": self.survey.fingerprint}
-        return model.fingerprint | data
+        return model.fingerprint | data | compression_entry(self.compression, model.widths, self.n)
 
     def columns(self) -> dict[str, Array]:
         """None but the caller's."""
@@ -116,6 +124,11 @@ class StoredRows:
         return Plan.from_attributes(self.attributes["plan"])
 
     @property
+    def compression(self) -> Compression | None:
+        """How the rows are compressed, if they are."""
+        return compression_said(self.attributes["fingerprint"])
+
+    @property
     def rows_in(self) -> str:
         """Where the rows are: a run that was itself a query has none of its own."""
         store = rows_store(self.attributes, self.store, self.allow_other_places) or self.store
@@ -156,7 +169,8 @@ class StoredRows:
         if other:
             raise ModelError(f"{self.store} was computed with another model:{listed(other)}")
         self._check_damping(model, theirs)
-        return own | {key: theirs[key] for key in ("damping", "training samples", "training data")}
+        data = ("damping", "training samples", "training data", COMPRESSION)
+        return own | {key: theirs[key] for key in data if key in theirs}
 
     def _check_damping(self, model: Description, theirs: Mapping[str, Any]) -> None:
         known = dict(zip(theirs["blocks"], self.store.read("damping").tolist(), strict=True))
@@ -201,6 +215,11 @@ class StoredRows:
         for name in ("row_scales", *map(rows_name, range(len(self.plan.pieces)))):
             rows.check_present(name)
         said = self.attributes["fingerprint"]
+        if self.compression is not None:
+            widths = dict(zip(said["blocks"], said[COMPRESSION]["widths"], strict=True))
+            shapes = self.compression.shapes(widths, self.n)
+            for name in ("outside_norms", *map(basis_name, shapes)):
+                rows.check_present(name)
         for b in moments_of(said["blocks"], said.get("layers", {})):
             rows.check_present(moments_name(b))
 

@@ -7,6 +7,14 @@ of them, what is done stays done, and no message is larger than a few numbers.
 from typing import Any
 
 from pydvl_datainf.runner.tasks.approximation import write_approximation_error
+from pydvl_datainf.runner.tasks.bases import (
+    SAMPLE,
+    sample_name,
+    sample_parts,
+    write_basis,
+    write_compression_error,
+    write_sample,
+)
 from pydvl_datainf.runner.tasks.blocks import (
     RESIDUALS,
     SELF_PARTS,
@@ -52,6 +60,7 @@ __all__ = [
     "FACTORS",
     "PARTS",
     "RESIDUALS",
+    "SAMPLE",
     "SELF_PARTS",
     "SUMS",
     "VECTORS",
@@ -64,9 +73,13 @@ __all__ = [
     "moment_sums_name",
     "parts_name",
     "perform",
+    "sample_name",
+    "sample_parts",
     "survey",
     "vectors_name",
     "write_approximation_error",
+    "write_basis",
+    "write_compression_error",
     "write_correction",
     "write_factors",
     "write_losses",
@@ -75,6 +88,7 @@ __all__ = [
     "write_moments",
     "write_piece",
     "write_rows",
+    "write_sample",
     "write_scores",
     "write_self_influence",
     "write_self_sum",

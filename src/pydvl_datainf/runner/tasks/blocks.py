@@ -54,14 +54,17 @@ def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> N
     for block in spec.piece(rows.p):
         chunks = rows.of_block(block)
         method = ready_method(block, chunks, context, inputs)
+        fed = rows.weighed(block, method, chunks)
         if scores is not None and vectors is not None:
-            _add_scores(scores, block, vectors[block], method, chunks, context, residuals)
+            F = _solved(method.times, block, vectors[block], fed, context, residuals)
+            check_finite({block: F})
+            _add_scores(scores, F, chunks)
             if spec.by_block:
                 _tell_residual(residuals, wanted.group, wanted, context)
                 _write(scores, block, wanted, context)
                 scores.zero_()
         if wanted.self_influence:
-            own += _self_influences(block, method, chunks, context, own_residuals)
+            own += _self_influences(block, method, chunks, fed, context, own_residuals)
     if scores is not None and not spec.by_block:
         _tell_residual(residuals, wanted.group, wanted, context)
         _write(scores, None, wanted, context)
@@ -77,18 +80,9 @@ def write_self_sum(_: None, context: Context, inputs: Inputs | None) -> None:
     context.store.write("self_influence", ..., sum(parts, np.zeros(1)).astype(context.spec.dtype))
 
 
-def _add_scores(
-    scores: Tensor,
-    block: str,
-    V: Tensor,
-    method: Method,
-    chunks: Chunks,
-    context: Context,
-    residuals: list[float],
-) -> None:
-    """Adds what one block gives to the scores of all training samples, (m, n)."""
-    F, done = _solved(method.times, block, V, chunks, context, residuals), 0
-    check_finite({block: F})
+def _add_scores(scores: Tensor, F: Tensor, chunks: Chunks) -> None:
+    """Adds what the factors (m, d) of a block give to scores of all training samples, (m, n)."""
+    done = 0
     for G in chunks():
         scores[:, done : done + len(G)] += product(F, G)
         done += len(G)
@@ -110,13 +104,18 @@ def _write(scores: Tensor, block: str | None, wanted: PieceWork, context: Contex
 
 
 def _self_influences(
-    block: str, method: Method, chunks: Chunks, context: Context, residuals: list[float]
+    block: str,
+    method: Method,
+    chunks: Chunks,
+    fed: Chunks,
+    context: Context,
+    residuals: list[float],
 ) -> Array:
     """gᵀ (inverse) g of each training sample in one block; as many at once as there is room for."""
     spec = context.spec
     most = max(1, spec.plan.held // (32 * (spec.widths[block] + 2 * spec.plan.chunk)))
     forms = [
-        _solved(method.forms, block, own, chunks, context, residuals)
+        _solved(method.forms, block, own, fed, context, residuals)
         for own in regrouped(chunks(), most)
     ]
     return torch.cat(forms).double().cpu().numpy()
@@ -131,12 +130,12 @@ def _tell_residual(
 
 
 def _solved(
-    make: Make, block: str, V: Tensor, chunks: Chunks, context: Context, residuals: list[float]
+    make: Make, block: str, V: Tensor, fed: Chunks, context: Context, residuals: list[float]
 ) -> Tensor:
     """What `make` solves, and the largest residual, where there is one."""
 
     def passes() -> Iterator[BlockVectors]:
-        return (OrderedDict({block: G}) for G in chunks())
+        return (OrderedDict({block: G}) for G in fed())
 
     vectors, left = OrderedDict({block: V}), dict[str, Tensor]()
     solved = solve(make, vectors, passes, context.spec.plan.n, context.damping, left)[block]

@@ -12,7 +12,9 @@ from torch import Tensor
 from pydvl_datainf.batches import Batch, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
+from pydvl_datainf.inverse.compression import projected
 from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.layout import basis_name
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, Cut, cut_batches, read_again
@@ -40,6 +42,7 @@ class Context:
     held: tuple[Any, Any] | None = None
     _batch: tuple[int, int, Batch] | None = None
     _is_checked: bool = False
+    _bases: "BlockVectors | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Context(self.spec))
@@ -64,7 +67,7 @@ class Context:
     def computed(
         self, inputs: Inputs, data: BatchedData, index: BatchIndex, wanted: slice
     ) -> Iterator[tuple[slice, BlockVectors]]:
-        """Computes gradients, a few samples at a time.
+        """Computes gradients, a few samples at a time; of test samples as the rows are.
 
         Args:
             inputs: the model.
@@ -82,7 +85,7 @@ class Context:
         def rows_of(batch: Batch) -> BlockVectors:
             x, y = (batch, None) if isinstance(batch, Mapping) else batch
             if data is inputs.test:
-                return inputs.influence.test_gradients_by_block(x, y)
+                return self.projected(inputs, inputs.influence.test_gradients_by_block(x, y))
             return inputs.influence.loss_gradients_by_block(x, y)
 
         for place, rows in self.each(inputs, data, index, wanted, rows_of):
@@ -124,6 +127,20 @@ class Context:
             length = cut[2] - cut[1]
             yield slice(done, done + length), made
             done += length
+
+    def projected(self, inputs: Inputs, rows: BlockVectors) -> BlockVectors:
+        """Gradients as the training rows are: whole, or their coordinates."""
+        if self.spec.compression is None:
+            return rows
+        if self._bases is None:
+            names = list(self.spec.widths)
+            self._bases = OrderedDict(
+                (names[b], torch.tensor(self.read_rows(basis_name(b), ...)))
+                for b in self.spec.basis_shapes
+            )
+        device = device_of(inputs)
+        self._bases = OrderedDict((block, B.to(device)) for block, B in self._bases.items())
+        return projected(rows, self._bases)
 
     def check_model(self, inputs: Inputs) -> None:
         """Once in each process: a builder may build something else each time."""

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pydvl_datainf.inverse.compression import remainders
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.results.half_precision import encode
 from pydvl_datainf.results.layout import rows_name
+from pydvl_datainf.runner.tasks.bases import whole_rows
 from pydvl_datainf.runner.tasks.context import Context, split
 from pydvl_datainf.runner.tasks.matrices import vectors_name, write_matrix
 from pydvl_datainf.runner.worker_inputs import Inputs
@@ -57,8 +59,11 @@ def new_rows(
     assert spec.train is not None
     encoder = encoder or _Encoder(context)
     kept: list[BlockVectors] = []
-    for place, rows in context.computed(inputs, inputs.train, spec.train, wanted):
-        call(encoder.add, place, rows)
+    computed = context.computed(inputs, inputs.train, spec.train, wanted)
+    if spec.compression is not None:
+        computed = whole_rows(tile, context, inputs)
+    for place, rows in computed:
+        call(encoder.add, place, rows, context.projected(inputs, rows))
         if spec.plan.rows == "memory":
             kept.append(rows)
         yield place, rows
@@ -81,16 +86,20 @@ class _Encoder:
         self.context, self.norms_too = context, norms_too
         self.norms: list[Tensor] = []
         self.scales: list[Tensor] = []
+        self.outside: list[Tensor] = []
         self.halves: list[Tensor] = []
         plan = context.spec.plan
         if plan.rows == "zarr":
             shapes = ((plan.train_tile, width) for _, width in plan.pieces)
             self.halves = [torch.empty(shape, dtype=torch.float16) for shape in shapes]
 
-    def add(self, place: slice, rows: BlockVectors) -> None:
-        """The rows of some samples of the tile, after those before them."""
-        norms = {block: squared_norms(v) for block, v in rows.items()}
+    def add(self, place: slice, whole: BlockVectors, rows: BlockVectors) -> None:
+        """The rows of some samples of the tile, as they are stored, after those before them."""
+        norms = {block: squared_norms(v) for block, v in whole.items()}
         self.norms.append(_columns(norms))
+        if rows is not whole:
+            self.outside.append(_columns(remainders(whole, rows)))
+            norms = {block: squared_norms(v) for block, v in rows.items()}
         if not self.halves:
             return
         scales = {
@@ -103,12 +112,14 @@ class _Encoder:
     def write(self, tile: int) -> None:
         """The whole tile."""
         store, wanted = self.context.store, self.context.spec.plan.train[tile]
-        norms, scales = torch.cat(self.norms).numpy(), self.scales
-        self.norms, self.scales = [], []
+        norms, scales, outside = torch.cat(self.norms).numpy(), self.scales, self.outside
+        self.norms, self.scales, self.outside = [], [], []
         if self.norms_too or not store.has("squared_norms", (tile, 0)):
             store.write("squared_norms", wanted, norms)
         if not self.halves:
             return
+        if outside:
+            store.write("outside_norms", wanted, torch.cat(outside).numpy())
         store.write("row_scales", wanted, torch.cat(scales).numpy())
         for p, halves in enumerate(self.halves):  # rows last: where they are, their scales are
             store.write(rows_name(p), wanted, halves[: len(norms)].numpy())

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.results.half_precision import decode
 from pydvl_datainf.results.layout import rows_name
 from pydvl_datainf.runner.sizing import DECODED_SHARE
@@ -39,6 +40,7 @@ class PieceRows:
         plan = context.spec.plan
         self._held: Stored | None = None
         self._decoded: Tensor | None = None
+        self._outside: Tensor | None = None
         if plan.rows == "zarr" and 2 * plan.n * plan.pieces[p][1] <= plan.held:
             self._held = read_stored(context, p, slice(0, plan.n))
 
@@ -57,6 +59,38 @@ class PieceRows:
         n = self.context.spec.plan.n
         chunks = list(self._chunks(block, self._memory()[: n * width].view(n, width)))
         return lambda: chunks
+
+    def weighed(self, block: str, method: Method, chunks: Chunks) -> Chunks:
+        """What the solvers of a method are fed in place of the rows of a block.
+
+        Args:
+            block: of the piece.
+            method: of the block.
+            chunks: its rows.
+
+        Returns:
+            They themselves, but where they are compressed.
+        """
+        if self.context.spec.compression is None:
+            return chunks
+        b, λ = list(self.context.spec.piece(self.p)).index(block), self.context.damping[block]
+        outside = self._outside_norms()[:, b]
+
+        def fed() -> Iterator[Tensor]:
+            done = 0
+            for C in chunks():
+                yield method.weighed(C, outside[done : done + len(C)].to(C.device), λ)
+                done += len(C)
+
+        return fed
+
+    def _outside_norms(self) -> Tensor:
+        """‖g‖² − ‖c‖² of all training samples, in the blocks of the piece, (n, blocks)."""
+        if self._outside is None:
+            blocks, tiles = self.context.spec.blocks(self.p), self.context.spec.plan.train
+            read = (self.context.read_rows("outside_norms", tile)[:, blocks] for tile in tiles)
+            self._outside = torch.cat([torch.tensor(part) for part in read])
+        return self._outside
 
     def _is_decoded_once(self, width: int) -> bool:
         plan = self.context.spec.plan

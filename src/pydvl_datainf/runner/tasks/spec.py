@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.results.plan import Plan, Tiling
 from pydvl_datainf.runner.batched_data import BatchIndex
@@ -18,7 +19,7 @@ class RunSpec:
         plan: how it is cut.
         location: of its store.
         rows_location: of the store that holds the training rows, where they are in one.
-        widths: d_l of each block, in their order along a flat row.
+        widths: numbers of each block in a row, in their order along it: d_l, or of coordinates.
         dtype: of rows and scores, by NumPy's name.
         method: of the inverse.
         test: what the first look at the test data found.
@@ -31,6 +32,8 @@ class RunSpec:
         rows_of: the fingerprint of the run whose rows are used, where it is another one.
         layers: for EK-FAC, of each block that is a linear layer its outputs, inputs, and whether it
             has both weight and bias.
+        compression: how rows are compressed, if they are.
+        whole: d_l of each block, where rows are compressed.
     """
 
     plan: Plan
@@ -48,6 +51,20 @@ class RunSpec:
     writer: str | None = None
     rows_of: Any = None
     layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
+    compression: Compression | None = None
+    whole: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> Mapping[str, int]:
+        """d_l of each block."""
+        return self.widths if self.compression is None else self.whole
+
+    @property
+    def basis_shapes(self) -> dict[int, tuple[int, int]]:
+        """(r, d_l) of the blocks that have a basis, by their number among all."""
+        if self.compression is None:
+            return {}
+        return self.compression.shapes(self.whole, self.plan.n)
 
     @property
     def precision(self) -> str:

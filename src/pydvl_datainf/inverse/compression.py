@@ -1,0 +1,201 @@
+r"""Rows as coordinates in a basis that was learned from a part of them.
+
+For one block, with the gradients of some training samples as rows of S (b, d), the basis B (r, d)
+holds as orthonormal rows the r directions in which S has most of its energy: its leading right
+singular vectors. A row g is kept as its coordinates c = B g, beside s = ‖g‖² − ‖c‖², what it has
+outside of the basis. With Ĝ the rows Bᵀ c, the mean of ĝ ĝᵀ is Bᵀ Ĥ B with Ĥ = (1/n) Cᵀ C, so that
+
+    (Bᵀ Ĥ B + λ I)⁻¹ v  =  Bᵀ (Ĥ + λ I)⁻¹ B v  +  (v − Bᵀ B v)/λ
+
+What v has outside of the basis is orthogonal to every ĝ and drops out of all influences on
+training samples. So a method works on coordinates as on rows of r numbers, with two exceptions:
+λ is that of the whole rows, and DataInf's weights are of their norms (`Method.weighed`).
+
+A block of no more than r parameters is kept whole.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pydvl_datainf.errors import SourceError
+from pydvl_datainf.inverse.damping import squared_norms
+from pydvl_datainf.vectors import BlockVectors
+
+RANK = 256
+
+CHECKED = 64
+"""Training samples whose influences tell what compression changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How rows are compressed.
+
+    Args:
+        rank: r, directions in the basis of a block; blocks of no more parameters are kept whole.
+        basis_sample: b, training samples whose rows the bases are learned from, or all there are;
+            None = 2 r, since the last of as many directions as samples are noise.
+        basis_seed: of their choice.
+
+    Raises:
+        SourceError: if a number is out of range.
+    """
+
+    rank: int = RANK
+    basis_sample: int | None = None
+    basis_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("rank", 1), ("basis_sample", 1), ("basis_seed", 0)):
+            value = getattr(self, name)
+            is_number = type(value) is int and value >= least
+            if not is_number and not (name == "basis_sample" and value is None):
+                raise SourceError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+    def sample_size(self, n: int) -> int:
+        """How many of n training samples the bases are learned from."""
+        return min(n, self.basis_sample or 2 * self.rank)
+
+    def positions(self, n: int) -> npt.NDArray[np.int64]:
+        """Which of n training samples those are, in ascending order."""
+        return np.sort(self._order(n)[: self.sample_size(n)])
+
+    def checked(self, n: int) -> npt.NDArray[np.int64]:
+        """Over which of n training samples whole and compressed rows are compared.
+
+        They are none of those that the bases are learned from, as far as there are others.
+
+        Args:
+            n: training samples.
+
+        Returns:
+            Positions, in ascending order.
+        """
+        return np.sort(self._order(n)[-CHECKED:])
+
+    def kept_whole(self, n: int) -> npt.NDArray[np.int64]:
+        """Positions of both, in ascending order: their rows are kept until they are projected."""
+        return np.union1d(self.positions(n), self.checked(n))
+
+    def _order(self, n: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng(self.basis_seed).permutation(n)
+
+    def widths(self, widths: Mapping[str, int], n: int) -> dict[str, int]:
+        """For blocks of d_l parameters how many numbers of a row are kept."""
+        r = min(self.rank, self.sample_size(n))
+        return {block: d if d <= self.rank else r for block, d in widths.items()}
+
+    def shapes(self, widths: Mapping[str, int], n: int) -> dict[int, tuple[int, int]]:
+        """(r, d_l) of the blocks that have a basis, by their number among all."""
+        kept = self.widths(widths, n)
+        numbered = enumerate(widths.items())
+        return {b: (kept[block], d) for b, (block, d) in numbered if d > self.rank}
+
+    def bases(self, S: BlockVectors) -> BlockVectors:
+        """The bases, (r, d_l), of those blocks that are not kept whole.
+
+        Args:
+            S: for each block rows of the sample, (b, d_l).
+
+        Returns:
+            In the dtype of the rows.
+        """
+        wide = ((block, G) for block, G in S.items() if G.shape[1] > self.rank)
+        return OrderedDict((block, leading_directions(G, self.rank)) for block, G in wide)
+
+
+def compression_of(
+    rows: str, rank: int | None, basis_sample: int | None, basis_seed: int
+) -> Compression | None:
+    """How rows are compressed; None where they are not.
+
+    Args:
+        rows: what happens to them.
+        rank: of the bases; None = chosen.
+        basis_sample: samples that they are learned from; None = chosen.
+        basis_seed: of the choice of these.
+
+    Returns:
+        It, checked.
+
+    Raises:
+        SourceError: if a number is out of range, or rows that stay whole are given one.
+    """
+    if rows == "compressed":
+        return Compression(RANK if rank is None else rank, basis_sample, basis_seed)
+    if (rank, basis_sample, basis_seed) != (None, None, 0):
+        raise SourceError(
+            "rank, basis_sample and basis_seed are those of compressed rows. Use "
+            'rows="compressed", or leave them out.'
+        )
+    return None
+
+
+def leading_directions(S: Float[Tensor, "b d"], r: int) -> Float[Tensor, "k d"]:
+    """The leading k = min(r, b, d) right singular vectors of S, as orthonormal rows.
+
+    By a QR factor of the longer side and the singular vectors of the smaller rest, in float64.
+    Where S has fewer directions than k, the last are any that make the rows orthonormal.
+
+    Args:
+        S: rows.
+        r: how many directions, at most.
+
+    Returns:
+        They, in the dtype of S.
+    """
+    b, d = S.shape
+    if b <= d:
+        Q, R = torch.linalg.qr(S.double().mT)  # S = Rᵀ Qᵀ
+        B: Tensor = (Q @ torch.linalg.svd(R)[0][:, :r]).mT
+    else:
+        R = torch.linalg.qr(S.double(), mode="r")[1]  # has the right singular vectors of S
+        B = torch.linalg.svd(R)[2][:r]
+    return B.to(S.dtype).contiguous()
+
+
+def projected(vectors: Mapping[str, Tensor], bases: Mapping[str, Tensor]) -> BlockVectors:
+    """Coordinates B v of vectors; those of blocks without a basis as they are.
+
+    Args:
+        vectors: for each block vectors as rows, (m, d_l).
+        bases: for some blocks B, (r, d_l).
+
+    Returns:
+        (m, r) in the dtype of the vectors, or (m, d_l).
+    """
+    return OrderedDict(
+        (block, v @ bases[block].to(v.dtype).mT if block in bases else v)
+        for block, v in vectors.items()
+    )
+
+
+def lifted(coordinates: Mapping[str, Tensor], bases: Mapping[str, Tensor]) -> BlockVectors:
+    """The vectors Bᵀ c that have these coordinates.
+
+    Args:
+        coordinates: for each block as rows, (m, r).
+        bases: for some blocks B, (r, d_l).
+
+    Returns:
+        (m, d_l) in the dtype of the coordinates.
+    """
+    return OrderedDict(
+        (block, c @ bases[block].to(c.dtype) if block in bases else c)
+        for block, c in coordinates.items()
+    )
+
+
+def remainders(rows: Mapping[str, Tensor], coordinates: Mapping[str, Tensor]) -> BlockVectors:
+    """‖g‖² − ‖c‖² of each row in each block, (b,), in float64; not negative by rounding."""
+    return OrderedDict(
+        (block, (squared_norms(rows[block]) - squared_norms(c)).clamp_min(0.0))
+        for block, c in coordinates.items()
+    )

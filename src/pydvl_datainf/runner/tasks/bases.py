@@ -1,0 +1,159 @@
+"""Bases of compressed rows: whole rows of some training samples, and what is learned from them."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+
+from pydvl_datainf.batches import Batch, batch_length
+from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
+from pydvl_datainf.inverse.agreement import agreement, influences_of_both
+from pydvl_datainf.inverse.compression import Compression, leading_directions
+from pydvl_datainf.results.arrays import BASES, WORK
+from pydvl_datainf.results.layout import basis_name
+from pydvl_datainf.results.plan import Tiling
+from pydvl_datainf.runner.sizing import sampled_queries
+from pydvl_datainf.runner.tasks.context import Context, device_of
+from pydvl_datainf.runner.tasks.spec import RunSpec
+from pydvl_datainf.runner.worker_inputs import Inputs
+from pydvl_datainf.vectors import BlockVectors, concatenated
+
+SAMPLE = f"{WORK}/{BASES}"
+
+
+def sample_name(block: int) -> str:
+    """The array of the whole rows of a block that are kept until they are projected."""
+    return f"{SAMPLE}/{block}"
+
+
+def sample_parts(spec: RunSpec) -> Tiling:
+    """The samples whose whole rows are kept, cut into as many as are computed at once."""
+    return Tiling(len(_kept(spec)), spec.plan.step)
+
+
+def write_sample(part: int, context: Context, inputs: Inputs) -> None:
+    """Some of the whole rows that are kept until they are projected."""
+    spec = context.spec
+    place = sample_parts(spec)[part]
+    rows = concatenated(list(_rows_at(_kept(spec)[place], context, inputs)))
+    for b, G in enumerate(rows.values()):
+        context.store.write(sample_name(b), place, G.cpu().numpy())
+
+
+def write_basis(b: int, context: Context, inputs: Inputs) -> None:
+    """The basis of a block, from the rows of its sample."""
+    spec = context.spec
+    compression = _compression(spec)
+    wanted = np.isin(_kept(spec), compression.positions(spec.plan.n))
+    S = torch.tensor(context.store.read(sample_name(b), ...)[wanted], device=device_of(inputs))
+    B = leading_directions(S, compression.rank)
+    context.store.write(basis_name(b), ..., B.cpu().numpy())
+
+
+def write_compression_error(_: None, context: Context, inputs: Inputs) -> None:
+    """What compression changes in influences of samples that no basis was learned from.
+
+    The inverse is taken over all whole rows that are kept, and over their coordinates.
+    """
+    spec, device = context.spec, device_of(inputs)
+    checked = np.isin(_kept(spec), _compression(spec).checked(spec.plan.n))
+    wanted = torch.tensor(checked, device=device)
+    vectors = concatenated(list(_whole_queries(context, inputs)))
+    found = []
+    for b, block in enumerate(spec.widths):
+        G = torch.tensor(context.store.read(sample_name(b), ...), device=device)
+        is_wide = b in spec.basis_shapes
+        B = torch.tensor(context.store.read(basis_name(b), ...), device=device) if is_wide else None
+        λ = context.damping[block]
+        found.append(influences_of_both(spec.method, vectors[block], G, B, λ, wanted))
+    S, T = (torch.stack(scores).double().sum(0) for scores in zip(*found, strict=True))
+    context.store.write("compression_error", ..., np.array(agreement(S, T)))
+
+
+def _whole_queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
+    """Whole gradients of some test samples."""
+
+    def rows_of(batch: Batch) -> BlockVectors:
+        x, y = (batch, None) if isinstance(batch, Mapping) else batch
+        context.gradients += batch_length(batch)
+        return inputs.influence.test_gradients_by_block(x, y)
+
+    for place in sampled_queries(context.spec.test.n):
+        for _, rows in context.each(inputs, inputs.test, context.spec.test, place, rows_of):
+            yield rows
+
+
+def whole_rows(tile: int, context: Context, inputs: Inputs) -> Iterator[tuple[slice, BlockVectors]]:
+    """The whole rows of a training tile: those of the sample as they are in the store.
+
+    Args:
+        tile: which.
+        context: of the run.
+        inputs: the model and the data.
+
+    Yields:
+        From which sample of the tile to which, and their rows.
+    """
+    spec, wanted = context.spec, context.spec.plan.train[tile]
+    assert inputs.train is not None  # rows of a query are stored
+    assert spec.train is not None
+    chosen = _kept(spec)
+    first = wanted.start
+
+    def known(place: slice) -> BlockVectors:
+        device = device_of(inputs)
+        return OrderedDict(
+            (block, torch.tensor(context.store.read(sample_name(b), place), device=device))
+            for b, block in enumerate(spec.widths)
+        )
+
+    def rows_of(batch: Batch) -> BlockVectors:
+        return joined_rows(batch, first, chosen, known, partial(_new, context, inputs))
+
+    for place, rows in context.each(inputs, inputs.train, spec.train, wanted, rows_of):
+        first = wanted.start + place.stop
+        yield place, rows
+
+
+def _rows_at(chosen: Positions, context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
+    """The rows of the training samples at some positions; only their batches are read."""
+    assert context.spec.train is not None
+    batches = np.searchsorted(np.cumsum(context.spec.train.lengths), chosen, side="right")
+    for batch in np.unique(batches):
+        yield from _rows_in_batch(chosen[batches == batch], context, inputs)
+
+
+def _rows_in_batch(chosen: Positions, context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
+    assert inputs.train is not None
+    assert context.spec.train is not None
+    wanted = slice(int(chosen[0]), int(chosen[-1]) + 1)
+    first = wanted.start
+
+    def rows_of(batch: Batch) -> "BlockVectors | None":
+        here = chosen[(chosen >= first) & (chosen < first + batch_length(batch))] - first
+        compute = partial(_new, context, inputs)
+        return rows_at(batch, here, compute) if len(here) else None
+
+    for place, rows in context.each(inputs, inputs.train, context.spec.train, wanted, rows_of):
+        first = wanted.start + place.stop
+        if rows is not None:
+            yield rows
+
+
+def _new(context: Context, inputs: Inputs, batch: Batch) -> BlockVectors:
+    x, y = (batch, None) if isinstance(batch, Mapping) else batch
+    rows = inputs.influence.loss_gradients_by_block(x, y)
+    context.gradients += batch_length(batch)
+    return rows
+
+
+def _kept(spec: RunSpec) -> Positions:
+    """Positions of the training samples whose whole rows are kept until they are projected."""
+    return _compression(spec).kept_whole(spec.plan.n)
+
+
+def _compression(spec: RunSpec) -> Compression:
+    assert spec.compression is not None  # rows are compressed
+    return spec.compression
