@@ -4,7 +4,7 @@ One forward and one backward pass a batch, from the summed losses to the layers'
 of an input belongs to which sample does not matter to sums over all of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,12 +125,16 @@ class LayerMoments:
         objective: gives one loss per sample.
         layers: by block.
         sums: A (i, i) and S (o, o) of each block whose layer took part.
+        relabel: gives a batch other labels, at which the output gradients are taken, and by what
+            those of each sample are multiplied (None = by one), as `DrawnLabels` does; None = the
+            given labels serve.
     """
 
     model: nn.Module
     objective: Objective
     layers: Mapping[str, LinearBlock]
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    relabel: Callable[[Batch], tuple[Batch, Tensor | None]] | None = None
 
     def add(self, batch: Batch) -> None:
         """Adds those of a checked batch on the model's device.
@@ -144,10 +148,14 @@ class LayerMoments:
         """
         passes = Passes(self.model, self.objective, Places(self.model, strict=False))
         device = next(self.model.parameters()).device
+        weights = None
+        if self.relabel is not None:
+            batch, weights = self.relabel(batch)
         with differentiating(self.model, device):
             with self._recorded() as calls:
                 losses = passes.losses(batch)
-            grads = backward(losses.sum(), [edge for _, _, edge in calls])
+            total = losses.sum() if weights is None else losses @ weights.to(losses)
+            grads = backward(total, [edge for _, _, edge in calls])
         for (module, x, _), g in zip(calls, grads, strict=True):
             if g is not None:
                 self._add_call(module, x, g)

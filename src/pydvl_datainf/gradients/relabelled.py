@@ -15,6 +15,7 @@ and copies of a sample get the same ones.
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -40,6 +41,38 @@ MOST_CLASSES = 16
 """Labels of a sample up to which all of them are taken."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnLabels:
+    """Gives batches labels that are drawn from the model's own distribution.
+
+    Args:
+        model: whose distribution.
+        objective: gives one loss per sample.
+        seed: of the draws.
+    """
+
+    model: nn.Module
+    objective: Objective
+    seed: int
+
+    def __call__(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """Draws a label for each that there is.
+
+        Args:
+            batch: a checked batch of B samples on the model's device.
+
+        Returns:
+            The batch with them, and by what the gradient of each sample is multiplied, (B,): √T
+            where its loss is the mean over T labels; None = by one.
+        """
+        given = ImageLayout.of(self.model).as_given(batch)
+        found = label_logits(self.objective, self.model, given)
+        labels = found.replaced(drawn(found, batch, self.seed))
+        counts = torch.bincount(found.sample_of, minlength=batch_length(batch))
+        weights = counts.double().sqrt() if found.is_mean else None
+        return with_labels(self.objective, batch, labels), weights
+
+
 class DrawnEngine:
     """Rows at labels that are drawn from the model's own distribution, one for each label.
 
@@ -51,8 +84,7 @@ class DrawnEngine:
     """
 
     def __init__(self, engine: "GradientEngine", model: nn.Module, objective: Objective, seed: int):
-        self.engine, self.model, self.objective, self.seed = engine, model, objective, seed
-        self.images = ImageLayout.of(model)
+        self.engine, self.labels = engine, DrawnLabels(model, objective, seed)
 
     def rows(self, batch: Batch) -> BlockVectors:
         """Computes the gradients at drawn labels.
@@ -64,11 +96,9 @@ class DrawnEngine:
             For each block such gradients as rows, shape (B, d_l), times √T where a sample's loss is
             the mean over T labels.
         """
-        found = label_logits(self.objective, self.model, self.images.as_given(batch))
-        labels = found.replaced(drawn(found, batch, self.seed))
-        rows = self.engine.rows(with_labels(self.objective, batch, labels))
-        counts = torch.bincount(found.sample_of, minlength=batch_length(batch))
-        return _times(rows, counts.double().sqrt()) if found.is_mean else rows
+        relabelled, weights = self.labels(batch)
+        rows = self.engine.rows(relabelled)
+        return rows if weights is None else _times(rows, weights)
 
 
 class ClassEngine:

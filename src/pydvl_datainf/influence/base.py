@@ -150,13 +150,16 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model's per-sample gradients are not defined.
         """
         self._select_parameters()
-        self._fit = self._read(self._reader(data))
+        reader = self._reader(data)
+        engine = self.curvature_engine
+        curvature = None if engine is None else replace(reader, engine=engine)
+        self._fit = self._read(reader, curvature)
         return self
 
-    def _read(self, reader: Reader) -> Fitted:
+    def _read(self, reader: Reader, curvature: Reader | None) -> Fitted:
         settings = (self._given_damping, self.blocks.widths, self.dtype, self._damping_scale)
         keep = self._compression or self.rows_kept
-        return Fitted.read(reader, self.model, keep, *settings, self.curvature_engine)
+        return Fitted.read(reader, self.model, keep, *settings, curvature)
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
         """Whether `fit` saw these samples, in this order, and the model is as it was then.

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, split_batch
 from pydvl_datainf.blocks import BlockStructure
-from pydvl_datainf.errors import BlockError
+from pydvl_datainf.errors import BlockError, ObjectiveError
 from pydvl_datainf.gradients import Gradients
 from pydvl_datainf.gradients.by_length import pieces_by_length
 from pydvl_datainf.gradients.moments import LayerMoments, LinearBlock, linear_blocks
+from pydvl_datainf.gradients.relabelled import DrawnLabels
 from pydvl_datainf.gradients.sources import Reader, RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
 from pydvl_datainf.influence.fitted import Fitted
@@ -37,9 +38,11 @@ class EkfacInfluence(BlockwiseInfluence):
     `nn.Linear` (LoRA's A and B among them) and convolutions without groups are such layers. Any
     other block (embeddings, norms, several layers in one block, layers that are not called as
     modules) has the exact inverse, which is feasible where a block or the number of samples is
-    small; `block_inverses` tells which has which. Labels are those given, as in all methods here.
-    The eigenbases take Σ (i² + o²) numbers in float64, for layers of i inputs and o outputs, and
-    are computed once, by `fit`.
+    small; `block_inverses` tells which has which. With labels="drawn" the output gradients and the
+    G_i of Λ are those at labels that the model itself would give, as in Grosse et al., for losses
+    that are a cross entropy; the gradients of both samples of an influence stay those of the given
+    labels. The eigenbases take Σ (i² + o²) numbers in float64, for layers of i inputs and o
+    outputs, and are computed once, by `fit`.
     Source: George et al., NeurIPS 2018; for influences Grosse et al., arXiv 2308.03296, 2023.
 
     Args:
@@ -55,10 +58,15 @@ class EkfacInfluence(BlockwiseInfluence):
         progress: as in `DataInfInfluence`.
         damping_scale: as in `DataInfInfluence`.
         test_objective: as in `DataInfInfluence`.
+        labels: at which the curvature is taken: "given", or "drawn" from the model's own
+            distribution, one for each label that there is, by the content of the sample. This takes
+            the gradients of all training samples once more, and rows of both while it is fitted.
+        label_seed: another number makes other draws; the same sample gets the same ones.
 
     Raises:
         BlockError: if no block is a linear layer.
         SourceError: if rows are to be computed again.
+        ObjectiveError: if there is no such choice of labels.
     """
 
     inverse = EKFAC
@@ -77,7 +85,12 @@ class EkfacInfluence(BlockwiseInfluence):
         progress: bool = False,
         damping_scale: float | None = None,
         test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
+        labels: Literal["given", "drawn"] = "given",
+        label_seed: int = 0,
     ):
+        if labels not in ("given", "drawn"):
+            raise ObjectiveError(f'labels must be "given" or "drawn", got {labels!r}.')
+        is_drawn = labels == "drawn"
         super().__init__(
             model,
             loss,
@@ -90,7 +103,11 @@ class EkfacInfluence(BlockwiseInfluence):
             progress=progress,
             damping_scale=damping_scale,
             test_objective=test_objective,
+            curvature="gauss-newton" if is_drawn else "empirical",
+            labels="drawn",
+            label_seed=label_seed,
         )
+        self._drawn = DrawnLabels(model, self.objective, label_seed) if is_drawn else None
         self._max_tokens = max_tokens
         if not self.layers:
             raise BlockError(
@@ -120,18 +137,23 @@ class EkfacInfluence(BlockwiseInfluence):
     def layer_moments(self, batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
         """Computes A = Σ x xᵀ and S = Σ g gᵀ of the layers that take part. Does not need `fit`.
 
+        With labels="drawn" the g are those at drawn labels.
+
         Args:
             batches: pairs (x, y), or mappings that carry their labels.
 
         Returns:
             For each block with such a layer A (i, i) and S (o, o), summed over all batches.
         """
-        moments = LayerMoments(self.model, self.objective, self.layers)
+        moments = self._moments()
         for given in batches:
             x, y = (given, None) if isinstance(given, Mapping) else given
             for batch in split_batch(self._batch(x, y), self.batch_size):
                 _add(moments, batch, self._max_tokens)
         return moments.sums
+
+    def _moments(self) -> LayerMoments:
+        return LayerMoments(self.model, self.objective, self.layers, relabel=self._drawn)
 
     @property
     def _bases(self) -> Mapping[str, Ekfac]:
@@ -139,18 +161,19 @@ class EkfacInfluence(BlockwiseInfluence):
         assert isinstance(fitted, FittedLayers)  # from `_read`
         return fitted.methods
 
-    def _read(self, reader: Reader) -> Fitted:
-        moments = LayerMoments(self.model, self.objective, self.layers)
+    def _read(self, reader: Reader, curvature: Reader | None) -> Fitted:
+        moments, of_inverse = self._moments(), curvature or reader
         settings = (reader.device, reader.batch_size, reader.progress)
         watched = _MomentsReader(
             reader.data,
-            reader.engine,
+            of_inverse.engine,
             *settings,
             images=reader.images,
             moments=moments,
             max_tokens=self._max_tokens,
         )
-        return FittedLayers.of(super()._read(watched), moments)
+        readers = (watched, None) if curvature is None else (reader, watched)
+        return FittedLayers.of(super()._read(*readers), moments)
 
     def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
         factors = fitted.solve({b: method.times for b, method in self._bases.items()}, vectors)
@@ -204,7 +227,7 @@ class FittedLayers(Fitted):
 
     @classmethod
     def of(cls, fitted: Fitted, moments: LayerMoments) -> "FittedLayers":
-        """Computes eigenbases from moments, and eigenvalues from the rows.
+        """Computes eigenbases from moments, and eigenvalues from the rows of the inverse.
 
         Args:
             fitted: with its rows in memory.
@@ -216,11 +239,11 @@ class FittedLayers(Fitted):
         Raises:
             DampingError: if a moment overflows.
         """
-        methods = {}
+        methods, source = {}, fitted.curvature or fitted.source
         for block in fitted.damping:
             if block in moments.sums:
                 has_bias = moments.layers[block].has_both
-                rows = (chunk[block] for chunk in fitted.source.chunks())
+                rows = (chunk[block] for chunk in source.chunks())
                 methods[block] = Ekfac.of(*moments.sums[block], has_bias=has_bias).knowing(rows)
             else:
                 methods[block] = EKFAC
@@ -230,4 +253,6 @@ class FittedLayers(Fitted):
     def to(self, device: torch.device) -> "FittedLayers":
         """The same on another device."""
         methods = {block: method.to(device) for block, method in self.methods.items()}
-        return replace(self, source=self.source.to(device), device=device, methods=methods)
+        curvature = None if self.curvature is None else self.curvature.to(device)
+        source = self.source.to(device)
+        return replace(self, source=source, device=device, methods=methods, curvature=curvature)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
-from pydvl_datainf.gradients import GradientEngine
 from pydvl_datainf.gradients.compressed import CompressedRows, Weigh, read_compressed
 from pydvl_datainf.gradients.sources import (
     MemoryRows,
@@ -63,7 +62,7 @@ class Fitted:
         widths: Mapping[str, int],
         dtype: torch.dtype,
         scale: float = 1.0,
-        curvature: GradientEngine | None = None,
+        curvature: Reader | None = None,
     ) -> "Fitted":
         """Reads the training data: counts it, chooses λ, and keeps rows where they fit.
 
@@ -75,7 +74,7 @@ class Fitted:
             widths: d_l of all blocks.
             dtype: of the rows.
             scale: of λ that are chosen.
-            curvature: computes the rows that the inverse is made of, where they are others.
+            curvature: reads the rows that the inverse is made of, where they are others.
 
         Returns:
             What was found.
@@ -92,7 +91,7 @@ class Fitted:
         _check_own_buffers(before, after)
         other = None
         if curvature is not None:  # λ follows its rows, which may be more than samples
-            other, norms, _ = _read(replace(reader, engine=curvature), keep, need_norms=True)
+            other, norms, _ = _read(curvature, keep, need_norms=True)
         damping = resolve_damping(given, norms, widths, dtype, scale)
         fixed_order = has_fixed_order(reader.data)
         return cls(source, norms, damping, reader.device, after, data.sums, fixed_order, other)

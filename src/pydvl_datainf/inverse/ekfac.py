@@ -15,7 +15,7 @@ squares, so that the mean of Λ is that of the squared gradient entries: 0.1 tim
 damping of Grosse et al., is the automatic λ of all methods here. Nothing cancels.
 Source: George et al., "Fast approximate natural gradient descent in a Kronecker-factored
 eigenbasis", NeurIPS 2018; for influences Grosse et al., arXiv 2308.03296, 2023. Theirs takes labels
-drawn from the model, and the given ones are taken here.
+drawn from the model, so that S and Λ are those of the true Gauss-Newton matrix; here both are had.
 """
 
 from collections.abc import Iterable
