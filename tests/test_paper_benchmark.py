@@ -47,6 +47,12 @@ def test_methods_on_given_rows_are_the_formulas(method, n):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_damping_comes_in_the_order_of_the_rows():
+    G = rows(5, 0, widths=range(1, 14))
+    found = list(given_rows.fitted("exact", G).damping.values())
+    assert found == pytest.approx(list(damping(G).values()), rel=1e-9)
+
+
 def test_the_published_lissa_is_its_recursion():
     G, V = rows(7, 0), rows(4, 1)
     expected = 0
@@ -72,7 +78,7 @@ def test_loops_are_datainf(n):
 
 def test_a_slope_is_the_exponent():
     assert costs.slope([1, 2, 4, 8], [3 * x**1.5 for x in (1, 2, 4, 8)]) == 1.5
-    assert costs.slope([1, 2], [0.0, 1.0]) is None
+    assert costs.slope([1, 2], [None, None]) is None
 
 
 # Prompts

@@ -25,14 +25,22 @@ COLOURS = {  # of Okabe and Ito
     "training loss": "#7F7F7F",
     "loops": "#7F7F7F",
 }
-SHOWN = {"datainf": "DataInf", "ekfac": "EK-FAC", "lissa": "LiSSA, 100 steps"}
+SHOWN = {
+    "datainf": "DataInf",
+    "ekfac": "EK-FAC",
+    "lissa": "LiSSA, 100 steps",
+    "lissa, 10 steps": "LiSSA, 10 steps",
+    "lissa, published": "LiSSA as published",
+    "scaled-hessian-free": "scaled Hessian-free",
+    "hessian-free": "Hessian-free",
+}
 AXES = {"n": "samples n", "d": "parameters of a block d", "L": "blocks L"}
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 def main(folder: Path) -> None:
-    """Writes correlation.png, detection-of-flips.png and costs.png into FOLDER."""
+    """Writes correlation.png, flips.png and costs.png into FOLDER."""
     by_rank, of_step = folder / "correlation.json", folder / "costs.json"
     if by_rank.exists():
         runs = json.loads(by_rank.read_text())["runs"]
