@@ -71,7 +71,7 @@ def retrain(work: RetrainingTask, train: Train) -> tuple[Cell, Floats, float]:
     if losses.shape != (work.m,) or losses.dtype.kind not in "iuf":
         raise ObjectiveError(
             f"{what} gave {losses.dtype} of shape {losses.shape}; train(indices, seed) returns the "
-            f"loss of each of the {work.m} test samples."
+            f"loss of each of the {work.m} test samples, or groups of them."
         )
     # A comparison with NaN is false, too.
     wrong = np.flatnonzero(~(np.abs(losses.astype(np.float64)) <= LARGEST))

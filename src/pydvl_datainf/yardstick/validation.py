@@ -41,8 +41,9 @@ def validate(
     Args:
         run_or_scores: a complete run without `top_k`, or an array (m, n), positive = helpful.
         train: `train(indices, seed)` trains on these of the n samples (ascending positions) and
-            returns the loss of each of the m test samples, (m,), in the order of the scores. It
-            must be picklable where other processes work, and give the same for the same arguments.
+            returns the loss of each of the m test samples, (m,), in the order of the scores; of a
+            run with `query_groups` the mean loss of each group, in that of its `test_ids`. It must
+            be picklable where other processes work, and give the same for the same arguments.
         subsets: M, how many halves, at least 10; None = as many as `minutes` allow, or 50.
         seeds: trainings of each half; two or more also give the ceiling.
         minutes: what this may take about, as measured by one retraining, in place of `subsets`;
