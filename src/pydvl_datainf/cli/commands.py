@@ -432,7 +432,9 @@ def validate(
     with errors_as_messages(Invalid):
         what = read_job(job, {"scheduler": scheduler, "jobs": jobs})
         in_process = what.scheduler is None and what.jobs is None
-        again = Retraining(what, job.parent, progress=progress and in_process)
+        # A bar in a bar moves the cursor, which a file or a pipe does not have.
+        steps = progress and in_process and sys.stderr.isatty()
+        again = Retraining(what, job.parent, progress=steps)
         place = Store(path_in(job.parent, what.out))
     with errors_as_messages(of_job=lambda: True):
         finished = _finished(place, what.as_told(), f"pydvl-datainf run {shlex.quote(str(job))}")

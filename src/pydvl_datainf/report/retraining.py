@@ -8,7 +8,7 @@ from pathlib import Path
 from pydvl_datainf.errors import DataInfError
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.yardstick import Validation, bank_beside, compare
-from pydvl_datainf.yardstick.validation import size_of_changes
+from pydvl_datainf.yardstick.table import size_of_changes
 
 UNUSABLE = (
     "There are retrainings beside this run, but they are too few yet, damaged, or of other data. "
@@ -61,9 +61,8 @@ def _sentences(found: Validation) -> Iterator[str]:
         yield f"A perfect prediction would reach {found.ceiling:.2f}: retraining is noisy."
     if not isnan(found.slope):
         yield (
-            f"Size: a loss changes by {size_of_changes(found)} times what is "
-            "predicted (median over test samples; a sum over checkpoints is not divided by their "
-            "number here)."
+            f"Size: a loss changes by {size_of_changes(found)} times what is predicted (median "
+            "over test samples; a sum of runs is divided by the sum of its weights)."
         )
     if found.constant_losses:
         yield f"Left out, since no retraining changed their loss: {found.constant_losses:,}."

@@ -46,7 +46,7 @@ class Bank:
         subset_seed: of the draws of subsets.
 
     Raises:
-        PlanError: if the recipe is no text, or the seed no number.
+        PlanError: if the recipe is no text, the seed no number, or the location empty.
         StoreError: if there is a bank of other data, another recipe or another format.
         StoreExistsError: if there is something else.
     """
@@ -59,6 +59,8 @@ class Bank:
                 f"recipe must be text, got a {type(recipe).__name__}. Pass json.dumps(recipe)."
             )
         subset_seed = checked_count(subset_seed, "subset_seed", least=0)
+        if isinstance(location, str) and not location.strip():  # would be the working directory
+            raise PlanError("bank is empty. Say where to keep the losses, such as a path.")
         self.store = Store(location)
         self.store.maker = "validate"
         self.n, self.m, self.subset_seed = n, m, subset_seed

@@ -27,6 +27,9 @@ Train: TypeAlias = Callable[[Indices, int], Floats]
 FEWEST, MOST = 10, 1000
 """Subsets: with fewer no score can be told from none; more are never chosen by time."""
 
+LARGEST = 1e100
+"""A loss; squares of larger ones overflow when lines are fitted."""
+
 ASKED = 50
 """Subsets, where neither a number nor a time is given."""
 
@@ -58,7 +61,7 @@ def retrain(work: RetrainingTask, train: Train) -> tuple[Cell, Floats, float]:
 
     Raises:
         ObjectiveError: if there are not m numbers.
-        NonFiniteError: if a loss is infinite or NaN.
+        NonFiniteError: if a loss is infinite or NaN, or larger than any that did not diverge.
     """
     k, seed = work.cell
     began = time.monotonic()
@@ -68,12 +71,14 @@ def retrain(work: RetrainingTask, train: Train) -> tuple[Cell, Floats, float]:
     if losses.shape != (work.m,) or losses.dtype.kind not in "iuf":
         raise ObjectiveError(
             f"{what} gave {losses.dtype} of shape {losses.shape}; train(indices, seed) returns the "
-            f"loss of each of the {work.m} test samples."
+            f"loss of each of the {work.m} test samples, or groups of them."
         )
-    wrong = np.flatnonzero(~np.isfinite(losses))
+    # A comparison with NaN is false, too.
+    wrong = np.flatnonzero(~(np.abs(losses.astype(np.float64)) <= LARGEST))
     if wrong.size:
         raise NonFiniteError(
-            f"{what} gave {wrong.size} losses that are not finite, test sample {wrong[0]} first. "
+            f"{what} gave {wrong.size} losses that are not finite, or larger than {LARGEST:g}, "
+            f"test sample {wrong[0]} first. "
             "Train with a smaller step; what was done before is in the bank.",
             int(wrong[0]),
         )

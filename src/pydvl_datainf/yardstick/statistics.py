@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
+from rich.table import Table
 
 from pydvl_datainf.evaluation import Floats, Indices
+from pydvl_datainf.yardstick.table import validation_table
 
 DRAWS = 1000
 """Bootstrap draws; the standard deviation of so many is itself known to about 2%."""
@@ -55,6 +57,9 @@ class Validation:
     actual: Floats = field(repr=False)
     seeds: int
     draws: Floats = field(repr=False)
+
+    def __rich__(self) -> Table:
+        return validation_table({"given": self}, "given", {})
 
     @property
     def subsets(self) -> int:

@@ -128,6 +128,13 @@ class Scores:
             return digest({"test": self.given.test_ids, "train": self.given.train_ids})
         return digest({"test": np.arange(self.m), "train": np.arange(self.n)})
 
+    @property
+    def checkpoints(self) -> float:
+        """What sizes are divided by: the weights' sum of a sum of runs, K where each has 1."""
+        if not isinstance(self.given, InfluenceRun) or not self.given.parts:
+            return 1.0
+        return sum(part.weight for part in self.given.parts)
+
     def predicted_changes(self, members: Mask) -> Floats:
         """The change of each test loss that the scores predict for training on subsets.
 

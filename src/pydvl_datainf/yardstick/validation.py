@@ -2,22 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
 from typing import Any
 
 from distributed import Client
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from pydvl_datainf.errors import PlanError, StoreError
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.terminal import visible
 from pydvl_datainf.yardstick.bank import HALVES, Bank, complete_subsets, seeds_of_first
 from pydvl_datainf.yardstick.retraining import FEWEST, Train, retrain_on_halves
 from pydvl_datainf.yardstick.statistics import Validation, difference, measure
 from pydvl_datainf.yardstick.subsets import Scores, checked_count
+from pydvl_datainf.yardstick.table import validation_table
 
 
 def validate(
@@ -30,7 +27,7 @@ def validate(
     bank: Any = None,
     recipe: str = "",
     subset_seed: int = 0,
-    checkpoints: int = 1,
+    checkpoints: int | None = None,
     client: Client | str | None = None,
     n_jobs: int | None = None,
     progress: bool = True,
@@ -44,8 +41,9 @@ def validate(
     Args:
         run_or_scores: a complete run without `top_k`, or an array (m, n), positive = helpful.
         train: `train(indices, seed)` trains on these of the n samples (ascending positions) and
-            returns the loss of each of the m test samples, (m,), in the order of the scores. It
-            must be picklable where other processes work, and give the same for the same arguments.
+            returns the loss of each of the m test samples, (m,), in the order of the scores; of a
+            run with `query_groups` the mean loss of each group, in that of its `test_ids`. It must
+            be picklable where other processes work, and give the same for the same arguments.
         subsets: M, how many halves, at least 10; None = as many as `minutes` allow, or 50.
         seeds: trainings of each half; two or more also give the ceiling.
         minutes: what this may take about, as measured by one retraining, in place of `subsets`;
@@ -55,7 +53,8 @@ def validate(
         recipe: how `train` trains, as text: in words, or JSON. Another recipe is refused in this
             bank. Data with the same ids is told apart by nothing else.
         subset_seed: of the draws of halves.
-        checkpoints: K, where scores are sums over K checkpoints: sizes are divided by it.
+        checkpoints: K, where scores are sums over K checkpoints: sizes are divided by it. None =
+            1, or the sum of the weights of a run that `sum_runs` made.
         client: as in `run_influences`.
         n_jobs: as in `run_influences`.
         progress: tell beforehand how long it takes and what difference it can see; show a bar.
@@ -72,7 +71,7 @@ def validate(
         ClusterError: if workers cannot be reached or were lost.
     """
     seeds = checked_count(seeds, "seeds")
-    checkpoints = checked_count(checkpoints, "checkpoints")
+    divisor = None if checkpoints is None else checked_count(checkpoints, "checkpoints")
     scores = Scores.of(run_or_scores)
     kept = Bank(
         _place(run_or_scores) if bank is None else bank,
@@ -93,7 +92,7 @@ def validate(
         n_jobs=n_jobs,
         progress=progress,
     )
-    changes = scores.predicted_changes(kept.members(count)) / checkpoints
+    changes = scores.predicted_changes(kept.members(count)) / (divisor or scores.checkpoints)
     return measure(changes, kept.losses(count, seeds))
 
 
@@ -121,47 +120,7 @@ class Comparison:
         return {name: difference(validation, base) for name, validation in others.items()}
 
     def __rich__(self) -> Table:
-        base, differences = self.validations[self.against], self.differences
-        table = Table(box=SIMPLE_HEAD, caption=_caption(base), caption_justify="left")
-        table.add_column("scores", overflow="fold")
-        for name in ("LDS", "size of changes", *(["difference in LDS"] if differences else [])):
-            table.add_column(name, justify="right")
-        for name, one in self.validations.items():
-            sizes = size_of_changes(one)
-            paired = differences.get(name)
-            cells = [] if not differences else [_with_error(*paired, "+") if paired else ""]
-            table.add_row(Text(visible(name)), _with_error(one.lds, one.error), sizes, *cells)
-        if not isnan(base.ceiling):
-            table.add_row("ceiling", f"{base.ceiling:.3f}")
-        return table
-
-
-def _with_error(value: float, error: float, sign: str = "") -> str:
-    return "undefined" if isnan(value) else f"{value:{sign}.3f} ± {error:.3f}"
-
-
-def size_of_changes(one: Validation) -> str:
-    """The slope with its error, in digits that count, however small it is.
-
-    Args:
-        one: of any method.
-
-    Returns:
-        A text.
-    """
-    return "undefined" if isnan(one.slope) else f"{one.slope:.2g} ± {one.slope_error:.1g}"
-
-
-def _caption(one: Validation) -> Text:
-    """What the numbers were made from."""
-    m, M = one.actual.shape
-    text = (
-        f"{M} halves of the training data, {one.seeds} retrainings of each, {m} test samples; "
-        "± is a standard error over halves and test samples. Size: actual / predicted change."
-    )
-    if one.constant_losses:
-        text += f" {one.constant_losses} test samples are left out: no retraining changed them."
-    return Text(text)
+        return validation_table(self.validations, self.against, self.differences)
 
 
 def compare(
@@ -182,7 +141,8 @@ def compare(
         against: the method that the others are compared with; None = the first.
         subsets: the first so many; None = all that are complete.
         seeds: None = all that the bank began with.
-        checkpoints: K of each method whose scores are sums over K checkpoints.
+        checkpoints: K of each method whose scores are sums over K checkpoints; of runs that
+            `sum_runs` made it is known.
 
     Returns:
         The methods, with paired differences.
@@ -206,7 +166,8 @@ def compare(
         )
     M = complete if subsets is None else subsets
     members, losses = kept.members(M), kept.losses(M, seeds)
-    divisors = {name: (checkpoints or {}).get(name, 1) for name in scores}
+    told = checkpoints or {}
+    divisors = {name: told.get(name, given.checkpoints) for name, given in scores.items()}
     validations = {
         name: measure(given.predicted_changes(members) / divisors[name], losses)
         for name, given in scores.items()
