@@ -126,8 +126,8 @@ def titled_table(title: str, caption: str | None = None, header: bool = True) ->
 
 
 def _columns(run: InfluenceRun, side: Literal["test", "train"]) -> dict[str, Array]:
-    """Ids and metadata, with numbers before texts; a store keeps no order of its own."""
-    told = sorted(run.metadata(side).items(), key=lambda item: (item[1].dtype.kind == "O", item[0]))
+    """Ids and metadata in their order, but numbers before texts."""
+    told = sorted(run.metadata(side).items(), key=lambda item: item[1].dtype.kind == "O")
     return {"id": run.test_ids if side == "test" else run.train_ids, **dict(told)}
 
 

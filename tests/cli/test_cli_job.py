@@ -68,7 +68,7 @@ def test_another_job_is_refused_unless_told(folder):
 def test_another_job_is_refused_before_anything_is_read(folder, monkeypatch):
     done("run", folder / "job.yaml", "--no-progress")
     changed(folder, reduction="sum")
-    monkeypatch.setattr(texts, "read_records", unread)
+    monkeypatch.setattr(texts, "records_of", unread)
     monkeypatch.setattr(ModelFiles, "check", unread)
     message = failed(1, "run", folder / "job.yaml", "--no-progress")
     assert "holds another run" in message

@@ -22,7 +22,7 @@ def test_a_model_without_its_adapter_is_refused_before_data_is_read(folder, monk
     job = json.loads((folder / "job.yaml").read_text()) | {"parameters": which}
     del job["adapter"]
     write_job(folder, job)
-    monkeypatch.setattr(texts, "read_records", unread)
+    monkeypatch.setattr(texts, "records_of", unread)
     message = failed(2, "run", folder / "job.yaml", "--no-progress")
     assert f"'parameters' is {which}, and {job['model']} holds no adapter" in message
 

@@ -61,7 +61,7 @@ def test_ctrl_c_before_the_run(folder, monkeypatch):
     def stopping(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(texts, "read_records", stopping)
+    monkeypatch.setattr(texts, "records_of", stopping)
     assert invoke("run", folder / "job.yaml").exit_code == 130
 
 

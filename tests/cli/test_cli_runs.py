@@ -295,11 +295,11 @@ def test_top_of_groups(tmp_path):
 
 def test_every_column_is_shown_and_no_text_is_cut_or_read_as_markup(plain):
     result = invoke("top", plain, "--test", 0, "--k", N, "--most", "helpful")
-    assert re.search(r"influence +id +flipped +loss +label +text", result.stdout)
+    assert re.search(r"influence +id +flipped +loss +text +label", result.stdout)
     for i in range(N):
         flipped = "yes" if METADATA["train"]["flipped"][i] else "no"
         loss, label = METADATA["train"]["loss"][i], METADATA["train"]["label"][i]
-        row = rf" {i} +{flipped} +{loss:.4g} +{label} +{re.escape(f'{i}: {LONG}')}"
+        row = rf" {i} +{flipped} +{loss:.4g} +{re.escape(f'{i}: {LONG}')} +{label}"
         assert re.search(row, result.stdout)
     assert r"[red]query[/red] \x1b[31m0" in result.stdout
     assert "\x1b" not in result.stdout

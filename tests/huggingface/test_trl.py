@@ -1,7 +1,10 @@
 """Influences of what trl's trainers tuned, against their own losses, sample by sample."""
 
+from functools import partial
+
 import pytest
 import torch
+from click.testing import CliRunner
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -16,6 +19,8 @@ from pydvl_datainf import (
     influence_from_trainer,
     run_influences,
 )
+from pydvl_datainf.cli import main
+from pydvl_datainf.report import write_report
 from tuned import tokenizer
 
 trl = pytest.importorskip("trl", reason="needs the extra [trl]")
@@ -408,6 +413,12 @@ def test_a_store_shows_texts_ids_and_losses(tmp_path):
     assert told["level"].tolist() == [i % 3 for i in range(7)]
     losses = made.influence.losses(made.train)
     torch.testing.assert_close(torch.from_numpy(run.training_loss()), losses, rtol=1e-5, atol=1e-6)
+    shown = CliRunner().invoke(main, ["top", str(tmp_path / "run.zarr"), "--test", "sum 21"])
+    assert shown.exit_code == 0, shown.output
+    assert "It is 21." in shown.output
+    assert "sum 6" in shown.output
+    write_report(run, tmp_path / "report.html")
+    assert "It is 6." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_conversations_are_shown_as_texts(trainers, tmp_path):
@@ -437,6 +448,15 @@ def test_groups_of_test_samples_have_no_columns_of_their_samples(trainers, tmp_p
     assert run.test_ids.tolist() == ["p", "q"]
     assert run.metadata("test") == {}
     assert list(run.metadata("train")) == ["messages"]
+
+
+@pytest.mark.parametrize(("name", "told"), [("SFT", "is a stream"), ("DPO", "are a stream")])
+def test_streams_are_refused(trainers, name, told, monkeypatch, tmp_path):
+    stream = trainers[name].train_dataset.to_iterable_dataset()
+    monkeypatch.setattr(trainers[name], "train_dataset", stream)
+    made = partial(influence_from_trainer, trainers[name])
+    with pytest.raises(SourceError, match=told):
+        run_influences(*made(), tmp_path / "run.zarr", progress=False)
 
 
 def test_tokens_alone_are_written_out(tmp_path):

@@ -338,6 +338,8 @@ def _run_job(
         prepared = prepare_job(what, folder, progress)
         places = prepared.places(place)  # the last of which is the result's
         all_new = is_new and all(part.is_vacant() for part in places[:-1])
+    for name, told in prepared.left_out.items():
+        say(f"{name.capitalize()}, since no token of them counts: {told}", err=True)
     with errors_as_messages(of_job=lambda: True):
         try:
             if dry_run:

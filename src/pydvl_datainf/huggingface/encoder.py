@@ -9,6 +9,10 @@ from pydvl_datainf.huggingface.tokens import Encoded
 from pydvl_datainf.objectives.tokens import IGNORED
 
 
+class UnusableError(SourceError):
+    """A sample of which no token counts."""
+
+
 class Encoder(Protocol):
     """What turns a record into one tokenised sample."""
 
@@ -30,10 +34,11 @@ def check_some_count(labels: Sequence[int], max_length: int, placed: Placed) -> 
         placed: the record, for messages.
 
     Raises:
-        SourceError: if no token has a label.
+        UnusableError: if no token has a label.
     """
     if all(label == IGNORED for label in labels):
-        raise SourceError(
+        raise UnusableError(
             f"{placed[0]}: no token has a label within max_length={max_length}, so the sample has "
-            "no loss. Raise max_length, shorten the prompt, or leave the sample out."
+            "no loss. Raise max_length, shorten the prompt, or leave the sample out (in a job "
+            "on_unusable: skip)."
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.extra import imported
@@ -48,12 +48,14 @@ class LabelName(str):
     __slots__ = ()
 
 
-def read_records(path: Path) -> list[Placed]:
+def read_records(path: Path, *, quoted: bool = True) -> list[Placed]:
     """Reads all samples of a file or folder.
 
     Args:
         path: a file named .jsonl (an object on each line), .csv or .tsv (with a header; all values
             are strings), or .parquet, or a folder that `datasets` saved.
+        quoted: whether quotes enclose texts in CSV and TSV; otherwise they are characters as
+            others.
 
     Returns:
         For each sample its place and its columns, in the order of the file. Labels that `datasets`
@@ -71,6 +73,7 @@ def read_records(path: Path) -> list[Placed]:
             check_is_file(path)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}.") from error
+    readers = _READERS if quoted else {**_READERS, **_UNQUOTED}
     if kind not in _READERS:
         raise SourceError(
             f"{path} is none of the kinds that can be read: "
@@ -78,13 +81,40 @@ def read_records(path: Path) -> list[Placed]:
             "that datasets saved (save_to_disk)."
         )
     try:
-        records = list(_READERS[kind](path))
+        records = list(readers[kind](path))
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not text in UTF-8: {error}.") from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}.") from error
     if not records:
         raise SourceError(f"{path} holds no samples.")
+    return records
+
+
+def read_dataset(name: str, config: str | None, split: str) -> list[Placed]:
+    """Reads all samples of a data set that `datasets` loads, from the hub or from a folder.
+
+    Args:
+        name: on the hub, or of a folder.
+        config: which of several; None = the only one.
+        split: such as "train" or "train[:1000]".
+
+    Returns:
+        As `read_records`; places are rows of the split.
+
+    Raises:
+        SourceError: if it cannot be loaded, or is empty.
+    """
+    datasets = imported("datasets")
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # of whatever its files and the network may hold
+        raise SourceError(f"datasets does not load {split} of {name}: {error}.") from error
+    records = list(
+        _rows(Path(f"{name} {split}"), loaded.with_format(None), loaded.features.to_dict())
+    )
+    if not records:
+        raise SourceError(f"{split} of {name} holds no samples.")
     return records
 
 
@@ -136,11 +166,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
+def _separated(separator: str, quoted: bool = True) -> Callable[[Path], Iterator[Placed]]:
+    hint = (
+        f"Quote texts that hold {separator!r} or line breaks; where quotes are characters as "
+        "others, say in the job quoting: none."
+        if quoted
+        else f"Without quoting no text can hold {separator!r} or a line break."
+    )
+
     def read(path: Path) -> Iterator[Placed]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             longest = csv.field_size_limit(2**31 - 1)  # for all readers; put back below
-            reader = csv.DictReader(file, delimiter=separator, strict=True)
+            quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+            reader = csv.DictReader(file, delimiter=separator, strict=True, quoting=quoting)
             try:
                 names = list(reader.fieldnames or ())
                 twice = [name for name in names if names.count(name) > 1]
@@ -151,12 +189,12 @@ def _separated(separator: str) -> Callable[[Path], Iterator[Placed]]:
                     if None in record or None in record.values():
                         raise SourceError(
                             f"{place}: other columns than in the header "
-                            f"({', '.join(reader.fieldnames or ())}). Quote texts that hold "
-                            f"{separator!r} or line breaks."
+                            f"({', '.join(reader.fieldnames or ())}). {hint}"
                         )
                     yield place, record
             except csv.Error as error:
-                raise SourceError(f"{path}, line {reader.reader.line_num}: {error}.") from error
+                place = Place(path, "line", reader.reader.line_num)
+                raise SourceError(f"{place}: {error}. {hint}") from error
             finally:
                 csv.field_size_limit(longest)
 
@@ -221,6 +259,10 @@ _READERS: Mapping[str, Callable[[Path], Iterator[Placed]]] = {
     ".tsv": _separated("\t"),
     ".parquet": _parquet,
     "folder": _datasets_folder,
+}
+_UNQUOTED: Mapping[str, Callable[[Path], Iterator[Placed]]] = {
+    ".csv": _separated(",", quoted=False),
+    ".tsv": _separated("\t", quoted=False),
 }
 
 

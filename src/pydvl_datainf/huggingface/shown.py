@@ -69,7 +69,7 @@ def shown_of(data: Any, tokenizer: Any) -> tuple[dict[str, list[Any]], list[Any]
         the column `id` where it can name samples.
     """
     names = getattr(data, "column_names", None)
-    if not isinstance(names, list) or not len(data):
+    if not isinstance(names, list) or not hasattr(data, "__len__") or not len(data):
         return {}, None
     plain = data.with_format(None)
     first = plain[0]

@@ -143,8 +143,14 @@ class TrlTrainer:
             Samples as `Preference` or `Reward` takes them.
 
         Raises:
-            SourceError: if there is more than texts, or the reference is gone.
+            SourceError: if there is more than texts, the data is a stream, or the reference is
+                gone.
         """
+        if not hasattr(data, "__len__"):
+            raise SourceError(
+                f"The pairs are a stream ({type(data).__name__}), of which single ones cannot be "
+                "read again. Give the trainer a Dataset."
+            )
         collator = self.trainer.data_collator
         made = [_pair(collator([data[i]])) for i in range(len(data))]
         samples = TokenSamples(made, collator.pad_token_id)

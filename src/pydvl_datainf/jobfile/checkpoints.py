@@ -36,6 +36,11 @@ class PreparedSum:
         return self.job.checkpoints or ()
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """In words, of which samples no token counts."""
+        return self.first.left_out
+
+    @property
     def told(self) -> Mapping[str, Any]:
         """What is stored of the sum."""
         return self.first.told | {"job": self.job.as_told()}

@@ -9,12 +9,15 @@ from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import JobError, SourceError
 from pydvl_datainf.huggingface.builder import Files
-from pydvl_datainf.huggingface.records import LabelName, Placed, brief, column
+from pydvl_datainf.huggingface.records import LabelName, Place, Placed, brief, column
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import Objective
 
 RESERVED = ("tokens", "id")
 """Columns that a result has anyway."""
+
+MOST_NAMED = 100
+"""Samples of a kind whose lines are told."""
 
 
 class JobSamples(Protocol):
@@ -50,11 +53,29 @@ class Side:
         samples: as the model takes them.
         columns: what is stored of them beside their scores.
         ids: their names, where a column holds them.
+        left_out: places of samples of which nothing counts.
+        empty: places of samples whose answer is empty.
     """
 
     samples: JobSamples
     columns: Mapping[str, Sequence[Any]]
     ids: Sequence[Any] | None
+    left_out: Sequence[Place] = ()
+    empty: Sequence[Place] = ()
+
+
+def placed_in_words(places: Sequence[Place]) -> str:
+    """How many samples, and where they stand, or the first of many.
+
+    Args:
+        places: of samples, at least one.
+
+    Returns:
+        Such as "2 (lines 3, 7)".
+    """
+    numbers = ", ".join(str(place.number) for place in places[:MOST_NAMED])
+    more = ", ..." if len(places) > MOST_NAMED else ""
+    return f"{len(places):,} ({places[0].what}{'s' * (len(places) > 1)} {numbers}{more})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +100,13 @@ class Material:
 
 
 def columns_of(
-    job: Job, records: Sequence[Placed], shown: Callable[[Placed], Mapping[str, Any]]
+    job: Job, what: str, records: Sequence[Placed], shown: Callable[[Placed], Mapping[str, Any]]
 ) -> tuple[dict[str, list[Any]], list[Any] | None]:
     """What is stored of the samples of one side, and their names.
 
     Args:
         job: names the columns.
+        what: the side, "test" or "training".
         records: of the side.
         shown: what a task shows of a record.
 
@@ -96,14 +118,15 @@ def columns_of(
         SourceError: if a value cannot be stored, or an id is there twice; names the line.
     """
     own = [shown(placed) for placed in records]
-    for name in job.columns.show:
+    further = job.columns.show + (job.columns.show_train if what == "training" else ())
+    for name in further:
         if name in own[0] or name in RESERVED or not name.isidentifier():
             raise JobError(
                 f"'columns.show' names '{name}', which the result already has or cannot have as a "
                 "name. Call the column something else, in letters, digits and underscores."
             )
     columns = {name: [row[name] for row in own] for name in own[0]}
-    columns |= {name: _stored(name, records) for name in job.columns.show}
+    columns |= {name: _stored(name, records) for name in further}
     if job.columns.id is None:
         return columns, None
     ids = _stored(job.columns.id, records, kinds=(str, int))

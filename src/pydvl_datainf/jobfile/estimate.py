@@ -13,6 +13,7 @@ from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.ekfac import layer_flops
 from pydvl_datainf.jobfile.checkpoints import PreparedSum
+from pydvl_datainf.jobfile.data import placed_in_words
 from pydvl_datainf.jobfile.preparation import Prepared
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.store import Store
@@ -207,6 +208,10 @@ def _data(prepared: Prepared) -> dict[str, str]:
     for name, side in (("Training", prepared.material.train), ("Test", prepared.material.test)):
         lengths = np.array(side.samples.lengths)
         facts[f"{name} samples"] = f"{len(lengths):,}"
+        if side.left_out:
+            facts[f"{name} samples left out"] = placed_in_words(side.left_out)
+        if side.empty:
+            facts[f"{name} samples with an empty answer"] = placed_in_words(side.empty)
         if prepared.material.unit != "tokens":
             continue
         facts[f"{name} tokens"] = (

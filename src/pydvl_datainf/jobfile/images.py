@@ -40,7 +40,10 @@ def image_material(job: Job, folder: Path) -> Material:
     files = checked_files(job, folder)
     conditions = Conditions(files, job)
     objective = Denoising.from_scheduler(files.scheduler(), job.timesteps)
-    test, train = (_side(job, file_in(folder, name), conditions) for name in (job.test, job.train))
+    test, train = (
+        _side(job, what, file_in(folder, str(data)), conditions)
+        for what, data in (("test", job.test), ("training", job.train))
+    )
     return Material(files, objective, test, train, (), unit="images")
 
 
@@ -130,7 +133,7 @@ class Conditions:
                 )
 
 
-def _side(job: Job, path: Path, conditions: Conditions) -> Side:
+def _side(job: Job, what: str, path: Path, conditions: Conditions) -> Side:
     names = {"label": job.columns.label, "prompt": job.columns.prompt}
     if path.suffix == ".npz":
         records, images = read_arrays(path)
@@ -142,7 +145,7 @@ def _side(job: Job, path: Path, conditions: Conditions) -> Side:
     def told(placed: Placed) -> Mapping[str, Any]:
         return {what: column(placed, name) for what, name in names.items() if name is not None}
 
-    columns, ids = columns_of(job, records, told)
+    columns, ids = columns_of(job, what, records, told)
     return Side(conditions.samples(records, images), columns, ids)
 
 

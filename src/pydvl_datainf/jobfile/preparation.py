@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from pydvl_datainf.errors import JobError
 from pydvl_datainf.huggingface import InfluenceBuilder
 from pydvl_datainf.huggingface.builder import Files
-from pydvl_datainf.jobfile.data import Material, Side
+from pydvl_datainf.jobfile.data import Material, Side, placed_in_words
 from pydvl_datainf.jobfile.images import checked_files, image_material
 from pydvl_datainf.jobfile.paths import model_in
 from pydvl_datainf.jobfile.reference import with_reference
@@ -52,10 +52,21 @@ class Prepared:
         return {"test": self.material.test, "train": self.material.train}
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """In words, of which samples no token counts."""
+        named = {"test": self.material.test, "training": self.material.train}
+        return {
+            f"{name} samples left out": placed_in_words(side.left_out)
+            for name, side in named.items()
+            if side.left_out
+        }
+
+    @property
     def told(self) -> dict[str, Any]:
         """What is stored of the run."""
         heads = self.material.heads
         return {
+            **self.left_out,
             "job": self.job.as_told(),
             "heads trained with the adapter": list(heads),
             "heads take part": bool(heads) and self.job.parameters in ("adapters+heads", "all"),

@@ -10,7 +10,16 @@ from pydantic import BaseModel, ValidationError
 from pydvl_datainf.errors import JobError
 from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.huggingface.records import MOST_DIGITS, brief, check_is_file, is_text
-from pydvl_datainf.jobfile.schema import COLUMNS, FIELDS, Columns, Job, Training
+from pydvl_datainf.jobfile.schema import (
+    COLUMNS,
+    DATASET,
+    FIELDS,
+    FILE,
+    Columns,
+    HubData,
+    Job,
+    Training,
+)
 
 MOST_BYTES = 2**20
 
@@ -152,7 +161,12 @@ def _line(node: yaml.Node, loc: tuple[Any, ...]) -> int:
 # What is wrong
 
 
-_PARTS: Mapping[str, type[BaseModel]] = {"columns": Columns, "training": Training}
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "columns": Columns,
+    "training": Training,
+    "train": HubData,
+    "test": HubData,
+}
 """Fields that have fields."""
 
 
@@ -179,7 +193,8 @@ def _of_fields(error: ValidationError, place: Any) -> Iterator[str]:
 
 def _field_of(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     """The path of a field, without what pydantic adds for the variants of a type."""
-    return loc[: 2 if loc[0] in _PARTS else 1]
+    plain = tuple(step for step in loc if step not in (FILE, DATASET))
+    return plain[: 2 if plain[0] in _PARTS else 1]
 
 
 def _allowed(found: Mapping[str, Any]) -> str:
@@ -192,7 +207,7 @@ def _allowed(found: Mapping[str, Any]) -> str:
 def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
     """What does not go together."""
     own = COLUMNS[job.task]
-    for name in job.columns.model_fields_set - {*own, "id", "show"}:
+    for name in job.columns.model_fields_set - {*own, "id", "show", "show_train"}:
         yield (
             ("columns", name),
             f"'columns.{name}' does not belong to task {job.task}, which reads {', '.join(own)}.",
@@ -206,6 +221,7 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("columns",), f"{' and '.join(sorted(kinds))} exclude each other; name one."
     if job.task == "causal-lm" and job.chat and kinds & {"text", "messages"}:
         yield ("chat",), "'chat' is for prompt and answer; messages are in the template anyway."
+    yield from _of_data(job)
     if job.labels is not None and len(set(job.labels)) < len(job.labels):
         yield ("labels",), "'labels' must differ from each other."
     if job.out.startswith("memory:"):
@@ -252,6 +268,23 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
     if job.training is not None and job.checkpoints is None:
         yield from _of_training(job.training, has_adapter=job.adapter is not None)
+
+
+def _of_data(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    sides = {"train": job.train, "test": job.test}
+    if job.task == "denoising":
+        for name, data in sides.items():
+            if isinstance(data, HubData):
+                yield (name,), f"'{name}' must be a file, from which on images are found."
+    suffixes = {Path(data).suffix.lower() for data in sides.values() if isinstance(data, str)}
+    if job.quoting is not None and not suffixes & {".csv", ".tsv"}:
+        yield ("quoting",), "'quoting' is for CSV and TSV files, and the job has none."
+    both = set(job.columns.show) & set(job.columns.show_train)
+    if both:
+        yield (
+            ("columns", "show_train"),
+            f"'columns.show_train' names {', '.join(sorted(both))}, which 'columns.show' has.",
+        )
 
 
 def _of_training(training: Training, *, has_adapter: bool) -> Iterator[tuple[tuple[str, ...], str]]:

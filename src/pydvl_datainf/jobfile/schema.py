@@ -8,8 +8,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StrictBool,
+    Tag,
     model_validator,
 )
 
@@ -63,10 +65,12 @@ OUTSIDE = frozenset(
         "self_influence",
         "trust_pickle",
         "training",
+        "on_unusable",
     }
 )
 """Fields that say where and how a run is done, or what is computed beside its scores: these they
-change by rounding at most."""
+change by rounding at most. Where `on_unusable` changes the samples, one of its values is an error.
+"""
 
 COLUMNS = {
     "causal-lm": ("prompt", "answer", "text", "messages"),
@@ -93,6 +97,8 @@ FIELDS = {
     "attention": TEXTS,
     "trust_remote_code": TEXTS,
     "training": TEXTS,
+    "quoting": TEXTS,
+    "on_unusable": TEXTS,
 }
 """The tasks to which a field belongs; other fields belong to all."""
 
@@ -123,6 +129,7 @@ class Columns(_Part):
         tags: their labels ("tags" if nothing else is named).
         id: names the samples in the result; positions otherwise.
         show: further columns that are stored with the result.
+        show_train: the same of the training data alone.
     """
 
     prompt: Text | None = None
@@ -140,6 +147,30 @@ class Columns(_Part):
     tags: Text | None = None
     id: Text | None = None
     show: tuple[Text, ...] = ()
+    show_train: tuple[Text, ...] = ()
+
+
+class HubData(_Part):
+    """Data that `datasets` loads.
+
+    Attributes:
+        dataset: its name on the hub, or a folder.
+        config: which of several.
+        split: such as "train", or a part of it, "train[:1000]".
+    """
+
+    dataset: Text
+    config: Text | None = None
+    split: Text
+
+
+FILE, DATASET = "a file", "a data set"
+"""What data may be; also how pydantic calls the two."""
+
+Data = Annotated[
+    Annotated[Text, Tag(FILE)] | Annotated[HubData, Tag(DATASET)],
+    Discriminator(lambda given: DATASET if isinstance(given, dict | HubData) else FILE),
+]
 
 
 class Training(_Part):
@@ -188,10 +219,12 @@ class Job(_Part):
         checkpoints: adapters of the model, or, where no model is named, models that were tuned
             whole; the influences of all of them are added.
         weights: of the checkpoints in the sum, such as their learning rates; 1 otherwise.
-        train: file of the training data.
-        test: file of the test data.
+        train: file of the training data, or a data set that `datasets` loads.
+        test: file of the test data, or such a data set.
         out: where the result goes.
         columns: what the columns of the data are called.
+        quoting: none where quotes in CSV and TSV files are characters as others.
+        on_unusable: what becomes of a sample of which no token counts.
         labels: the names of the model's outputs, or of the classes of its images, in their order.
         chat: whether prompt and answer are put into the tokenizer's chat template.
         max_length: tokens at which a sample is cut.
@@ -246,10 +279,12 @@ class Job(_Part):
     adapter: Text | None = None
     checkpoints: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     weights: tuple[Weight, ...] | None = None
-    train: Text
-    test: Text
+    train: Data
+    test: Data
     out: Text
     columns: Columns = Columns()
+    quoting: Literal["none"] | None = None
+    on_unusable: Literal["error", "skip"] = "error"
     labels: tuple[Text, ...] | None = None
     chat: Truth = False
     max_length: Count = 512

@@ -1,5 +1,6 @@
 """The data and the model of a job on texts."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +18,14 @@ from pydvl_datainf.huggingface import (
     Task,
     TokenSamples,
     TranslationEncoder,
-    read_records,
 )
-from pydvl_datainf.huggingface.records import Placed
+from pydvl_datainf.huggingface.encoder import UnusableError
+from pydvl_datainf.huggingface.records import Place, Placed
+from pydvl_datainf.huggingface.tokens import Encoded
 from pydvl_datainf.jobfile.data import Material, Side, columns_of
-from pydvl_datainf.jobfile.paths import absent_folders_named, file_in, model_in
-from pydvl_datainf.jobfile.schema import Job
+from pydvl_datainf.jobfile.paths import absent_folders_named, model_in
+from pydvl_datainf.jobfile.records import records_of
+from pydvl_datainf.jobfile.schema import HubData, Job
 from pydvl_datainf.objectives import (
     CausalLM,
     Objective,
@@ -31,6 +34,9 @@ from pydvl_datainf.objectives import (
     SequenceClassification,
     TokenClassification,
 )
+
+ANSWERS = ("answer", "chosen", "rejected", "target")
+"""What encoders show of a record that the model is to say."""
 
 
 def text_material(job: Job, folder: Path, progress: bool) -> Material:
@@ -51,17 +57,46 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
         config = files.config()
         encoder, padding = encoder_of(job, files.tokenizer(), config), files.padding()
 
-    def side(name: str, what: str) -> Side:
-        records = read_records(file_in(folder, name))
-        bar = tqdm(records, f"tokenising {what} data", leave=False, disable=not progress)
+    def side(data: str | HubData, what: str) -> Side:
+        read = records_of(job, data, folder)
+        bar = tqdm(read, f"tokenising {what} data", leave=False, disable=not progress)
         with bar:  # an error does not stand on its line
-            samples = TokenSamples([encoder.encode(placed) for placed in bar], padding)
+            encoded, left_out = _encoded(encoder, bar, skip=job.on_unusable == "skip")
+        dropped = set(left_out)
+        records = [placed for placed in read if placed[0] not in dropped]
+        if not records:
+            raise SourceError(
+                f"Of none of the {len(read):,} samples of the {what} data a token counts; the "
+                f"first is {read[0][0]}. Raise max_length, or look at the columns."
+            )
+        samples = TokenSamples(encoded, padding)
         _check_lengths(samples, records, config)
-        columns, ids = columns_of(job, records, encoder.shown)
-        return Side(samples, columns | {"tokens": samples.lengths}, ids)
+        columns, ids = columns_of(job, what, records, encoder.shown)
+        empty = [placed[0] for placed in records if _has_empty_answer(encoder, placed)]
+        return Side(samples, columns | {"tokens": samples.lengths}, ids, left_out, empty)
 
     test, train = side(job.test, "test"), side(job.train, "training")
     return Material(files, objective_of(job), test, train, heads, unit="tokens")
+
+
+def _encoded(
+    encoder: Encoder, records: Iterable[Placed], *, skip: bool
+) -> tuple[list[Encoded], list[Place]]:
+    """Tokenised samples, and the places of those of which nothing counts, if these are skipped."""
+    encoded, left_out = [], []
+    for placed in records:
+        try:
+            encoded.append(encoder.encode(placed))
+        except UnusableError:
+            if not skip:
+                raise
+            left_out.append(placed[0])
+    return encoded, left_out
+
+
+def _has_empty_answer(encoder: Encoder, placed: Placed) -> bool:
+    shown = encoder.shown(placed)
+    return any(not str(shown[name]).strip() for name in ANSWERS if name in shown)
 
 
 def check_text_files(job: Job, folder: Path) -> None:

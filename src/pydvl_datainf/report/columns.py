@@ -71,7 +71,7 @@ def kind_of(name: str, values: Array) -> Kind:
 
 
 def ordered(columns: Mapping[str, Array]) -> list[str]:
-    """Names of columns in the order in which to show them: labels, texts, numbers.
+    """Names of columns in the order in which to show them: labels, texts, numbers, each as given.
 
     Args:
         columns: by name.
@@ -79,7 +79,7 @@ def ordered(columns: Mapping[str, Array]) -> list[str]:
     Returns:
         All names.
     """
-    return sorted(columns, key=lambda name: (_rank(name, columns[name]), name))
+    return sorted(columns, key=lambda name: _rank(name, columns[name]))
 
 
 def length_limit(columns: Sequence[Array], characters: int) -> int:

@@ -176,11 +176,12 @@ class InfluenceRun:
             side: "test", "train" or "run".
 
         Returns:
-            Columns by name, each of the length of that side; or what was told of the run.
+            Columns by name, in the order in which they were given, each of the length of that
+            side; or what was told of the run.
         """
         if side == "run":
             return dict(self.attrs["fingerprint"]["run metadata"])
-        names = sorted(name for name in self._store.layouts if name.startswith(f"{side}_"))
+        names = [name for name in self.attrs["columns"] if name.startswith(f"{side}_")]
         return {name.removeprefix(f"{side}_"): self._store.read(name) for name in names}
 
     def progress(self) -> tuple[int, int]:

@@ -190,7 +190,7 @@ class StoredRows:
         """Ids and metadata of the training samples."""
         names = self.store.layouts
         wanted = [name for name in names if name == "train" or name.startswith("train_")]
-        return {name: self.store.read(name) for name in sorted(wanted)}
+        return {name: self.store.read(name) for name in wanted}
 
     def check_apart(self, store: Store) -> None:
         """Checks that a query does not replace what it reads.
