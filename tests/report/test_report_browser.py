@@ -230,11 +230,11 @@ def test_images_are_shown(browser, tmp_path):
         progress=False,
     )
     watched = Watched(browser, write_report(run, tmp_path / "report.html", images=tmp_path))
-    for place in ("#helpful-table", "#suspects-table", "#tests-table"):
+    for place in ("#helpful-table, #harmful-table", "#suspects-table", "#tests-table"):
         widths = watched.page.eval_on_selector_all(
-            f"{place} img", "all => all.map(image => image.naturalWidth)"
+            f":is({place}) img", "all => all.map(image => image.naturalWidth)"
         )
         assert widths == [8, 8, 8]
-        assert "gone.png" in watched.page.locator(place).inner_text()
+        assert "gone.png" in " ".join(watched.page.locator(place).all_inner_texts())
     assert watched.page.locator("#chosen-facts img").count() == 1
     watched.close()

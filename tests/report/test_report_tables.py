@@ -27,7 +27,7 @@ def test_blocks_have_their_width_damping_and_error(plain_page, plain):
         'What to make of these numbers: docs/trust.md, "How far to trust a score"'
         in plain_page.text
     )
-    assert "where it is negative, none of them helps any more" in plain_page.text
+    assert "Those with the largest positive influence." in plain_page.text
     assert f"over {error.n} training and {error.m} test samples of this run" in plain_page.text
 
 

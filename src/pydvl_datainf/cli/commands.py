@@ -16,6 +16,7 @@ from pydvl_datainf.cli.console import (
     MOST_SHOWN,
     Invalid,
     checked_k,
+    clear_bars,
     errors_as_messages,
     is_made_by_job,
     opened,
@@ -31,6 +32,7 @@ from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.results.differing import differences, listed
+from pydvl_datainf.results.facts import brief_facts
 from pydvl_datainf.results.listing import (
     End,
     rankings_by,
@@ -77,9 +79,11 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
+            clear_bars()
             vars(error).update(message=visible(error.message))
             raise
         except KeyboardInterrupt:
+            clear_bars()
             say("Stopped.", err=True)
             sys.exit(130)
 
@@ -354,13 +358,15 @@ def _run_job(
         except KeyboardInterrupt:
             say(_stopped(_latest(places) or place))
             sys.exit(130)
-        show(info_tables(result))
+        for line in brief_facts(result):
+            say(line)
     name = shlex.quote(str(place))
     say(f"Written to {place}. To go on:")
     for command, tells in (
         (f"top {name}", "what helps and harms on average"),
         (f"top {name} --test ID", "what helps and harms on one test sample"),
         (f"report {name} -o report.html", "all of it in a browser"),
+        (f"info {name}", "what was computed, how, and at what cost"),
     ):
         say(f"  pydvl-datainf {command}  # {tells}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import torch
 from rich.console import Console, RenderableType
+from tqdm import tqdm
 
 from pydvl_datainf.errors import DataInfError, StoreError
 from pydvl_datainf.gradients.supported import SMALLER
@@ -35,6 +36,12 @@ def say(line: str, *, err: bool = False) -> None:
         err: to stderr.
     """
     click.echo(visible(line), err=err)
+
+
+def clear_bars() -> None:
+    """Takes progress bars off the terminal that an error left there: it gets a line of its own."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def write(text: str) -> None:

@@ -194,7 +194,29 @@ def _cut(fact: str) -> str:
 
 
 def _span(low: float, high: float) -> str:
-    return f"{low:.1e}" if low == high else f"{low:.1e} – {high:.1e}"
+    return scientific(low) if low == high else f"{scientific(low)} – {scientific(high)}"
+
+
+def scientific(value: float) -> str:
+    """A positive number with two digits as people write it.
+
+    Args:
+        value: positive.
+
+    Returns:
+        A text without blanks, which is broken nowhere.
+
+    Example:
+        >>> scientific(0.00012), scientific(0.25), scientific(3e7)
+        ('1.2×10⁻⁴', '0.25', '3.0×10⁷')
+    """
+    if 0.01 <= value < 1000:
+        return f"{value:.2g}"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits}×10{str(int(exponent)).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _duration(seconds: float) -> str:

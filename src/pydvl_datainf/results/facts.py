@@ -45,6 +45,30 @@ def run_facts(
     return facts
 
 
+def brief_facts(run: InfluenceRun) -> Iterator[str]:
+    """The end of a run in a few lines.
+
+    Args:
+        run: complete.
+
+    Yields:
+        Lines.
+    """
+    plan, size, cost = run.plan, _size(run, run.damping if not run.parts else {}), _cost(run)
+    yield (
+        f"Influences of {plan.n:,} training samples on {size['Test samples']} test samples by "
+        f"{size['Method']}, in {size['Blocks']} blocks of {plan.n_parameters:,} parameters."
+    )
+    yield f"Damping λ: {size['Damping λ, smallest to largest']}."
+    if trust := _trust(run):
+        ranks = trust.get(
+            "Rank correlation of influences", trust["Compared with the exact inverse"]
+        )
+        yield f"Rank correlation with the exact inverse: {ranks}."
+    disk = f", and {cost['Size on disk']} on disk" if "Size on disk" in cost else ""
+    yield f"It took {cost['Seconds together']} s, {cost['Gradients computed']} gradients{disk}."
+
+
 def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
     told, plan, values = run.attrs["fingerprint"], run.plan, damping.values()
     groups = "" if told["query groups"] is None else f", in {plan.m:,} groups"

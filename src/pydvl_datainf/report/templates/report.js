@@ -131,7 +131,7 @@ const told = (side, index, settings = () => ({})) => {
   });
 };
 
-function table(id, columns, rows, what, settings = {}) {
+function table(id, columns, rows, what, settings = {}, empty = `no ${what}`) {
   return new DataTable(`#${id}`, {
     columns,
     data: rows,
@@ -151,7 +151,7 @@ function table(id, columns, rows, what, settings = {}) {
       info: `_START_ to _END_ of _TOTAL_ ${what}`,
       infoEmpty: `no ${what}`,
       infoFiltered: "(searched in _MAX_)",
-      emptyTable: `no ${what}`,
+      emptyTable: empty,
       zeroRecords: `no ${what} found`,
     },
     ...settings,
@@ -164,9 +164,18 @@ const STACKED = matchMedia("(max-width: 60rem)"); // the list above what it choo
 const tests = data.test.ids.values.map((_, i) => i);
 let chosen = 0;
 
+/** Of few training samples those at one end need not all be what it is called. */
+const IS = { helpful: (influence) => influence > 0, harmful: (influence) => influence < 0 };
+const NOTHING = {
+  helpful: "Nothing helped: no training sample has a positive influence.",
+  harmful: "Nothing harmed: no training sample has a negative influence.",
+};
+
 const rowsOf = (test, end) => {
   const { rows, influences } = data.tops[end];
-  return rows[test].map((row, i) => ({ test, end, rank: i + 1, row, influence: influences[test][i] }));
+  return rows[test]
+    .map((row, i) => ({ test, end, rank: i + 1, row, influence: influences[test][i] }))
+    .filter(({ influence }) => IS[end](influence));
 };
 
 const largestOf = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
@@ -208,15 +217,25 @@ const list = table(
   },
 );
 
+/** Whether a sample that helps or harms is suspicious by itself. */
+const suspicions = ["training loss", "suspicion"]
+  .filter((name) => name in data.measures)
+  .map((name) => column(name, "number", ({ row }) => data.measures[name][row]));
+
 const neighbours = Object.fromEntries(
   ENDS.map((end) => [
     end,
     table(
       `${end}-table`,
-      [bars("influence", ({ influence }) => influence, largest), ...told("train", ({ row }) => row)],
+      [
+        bars("influence", ({ influence }) => influence, largest),
+        ...suspicions,
+        ...told("train", ({ row }) => row),
+      ],
       [],
       "training samples",
       { order: [[0, end === "helpful" ? "desc" : "asc"]] },
+      NOTHING[end],
     ),
   ]),
 );
