@@ -25,6 +25,11 @@ def test_a_job_compresses_rows_and_tells_of_it(folder):
     low, high = min(run.energy.values()), max(run.energy.values())
     assert f"Energy in these, of the blocks {low:.1%} to {high:.1%}" in shown
     assert "Self-influences yes, of coordinates alone" in shown
+    error = run.compression_error
+    told = f"error {error.score_error:.2g}, rank correlation {error.rank_correlation:.3f}"
+    assert f"Influences against those of whole rows, on a sample relative {told}" in shown
+    done("report", folder / "out.zarr", "-o", folder / "report.html")
+    assert "each block 4 coordinates at most" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

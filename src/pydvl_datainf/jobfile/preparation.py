@@ -84,7 +84,7 @@ class Prepared:
             "rows": self.job.rows,
             "rank": self.job.rank,
             "basis_sample": self.job.basis_sample,
-            "basis_seed": self.job.basis_seed,
+            "basis_seed": self.job.basis_seed or 0,
             "top_k": self.job.top_k,
             "by_block": self.job.by_block,
             "self_influence": self.job.self_influence,

@@ -257,9 +257,8 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             ("rows",),
             "method ekfac needs whole rows; let 'rows' be zarr, or 'method' be exact.",
         )
-    of_compressed = ("rank", job.rank), ("basis_sample", job.basis_sample)
-    for name, value in (*of_compressed, ("basis_seed", job.basis_seed or None)):
-        if value is not None and job.rows != "compressed":
+    for name in ("rank", "basis_sample", "basis_seed"):
+        if getattr(job, name) is not None and job.rows != "compressed":
             yield (
                 (name,),
                 f"'{name}' is that of compressed rows; let 'rows' be compressed.",

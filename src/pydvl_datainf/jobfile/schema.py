@@ -247,7 +247,7 @@ class Job(_Part):
         rank: of compressed rows: numbers that are kept of a block (256 if nothing else is said).
         basis_sample: training samples that their directions are learned from (2 · rank if nothing
             else is said).
-        basis_seed: of the choice of these.
+        basis_seed: of the choice of these (0 if nothing else is said).
         memory: for our arrays, in bytes or as text.
         batch_size: samples that are read, and sorted by length, together; of images, those in one
             gradient computation.
@@ -308,7 +308,7 @@ class Job(_Part):
     rows: Literal["auto", "memory", "zarr", "compressed", "recompute"] = "auto"
     rank: Count | None = None
     basis_sample: Count | None = None
-    basis_seed: Position = 0
+    basis_seed: Position | None = None
     memory: Count | Amount = "2GiB"
     batch_size: Count = 64
     max_tokens: Count = 2048

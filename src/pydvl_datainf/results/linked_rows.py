@@ -57,7 +57,7 @@ def rows_store(attributes: Mapping[str, Any], store: Stored, anywhere: bool) -> 
             "that was there back."
         )
     mine, other = attributes["fingerprint"], theirs["fingerprint"]
-    different = [key for key in SHARED if mine[key] != other[key]]
+    different = [key for key in SHARED if mine.get(key) != other.get(key)]
     if different:
         raise StoreError(
             f"{place}, the store whose rows this run used, holds another run now: "
