@@ -145,3 +145,33 @@ def test_what_does_not_go_together_is_refused(folder, made):
     assert "Labels are suggested for sequence-classification, not causal-lm" in message
     message = failed(1, "select", made.store, "--drop-suspicious", "1", *out)
     assert "has no self-influences. Run its job again (pydvl-datainf run JOB.yaml)" in message
+
+
+def test_unquoted_tables_are_cut_at_their_lines(folder):
+    rows = [f'He said "{i}\tmore {i}\n' for i in range(12)]
+    (folder / "train.tsv").write_text("".join(["prompt\tanswer\n", *rows]))
+    changed(folder, train="train.tsv", quoting="none", columns={})
+    done("run", folder / "job.yaml", "--no-progress")
+    best = np.argsort(-InfluenceRun(folder / "out.zarr").mean_influence(), kind="stable")[:3]
+    done("select", folder / "out.zarr", "--keep-helpful", "3", "-o", folder / "next.tsv")
+    kept = "".join(rows[i] for i in sorted(best.tolist()))
+    assert (folder / "next.tsv").read_text() == "prompt\tanswer\n" + kept
+
+
+def test_a_run_that_left_samples_out_says_what_to_do(folder):
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "long", "prompt": "plus " * 60, "answer": "x"}) + "\n")
+    changed(folder, on_unusable="skip", max_length=40)
+    done("run", folder / "job.yaml", "--no-progress")
+    args = ("select", folder / "out.zarr", "--drop-harmful", "1", "-o", folder / "next.jsonl")
+    message = failed(1, *args)
+    assert "If it left out samples of which nothing counts, take them out of the file" in message
+
+
+def test_data_sets_have_no_file_to_select_from(folder):
+    (folder / "sums").mkdir()
+    (folder / "train.jsonl").rename(folder / "sums" / "train.jsonl")
+    changed(folder, train={"dataset": "sums", "split": "train"})
+    done("run", folder / "job.yaml", "--no-progress")
+    args = ("select", folder / "out.zarr", "--drop-harmful", "1", "-o", folder / "next.jsonl")
+    assert "which datasets loads, and samples are selected from files" in failed(1, *args)

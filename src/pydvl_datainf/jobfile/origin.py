@@ -10,12 +10,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from pydvl_datainf.errors import JobError, SourceError
-from pydvl_datainf.huggingface import read_records
 from pydvl_datainf.huggingface.records import Placed, brief
 from pydvl_datainf.jobfile.data import columns_of
 from pydvl_datainf.jobfile.paths import file_in, path_in
 from pydvl_datainf.jobfile.reading import read_job
-from pydvl_datainf.jobfile.schema import TEXTS, Job
+from pydvl_datainf.jobfile.records import records_of
+from pydvl_datainf.jobfile.schema import TEXTS, HubData, Job
 from pydvl_datainf.jobfile.texts import encoder_of
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.metadata import columns_of as checked_columns
@@ -36,7 +36,16 @@ class Origin:
 
     @property
     def train(self) -> Path:
-        """The file of the training data."""
+        """The file of the training data.
+
+        Raises:
+            JobError: if it is a data set that `datasets` loads.
+        """
+        if isinstance(self.job.train, HubData):
+            raise JobError(
+                f"The training data is {self.job.train.dataset}, which datasets loads, and samples "
+                "are selected from files. Save it as one (to_json), and run a job on that."
+            )
         return file_in(self.folder, self.job.train)
 
 
@@ -74,14 +83,15 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
             f"The job of {run.store} says that code of the model may run, which a result cannot "
             "allow. Name the file of the job (--job)."
         )
-    name = str(getattr(known, needed))
+    if isinstance(named := getattr(known, needed), HubData):
+        named = named.dataset
     beside = [] if run.store.path is None else [run.store.path.resolve().parent]
     for folder in (Path.cwd(), *beside):
-        if Path(path_in(folder, name)).exists():
+        if Path(path_in(folder, named)).exists():
             return Origin(known, folder)
     raise JobError(
-        f"{name!r}, the '{needed}' of the job of {run.store}, is neither in the current folder nor "
-        "in that of the run. Name the file of the job (--job), from which paths are meant."
+        f"{named!r}, the '{needed}' of the job of {run.store}, is neither in the current folder "
+        "nor in that of the run. Name the file of the job (--job), from which paths are meant."
     )
 
 
@@ -103,17 +113,19 @@ def read_training_file(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:
     """
     if origin.job.task not in TEXTS:
         raise JobError(f"Samples of task {origin.job.task} are not selected: only texts are.")
-    records = read_records(origin.train)
+    path = origin.train
+    records = records_of(origin.job, str(path), origin.folder)
     if len(records) != run.plan.n:
+        skipped = _SKIPPED if origin.job.on_unusable == "skip" else ""
         raise SourceError(
-            f"{origin.train} holds {len(records):,} samples, and {run.store} was made of "
-            f"{run.plan.n:,}. {_REMEDY}"
+            f"{path} holds {len(records):,} samples, and {run.store} was made of "
+            f"{run.plan.n:,}. {skipped}{_REMEDY}"
         )
     # What is shown of a record depends neither on the tokenizer nor on the model.
     tokenizer = SimpleNamespace(is_fast=True)
     config = SimpleNamespace(id2label={}, label2id={}, num_labels=0, problem_type="")
     shown = encoder_of(origin.job, tokenizer, config).shown
-    columns, ids = columns_of(origin.job, records, shown)
+    columns, ids = columns_of(origin.job, "training", records, shown)
     now = checked_columns(
         None if ids is None else {"train": ids},
         {"train": columns},
@@ -123,6 +135,10 @@ def read_training_file(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:
     return records
 
 
+_SKIPPED = (
+    "If it left out samples of which nothing counts, take them out of the file, and make the run "
+    "of that. Otherwise: "
+)
 _REMEDY = "Put the file back as it was, or make the run again."
 
 
