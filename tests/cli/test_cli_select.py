@@ -165,7 +165,7 @@ def test_a_run_that_left_samples_out_says_what_to_do(folder):
     done("run", folder / "job.yaml", "--no-progress")
     args = ("select", folder / "out.zarr", "--drop-harmful", "1", "-o", folder / "next.jsonl")
     message = failed(1, *args)
-    assert "If it left out samples of which nothing counts, take them out of the file" in message
+    assert "What a job leaves out (on_unusable: skip) has to be taken out of the file" in message
 
 
 def test_data_sets_have_no_file_to_select_from(folder):

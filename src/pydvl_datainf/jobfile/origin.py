@@ -116,10 +116,10 @@ def read_training_file(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:
     path = origin.train
     records = records_of(origin.job, str(path), origin.folder)
     if len(records) != run.plan.n:
-        skipped = _SKIPPED if origin.job.on_unusable == "skip" else ""
         raise SourceError(
             f"{path} holds {len(records):,} samples, and {run.store} was made of "
-            f"{run.plan.n:,}. {skipped}{_REMEDY}"
+            f"{run.plan.n:,}. {_REMEDY} What a job leaves out (on_unusable: skip) has to be taken "
+            "out of the file, and the run made of that."
         )
     # What is shown of a record depends neither on the tokenizer nor on the model.
     tokenizer = SimpleNamespace(is_fast=True)
@@ -135,10 +135,6 @@ def read_training_file(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:
     return records
 
 
-_SKIPPED = (
-    "If it left out samples of which nothing counts, take them out of the file, and make the run "
-    "of that. Otherwise: "
-)
 _REMEDY = "Put the file back as it was, or make the run again."
 
 
