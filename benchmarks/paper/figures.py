@@ -98,6 +98,9 @@ def costs(scaling: dict[str, Any]) -> plt.Figure:
             for ax, unit in zip(column, ("seconds", "MiB"), strict=True):
                 label = SHOWN.get(name, name).replace("100", "10")
                 ax.loglog(table[axis], table[name][unit], "o-", ms=4, c=COLOURS[name], label=label)
+        for ax in column:
+            ax.minorticks_off()
+            ax.set_xticks(table[axis], table[axis])
         column[1].set_xlabel(AXES[axis])
     axes[0, 0].set_ylabel("CPU seconds")
     axes[1, 0].set_ylabel("peak above the rows, MiB")
