@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -25,13 +24,11 @@ from torch.utils.data import DataLoader, TensorDataset
 warnings.filterwarnings("ignore")
 
 from pydvl_datainf.influence.by_name import METHODS  # noqa: E402
-from pydvl_datainf.yardstick import compare, validate  # noqa: E402
+from retrained import measure, similarities  # noqa: E402
 
 TRAIN, TEST, SIDE, CLASSES = 2000, 200, 14, 10
 EPOCHS, BATCH, RATE, MOMENTUM = 40, 100, 0.05, 0.9
 
-RANKS = (32, 64, 128, 256)
-NEWTON = "exact, Gauss-Newton"
 SCORED_SEEDS = range(100, 105)
 """Of the models whose influences are measured; retrainings have other seeds, 0 and 1."""
 
@@ -101,85 +98,27 @@ def scores_of(model, method, train, test, **settings):
     return influence.training_influences(*test).numpy()
 
 
-def similarities(model, train, test):
-    """Cosines of the last hidden layers, as they are, and with the sign of label agreement."""
-    body = model[:-1]
-    with torch.no_grad():
-        a, b = (F.normalize(body(x), dim=1) for x in (test[0], train[0]))
-    cosine = (a @ b.T).numpy()
-    same = (test[1][:, None] == train[1]).numpy()
-    return {"RepSim": cosine, "RepSim, signed by label": np.where(same, cosine, -cosine)}
-
-
-def by_model(models, train, test):
-    """For each method the scores of each model."""
-    settings = {method: {} for method in METHODS} | {NEWTON: {"curvature": "gauss-newton"}}
-    return {
-        name: [scores_of(model, name.split(",")[0], train, test, **own) for model in models]
-        for name, own in settings.items()
-    }
-
-
-def all_scores(models, each, train, test):
-    """For each name scores of the first model, or sums over all of them."""
-    first = models[0]
-    found = {name: scores[0] for name, scores in each.items()}
-    for scale in (0.1, 10, 100):
-        settings = {"damping_scale": scale}
-        found[f"exact, {scale} λ"] = scores_of(first, "exact", train, test, **settings)
-    for method in ("datainf", "ekfac"):
-        found[f"{method}, 10 λ"] = scores_of(first, method, train, test, damping_scale=10)
-    for rank in RANKS:
-        settings = {"rows": "compressed", "rank": rank}
-        for method in ("datainf", "exact"):
-            found[f"{method}, rank {rank}"] = scores_of(first, method, train, test, **settings)
-    for method in ("datainf", "exact"):
-        found[f"{method}, sum over {len(models)} seeds"] = sum(each[method])
-    rng = np.random.default_rng(0)
-    shuffled = rng.permuted(found["exact"], axis=1)
-    return found | similarities(first, train, test) | {"exact, shuffled": shuffled}
-
-
-def lds(scores, bank, subsets):
-    return round(compare({"scores": scores}, bank, subsets=subsets).validations["scores"].lds, 4)
-
-
-def measure(recipe, options):
+def measured(recipe, options):
     """The table of one model, and what it says as numbers."""
     train, test = load(recipe.data)
     models = [recipe.fit(np.arange(TRAIN), seed) for seed in SCORED_SEEDS]
     with torch.no_grad():
         right = (models[0](test[0]).argmax(1) == test[1]).float().mean()
-    each = by_model(models, train, test)
-    scores = all_scores(models, each, train, test)
+        features = [models[0][:-1](x).numpy() for x in (test[0], train[0])]
     told = asdict(recipe) | {"data": "Fashion-MNIST", "epochs": EPOCHS, "batch": BATCH}
     told |= {"rate": RATE, "momentum": MOMENTUM, "torch": torch.__version__}
-    bank = options.out.parent / f"{recipe.network}-{recipe.decay}.bank"
-    named = {"bank": bank, "recipe": json.dumps(told)}
-    validate(scores["datainf"], recipe, subsets=options.subsets, n_jobs=options.jobs, **named)
-    sums = {name: len(models) for name in scores if "sum over" in name}
-    table = compare(scores, bank, against="datainf", subsets=options.subsets, checkpoints=sums)
-    Console().print(f"{recipe.network}, weight decay {recipe.decay}: accuracy {right:.3f}", table)
-    base = table.validations["datainf"]
-    of_models = {
-        name: [lds(s, bank, options.subsets) for s in parts] for name, parts in each.items()
-    }
-    for name, found in of_models.items():
-        Console().print(f"  {name}, models of {len(models)} seeds: {np.round(found, 3)}")
-    return told | {
-        "accuracy": round(float(right), 4),
-        "subsets": base.subsets,
-        "ceiling": round(base.ceiling, 4),
-        "lds of the models of all seeds": of_models,
-        "scores": {
-            name: {
-                "lds": [round(one.lds, 4), round(one.error, 4)],
-                "size": [round(one.slope, 5), round(one.slope_error, 5)],
-                "over datainf": [round(x, 4) for x in table.differences.get(name, (0.0, 0.0))],
-            }
-            for name, one in table.validations.items()
-        },
-    }
+    found = measure(
+        f"{recipe.network}, weight decay {recipe.decay}: accuracy {right:.3f}",
+        models,
+        lambda model, method, **settings: scores_of(model, method, train, test, **settings),
+        similarities(features, (test[1].numpy(), train[1].numpy())),
+        recipe,
+        told,
+        options.out.parent / f"{recipe.network}-{recipe.decay}.bank",
+        options.subsets,
+        options.jobs,
+    )
+    return told | {"accuracy": round(float(right), 4)} | found
 
 
 def main():
@@ -196,7 +135,7 @@ def main():
         for network in ("perceptron", "convolutional")
         for decay in (5e-3, 0.0)
     ]
-    found = [measure(recipe, options) for recipe in recipes]
+    found = [measured(recipe, options) for recipe in recipes]
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
