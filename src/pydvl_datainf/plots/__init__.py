@@ -24,6 +24,7 @@ from pydvl_datainf.plots.removal import removal_curves
 from pydvl_datainf.plots.retraining import lds_of_methods, predicted_against_actual
 from pydvl_datainf.plots.style import COLOURS, DIVERGING, HARMFUL, HELPFUL, MARKERS, STYLES
 from pydvl_datainf.plots.texts import influential_texts
+from pydvl_datainf.plots.tokens import token_heatmap
 
 __all__ = [
     "COLOURS",
@@ -47,4 +48,5 @@ __all__ = [
     "score_distribution",
     "score_heatmap",
     "shares_of_sum",
+    "token_heatmap",
 ]
