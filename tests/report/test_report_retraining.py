@@ -9,6 +9,7 @@ from pydvl_datainf import DataInfInfluence, InfluenceRun, run_influences
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.report.retraining import retraining_of
 from pydvl_datainf.yardstick import validate
+from report_in_browser import NEEDS_BROWSER, Watched, rows
 
 
 def train(indices, seed):
@@ -43,6 +44,39 @@ def test_retrainings_beside_the_run_are_put_into_words(run, tmp_path):
     assert "Left out, since no retraining changed their loss: 1." in sentences
     text = write_report(run, tmp_path / "report.html", bounds=Bounds(k=2)).read_text("utf-8")
     assert f"Agreement with retraining: {said.value}" in text
+
+
+def as_predicted(run, size):
+    """Trains as the scores of a run say, times a size."""
+    scores = np.asarray(run.scores[...], np.float64)
+
+    def train(indices, seed):
+        signs = np.full(scores.shape[1], 1.0)
+        signs[indices] = -1
+        return 5 + size * scores @ signs / scores.shape[1]
+
+    return train
+
+
+@pytest.mark.parametrize(("size", "unit"), [(1, 1 / 12), (0.6, 1 / 12), (0.3, None), (3, None)])
+def test_influences_are_changes_of_loss_where_retraining_says_so(run, size, unit):
+    validate(run, as_predicted(run, size), subsets=12, progress=False)
+    said = retraining_of(run)
+    assert said.unit == unit
+    told = {1 / 12: "leaving out one training sample adds to the loss", None: "for their order"}
+    assert told[unit] in " ".join(said.says)
+
+
+@pytest.mark.slow
+@NEEDS_BROWSER
+def test_the_page_shows_what_leaving_a_sample_out_adds(browser, run, tmp_path):
+    validate(run, as_predicted(run, 1), subsets=12, progress=False)
+    watched = Watched(browser, write_report(run, tmp_path / "page.html"))
+    for end in ("helpful", "harmful"):
+        shown = rows(watched.page, end)
+        changes = [float(row["loss without it"]) * 12 for row in shown]
+        assert changes == pytest.approx([float(row["influence"]) for row in shown], rel=0.01)
+    watched.close()
 
 
 def test_with_one_seed_there_is_no_ceiling(run):

@@ -116,6 +116,7 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     labels = block_labels(list(run.widths))
     by_block = scores_by_block(run)
     counts = label_counts(told, mean, largest(-mean, bounds.suspects))
+    retraining = retraining_of(run)
     return Contents(
         store=store_name(run),
         method=run.attrs["method"],
@@ -128,7 +129,7 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
         held=list(extent.held()),
         left_out=list(extent.left_out()),
         trust=trust,
-        retraining=retraining_of(run),
+        retraining=retraining,
         blocks=blocks_picture(labels, np.array([*damping.values()]), error) if damping else None,
         shares=None if by_block is None else shares_picture(labels, by_block),
         labels=counts,
@@ -136,6 +137,7 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
         data={
             "query": query_name(run),
             **{side: made.to_json() for side, made in samples.items()},
+            "unit": None if retraining is None else retraining.unit,
             "tops": tops_to_json(tops, samples["train"]),
             "measures": {name: shortest(all_[shown]) for name, all_ in measures.values.items()},
             "suspects": samples["train"].rows(suspects),

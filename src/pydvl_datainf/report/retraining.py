@@ -8,12 +8,22 @@ from pathlib import Path
 from pydvl_datainf.errors import DataInfError
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.yardstick import Validation, bank_beside, compare
+from pydvl_datainf.yardstick.subsets import Scores
 from pydvl_datainf.yardstick.table import size_of_changes
 
 UNUSABLE = (
     "There are retrainings beside this run, but they are too few yet, damaged, or of other data. "
     "Call validate of pydvl_datainf.yardstick again: it makes what is missing, or says what is "
     "wrong."
+)
+
+RIGHT_SIZE = (
+    "So the tables also show influences as about what leaving out one training sample adds to the "
+    "loss of a test sample."
+)
+ORDER_ONLY = (
+    "So read influences for their order, and their bars as shares of the largest: their size is "
+    "not that of a change of loss."
 )
 
 
@@ -24,10 +34,13 @@ class Retraining:
     Attributes:
         value: the linear datamodelling score, or why there is none.
         says: sentences.
+        unit: what an influence is multiplied by to be the change of a test sample's loss that
+            leaving out the training sample makes; None where sizes say nothing of that.
     """
 
     value: str
     says: tuple[str, ...]
+    unit: float | None = None
 
 
 def retraining_of(run: InfluenceRun) -> Retraining | None:
@@ -46,7 +59,9 @@ def retraining_of(run: InfluenceRun) -> Retraining | None:
         found = compare({"run": run}, place).validations["run"]
     except DataInfError:  # names places, which are nobody's business elsewhere
         return Retraining("not known", (UNUSABLE,))
-    return Retraining(_with_error(found.lds, found.error), tuple(_sentences(found)))
+    value, says = _with_error(found.lds, found.error), tuple(_sentences(found))
+    unit = 1 / (run.plan.n * Scores.of(run).checkpoints) if found.has_right_size else None
+    return Retraining(value, says, unit)
 
 
 def _sentences(found: Validation) -> Iterator[str]:
@@ -62,7 +77,8 @@ def _sentences(found: Validation) -> Iterator[str]:
     if not isnan(found.slope):
         yield (
             f"Size: a loss changes by {size_of_changes(found)} times what is predicted (median "
-            "over test samples; a sum of runs is divided by the sum of its weights)."
+            "over test samples; a sum of runs is divided by the sum of its weights). "
+            + (RIGHT_SIZE if found.has_right_size else ORDER_ONLY)
         )
     if found.constant_losses:
         yield f"Left out, since no retraining changed their loss: {found.constant_losses:,}."

@@ -67,6 +67,11 @@ class Validation:
         return self.actual.shape[1]
 
     @property
+    def has_right_size(self) -> bool:
+        """Whether predictions are changes of loss, within a factor of two and two errors."""
+        return 0.5 <= self.slope <= 2 and 2 * self.slope_error <= self.slope
+
+    @property
     def constant_losses(self) -> int:
         """Test samples that are left out, since no retraining changed their loss."""
         return int(np.isnan(self.per_test).sum())

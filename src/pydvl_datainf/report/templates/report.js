@@ -217,6 +217,12 @@ const list = table(
   },
 );
 
+/** What leaving out a sample adds to the loss, where retraining showed that sizes are right. */
+const added = data.unit === null ? [] : ["loss without it"];
+const changes = added.map((name) =>
+  column(name, "influence", ({ influence }) => influence * data.unit, { className: "right" }),
+);
+
 /** Whether a sample that helps or harms is suspicious by itself. */
 const suspicions = ["training loss", "suspicion"]
   .filter((name) => name in data.measures)
@@ -229,6 +235,7 @@ const neighbours = Object.fromEntries(
       `${end}-table`,
       [
         bars("influence", ({ influence }) => influence, largest),
+        ...changes,
         ...suspicions,
         ...told("train", ({ row }) => row),
       ],
