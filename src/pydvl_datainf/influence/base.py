@@ -104,7 +104,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
         if curvature not in ("empirical", "gauss-newton"):
             raise ModelError(f'curvature must be "empirical" or "gauss-newton", got {curvature!r}.')
-        self.curvature_engine: GradientEngine | None = None  # the rows are those of the gradients
+        self.curvature_engine: GaussNewtonEngine | None = (
+            None  # the rows are those of the gradients
+        )
         if curvature == "gauss-newton":
             given = (engine, model, self.objective)
             self.curvature_engine = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
@@ -490,6 +492,33 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         if self.test_objective is None:
             return self.loss_gradients_by_block(x, y)
         return self._rows(self._batch(x, y), self._test_engine)
+
+    def curvature_rows_by_block(
+        self, x: Inputs, y: Tensor | None = None
+    ) -> "OrderedDict[str, Tensor]":
+        """The rows that the inverse is made of: the gradients, or those of another curvature.
+
+        Args:
+            x: inputs (B, ...), or a mapping that carries its labels.
+            y: targets (B, ...); None with a mapping.
+
+        Returns:
+            For each block rows, (B, d_l), or (B K, d_l) where there are K of each sample.
+        """
+        return self._rows(self._batch(x, y), self.curvature_engine)
+
+    def curvature_settings(self, x: Inputs, y: Tensor | None = None) -> Mapping[str, str | int]:
+        """What tells these rows, where they are not the gradients, and how many a sample has.
+
+        Args:
+            x: inputs of some samples, or a mapping that carries its labels.
+            y: targets; None with a mapping.
+
+        Returns:
+            `labels`, "all" or "drawn", `rows` of each sample, and the `label_seed` of draws.
+        """
+        engine = self.curvature_engine
+        return {} if engine is None else engine.settings(self._batch(x, y))
 
     def losses(self, data: Any) -> Tensor:
         """Computes the loss of each sample, in one forward pass. Does not need `fit`.

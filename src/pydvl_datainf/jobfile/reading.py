@@ -220,6 +220,7 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
     for name in sorted({"iterations", "tolerance"} & job.model_fields_set):
         if job.method != "lissa":
             yield (name,), f"'{name}' belongs to method lissa, and not to {job.method}."
+    yield from _of_curvature(job)
     if job.damping_scale is not None and job.method == "hessian-free":
         yield (
             ("damping_scale",),
@@ -240,6 +241,30 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
     if job.training is not None and job.checkpoints is None:
         yield from _of_training(job.training, has_adapter=job.adapter is not None)
+
+
+def _of_curvature(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not go together under another curvature."""
+    for name in ("curvature_labels", "label_seed"):
+        if getattr(job, name) is not None and job.curvature is None:
+            yield (name,), f"'{name}' belongs to 'curvature: gauss-newton', which is not there."
+    if job.curvature is None:
+        return
+    if job.method not in ("datainf", "exact", "ekfac"):
+        yield (
+            ("curvature",),
+            f"'curvature' belongs to methods datainf, exact and ekfac, and not to {job.method}.",
+        )
+    if job.method == "ekfac" and job.curvature_labels == "all":
+        yield (
+            ("curvature_labels",),
+            "method ekfac takes labels that are drawn; leave 'curvature_labels' out.",
+        )
+    if job.exact_sample not in (0, "auto"):
+        yield (
+            ("exact_sample",),
+            "'exact_sample' compares inverses of the gradients; leave it or 'curvature' out.",
+        )
 
 
 def _of_training(training: Training, *, has_adapter: bool) -> Iterator[tuple[tuple[str, ...], str]]:

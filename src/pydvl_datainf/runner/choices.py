@@ -70,6 +70,7 @@ def planned(
         top_k=options.top_k,
         precision=np.dtype(model.method.precision(model.dtype)).itemsize,
         moments=moment_bytes(model.layers.values()),
+        curvature=model.curvature.get("rows", 0),
     )
     tile, rows, pieces = options.tile or (None, None), options.rows, None
     if isinstance(training, StoredRows):
@@ -108,6 +109,14 @@ def exact_sample_of(options: RunOptions, model: Description, n: int, m: int) -> 
     """
     if not model.method.is_approximate:
         return 0
+    if model.curvature and options.exact_sample not in (0, "auto"):
+        raise PlanError(
+            "The inverse is compared with the exact one over training gradients, and here it is "
+            "made of other rows. Leave out exact_sample, or compare a run with "
+            'curvature="empirical".'
+        )
+    if model.curvature:
+        return 0
     widths, itemsize = tuple(model.widths.values()), np.dtype(model.dtype).itemsize
     moments = moment_bytes(model.layers.values())
     if options.exact_sample == "auto":
@@ -135,7 +144,7 @@ def _check_rows(rows: str, executor: Executor) -> None:
 def _rows_that_fit(asked: RunSize, memory: int, executor: Executor, store: Store) -> str:
     """In memory if they are few and all queries fit beside them, on disk if there is room."""
     fits = executor.shares_memory and fits_at_once(asked, memory)
-    if fits and asked.n <= MOST_IN_MEMORY:
+    if fits and asked.rows <= MOST_IN_MEMORY:
         return "memory"
     if _has_room(asked, store) or not (fits or asked.method.joins):
         return "zarr"
@@ -147,5 +156,5 @@ def _has_room(asked: RunSize, store: Store) -> bool:
     if store.path is None:
         return False
     existing = next(folder for folder in store.path.resolve().parents if folder.exists())
-    needed = 2 * asked.n * sum(asked.widths)
+    needed = 2 * asked.rows * sum(asked.widths)
     return needed <= shutil.disk_usage(existing).free // 2

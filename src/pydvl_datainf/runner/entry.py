@@ -222,6 +222,7 @@ def lay_out(
         stores_rows=spec.plan.rows == "zarr" and spec.train is not None,
         columns=types,
         moments=moments_of(spec.widths, spec.layers if spec.train is not None else {}),
+        curvature=spec.curvature if spec.train is not None else 0,
     )
     for name in [name for name in store.layouts if name not in EXTRAS]:
         store.require(name, *store.layouts[name])

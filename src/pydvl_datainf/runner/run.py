@@ -15,6 +15,7 @@ from pydvl_datainf.results.metadata import columns_of, group_codes
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import EXTRAS, SELF_INFLUENCE
+from pydvl_datainf.results.row_sets import rows_each
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
@@ -201,6 +202,7 @@ def _spec_of(run: InfluenceRun) -> RunSpec:
         top_k=told["top_k"],
         writer=uuid.uuid4().hex,
         layers={block: tuple(layer) for block, layer in told.get("layers", {}).items()},
+        curvature=rows_each(told),
     )
 
 
@@ -255,6 +257,7 @@ def _work(
             writer=uuid.uuid4().hex,
             rows_of=training.rows_of,
             layers=model.layers,
+            curvature=rows_each(fingerprint),
         )
         types = {name: column_type(values.dtype) for name, values in columns.items()}
         # As they were written: the same numbers may come in wider types another time.

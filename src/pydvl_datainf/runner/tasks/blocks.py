@@ -42,6 +42,7 @@ class PieceWork(NamedTuple):
 def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> None:
     """Scores of a group of queries and self-influences, as far as a piece of blocks makes them."""
     spec, rows = context.spec, PieceRows(context, inputs, wanted.piece)
+    others = PieceRows(context, inputs, wanted.piece, spec.inverse_rows) if spec.curvature else None
     own = np.zeros(spec.plan.n)
     residuals: list[float] = []
     own_residuals: list[float] = []
@@ -53,15 +54,17 @@ def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> N
         scores = flat.new_zeros(len(flat), spec.plan.n)
     for block in spec.piece(rows.p):
         chunks = rows.of_block(block)
-        method = ready_method(block, chunks, context, inputs)
+        of_inverse = chunks if others is None else others.of_block(block)
+        method = ready_method(block, of_inverse, context, inputs)
+        sources = chunks, of_inverse
         if scores is not None and vectors is not None:
-            _add_scores(scores, block, vectors[block], method, chunks, context, residuals)
+            _add_scores(scores, block, vectors[block], method, sources, context, residuals)
             if spec.by_block:
                 _tell_residual(residuals, wanted.group, wanted, context)
                 _write(scores, block, wanted, context)
                 scores.zero_()
         if wanted.self_influence:
-            own += _self_influences(block, method, chunks, context, own_residuals)
+            own += _self_influences(block, method, sources, context, own_residuals)
     if scores is not None and not spec.by_block:
         _tell_residual(residuals, wanted.group, wanted, context)
         _write(scores, None, wanted, context)
@@ -82,12 +85,13 @@ def _add_scores(
     block: str,
     V: Tensor,
     method: Method,
-    chunks: Chunks,
+    sources: tuple[Chunks, Chunks],
     context: Context,
     residuals: list[float],
 ) -> None:
     """Adds what one block gives to the scores of all training samples, (m, n)."""
-    F, done = _solved(method.times, block, V, chunks, context, residuals), 0
+    chunks, of_inverse = sources
+    F, done = _solved(method.times, block, V, of_inverse, context, residuals), 0
     check_finite({block: F})
     for G in chunks():
         scores[:, done : done + len(G)] += product(F, G)
@@ -110,13 +114,17 @@ def _write(scores: Tensor, block: str | None, wanted: PieceWork, context: Contex
 
 
 def _self_influences(
-    block: str, method: Method, chunks: Chunks, context: Context, residuals: list[float]
+    block: str,
+    method: Method,
+    sources: tuple[Chunks, Chunks],
+    context: Context,
+    residuals: list[float],
 ) -> Array:
     """gᵀ (inverse) g of each training sample in one block; as many at once as there is room for."""
-    spec = context.spec
+    spec, (chunks, of_inverse) = context.spec, sources
     most = max(1, spec.plan.held // (32 * (spec.widths[block] + 2 * spec.plan.chunk)))
     forms = [
-        _solved(method.forms, block, own, chunks, context, residuals)
+        _solved(method.forms, block, own, of_inverse, context, residuals)
         for own in regrouped(chunks(), most)
     ]
     return torch.cat(forms).double().cpu().numpy()
@@ -139,7 +147,7 @@ def _solved(
         return (OrderedDict({block: G}) for G in chunks())
 
     vectors, left = OrderedDict({block: V}), dict[str, Tensor]()
-    solved = solve(make, vectors, passes, context.spec.plan.n, context.damping, left)[block]
+    solved = solve(make, vectors, passes, context.spec.n_inverse, context.damping, left)[block]
     residuals += [float(r.max()) for r in left.values()]
     return solved
 

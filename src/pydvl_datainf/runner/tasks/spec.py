@@ -7,6 +7,7 @@ from typing import Any
 
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.results.plan import Plan, Tiling
+from pydvl_datainf.results.row_sets import RowSet, row_sets, rows_of_inverse
 from pydvl_datainf.runner.batched_data import BatchIndex
 
 
@@ -31,6 +32,8 @@ class RunSpec:
         rows_of: the fingerprint of the run whose rows are used, where it is another one.
         layers: for EK-FAC, of each block that is a linear layer its outputs, inputs, and whether it
             has both weight and bias.
+        curvature: rows of each training sample that only the inverse is made of; 0 = it is made of
+            those that are scored.
     """
 
     plan: Plan
@@ -48,11 +51,32 @@ class RunSpec:
     writer: str | None = None
     rows_of: Any = None
     layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
+    curvature: int = 0
 
     @property
     def precision(self) -> str:
         """The dtype of what the inverse makes of vectors, by NumPy's name."""
         return self.method.precision(self.dtype)
+
+    @property
+    def row_sets(self) -> tuple[RowSet, ...]:
+        """All rows that there are."""
+        return row_sets(self.curvature)
+
+    @property
+    def inverse_rows(self) -> RowSet:
+        """Those that the inverse is made of."""
+        return rows_of_inverse(self.curvature)
+
+    @property
+    def n_inverse(self) -> int:
+        """How many these are."""
+        return self.plan.n * self.inverse_rows.each
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows there are in all sets."""
+        return sum(self.plan.n * rows.each for rows in self.row_sets)
 
     @property
     def vector_dtype(self) -> str:
