@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast, overload
 
@@ -23,7 +23,7 @@ from pydvl_datainf.batches import (
     split_batch,
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
-from pydvl_datainf.errors import BatchError, ModelError, SourceError
+from pydvl_datainf.errors import BatchError, DampingError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
@@ -33,8 +33,14 @@ from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.fitted import Fitted, check_order
-from pydvl_datainf.inverse.damping import check_finite, given_damping, given_scale
-from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.inverse.damping import (
+    check_finite,
+    check_representable,
+    given_damping,
+    given_scale,
+)
+from pydvl_datainf.inverse.method import Makes, Method
+from pydvl_datainf.inverse.sweep import at_scales
 from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.vectors import (
@@ -584,11 +590,60 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         batch = self._batch(x_test, y_test)
         self.check_unchanged()
         factors = self._transformed(fitted, self._rows(batch, self._test_engine))
+        if not by_block:
+            return self._on_training(fitted, factors)
         with preserved_rng(fitted.device):
             parts = (products(factors, rows) for rows in fitted.source.chunks())
-            if by_block:
-                return concatenated([self._narrowed(part) for part in parts], dim=1)
+            return concatenated([self._narrowed(part) for part in parts], dim=1)
+
+    def _on_training(self, fitted: Fitted, factors: BlockVectors) -> Tensor:
+        """Their products with the rows of all fitted samples."""
+        with preserved_rng(fitted.device):
+            parts = (products(factors, rows) for rows in fitted.source.chunks())
             return torch.cat([self._added(part) for part in parts], dim=1)
+
+    def damping_sweep(
+        self,
+        x_test: Inputs,
+        y_test: Tensor | None = None,
+        *,
+        scales: Sequence[float] = (0.1, 1.0, 10.0, 100.0),
+    ) -> dict[float, Tensor]:
+        """Computes `training_influences` under multiples of the fitted λ, to see what λ does.
+
+        Test gradients are computed once, and what an inverse is made of is added up once where it
+        does not depend on λ, as in the exact one and in EK-FAC. The fitted λ stay as they are.
+
+        Args:
+            x_test: test inputs (m, ...), or a mapping that carries its labels.
+            y_test: test targets (m, ...); None with a mapping.
+            scales: what every λ_l is multiplied by, one after the other.
+
+        Returns:
+            For each scale influences, shape (m, n), columns in the order of the training loader.
+
+        Raises:
+            NotFittedException: before `fit`.
+            DampingError: if the method has no λ, or a scale is not positive or none is given.
+            SourceError: if the training loader has no fixed order.
+            ModelError: if the model changed after `fit`.
+        """
+        fitted = self._fitted()
+        fitted.check_order()
+        if not self.inverse.is_damped or not scales:
+            raise DampingError(
+                "A sweep is over multiples of λ, and there is none. Give a method with a damping "
+                "some scales, such as (0.1, 1, 10)."
+            )
+        multiples = [given_scale(scale, {}, self.blocks.names) for scale in scales]
+        for factor in multiples:
+            check_representable({b: factor * λ for b, λ in fitted.damping.items()}, self.dtype)
+        batch = self._batch(x_test, y_test)
+        self.check_unchanged()
+        makes = {b: at_scales(method.times, multiples) for b, method in self._methods.items()}
+        factors = self._transformed(fitted, self._rows(batch, self._test_engine), makes)
+        found = torch.split(self._on_training(fitted, factors), batch_length(batch))
+        return dict(zip(scales, found, strict=True))
 
     @overload
     def self_influences(self, data: Any = None, *, by_block: Literal[False] = False) -> Tensor: ...
@@ -637,9 +692,17 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     # The algebra over all blocks
 
-    def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+    @property
+    def _methods(self) -> Mapping[str, Method]:
+        """The method of each block, with what is known of it since `fit`."""
+        return dict.fromkeys(self.blocks.names, self.inverse)
+
+    def _transformed(
+        self, fitted: Fitted, vectors: BlockVectors, makes: Makes | None = None
+    ) -> BlockVectors:
         residuals: dict[str, Tensor] = {}
-        factors = fitted.solve(self.inverse.times, vectors, residuals)
+        times = makes or {block: method.times for block, method in self._methods.items()}
+        factors = fitted.solve(times, vectors, residuals)
         check_finite(factors)
         if residuals:
             self._warn_of(residuals.values())
@@ -652,7 +715,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def _forms(
         self, fitted: Fitted, vectors: BlockVectors, residuals: dict[str, Tensor]
     ) -> BlockVectors:
-        return fitted.solve(self.inverse.forms, vectors, residuals)
+        forms = {block: method.forms for block, method in self._methods.items()}
+        return fitted.solve(forms, vectors, residuals)
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model
