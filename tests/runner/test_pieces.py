@@ -150,7 +150,7 @@ def test_a_piece_that_is_not_held_gives_the_same_bits(tmp_path, monkeypatch, bui
         read = []
         with monkeypatch.context() as patch:
             with_held(patch, held)
-            recorded(patch, reading, "read_stored", lambda _, p, j, to=read: to.append(p))
+            recorded(patch, reading, "read_stored", lambda _, p, *rest, to=read: to.append(p))
             run(tmp_path / f"{held}.zarr", build, self_influence=True)
         counts[held] = [read.count(p) for p in range(len(PIECES))]
     assert results(tmp_path / f"{WIDEST}.zarr") == results(tmp_path / f"{WIDEST - 1}.zarr")

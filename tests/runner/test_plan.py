@@ -269,7 +269,12 @@ def test_chunks_of_vectors_are_even():
 
 def rows_of(n, store, **settings):
     model = SimpleNamespace(
-        method=METHODS["DataInf"], widths={"a": 3}, dtype="float32", batch_size=None, layers={}
+        method=METHODS["DataInf"],
+        widths={"a": 3},
+        dtype="float32",
+        batch_size=None,
+        layers={},
+        curvature={},
     )
     training, tests = NewRows(BatchIndex([32] * (n // 32) + [n % 32], [])), BatchIndex([5], [])
     wishes, executor = RunOptions(**settings), InProcess(progress=False)

@@ -176,6 +176,20 @@ class GaussNewtonEngine:
             self._engines = [self._by_length(engine) for engine in self._chosen(batch)]
         return concatenated([engine.rows(batch) for engine in self._engines])
 
+    def settings(self, batch: Batch) -> dict[str, str | int]:
+        """What tells these rows from others, as JSON holds it.
+
+        Args:
+            batch: a checked batch on the model's device, of any samples.
+
+        Returns:
+            Which labels, rows of each sample, and the seed of draws.
+        """
+        engines = self._chosen(batch)
+        if isinstance(engines[0], DrawnEngine):
+            return {"labels": "drawn", "rows": 1, "label_seed": self.seed}
+        return {"labels": "all", "rows": len(engines)}
+
     def _chosen(self, batch: Batch) -> "list[GradientEngine]":
         given = (self.engine, self.model, self.objective)
         one = self.images.as_given(slice_batch(batch, 0, 1))

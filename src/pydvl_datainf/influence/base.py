@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, TypeAlias, cast, overload
 
@@ -23,7 +23,7 @@ from pydvl_datainf.batches import (
     split_batch,
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
-from pydvl_datainf.errors import BatchError, ModelError, SourceError
+from pydvl_datainf.errors import BatchError, DampingError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
@@ -35,8 +35,14 @@ from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.fitted import Fitted, check_order
 from pydvl_datainf.inverse.compression import compression_of
-from pydvl_datainf.inverse.damping import check_finite, given_damping, given_scale
-from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.inverse.damping import (
+    check_finite,
+    check_representable,
+    given_damping,
+    given_scale,
+)
+from pydvl_datainf.inverse.method import Makes, Method
+from pydvl_datainf.inverse.sweep import at_scales
 from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.vectors import (
@@ -117,7 +123,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
                 "The bases of compressed rows are learned from the gradients, and this curvature "
                 'takes other rows. Use rows="memory", or curvature="empirical".'
             )
-        self.curvature_engine: GradientEngine | None = None  # the rows are those of the gradients
+        self.curvature_engine: GaussNewtonEngine | None = (
+            None  # the rows are those of the gradients
+        )
         if curvature == "gauss-newton":
             given = (engine, model, self.objective)
             self.curvature_engine = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
@@ -518,6 +526,33 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             return self.loss_gradients_by_block(x, y)
         return self._rows(self._batch(x, y), self._test_engine)
 
+    def curvature_rows_by_block(
+        self, x: Inputs, y: Tensor | None = None
+    ) -> "OrderedDict[str, Tensor]":
+        """The rows that the inverse is made of: the gradients, or those of another curvature.
+
+        Args:
+            x: inputs (B, ...), or a mapping that carries its labels.
+            y: targets (B, ...); None with a mapping.
+
+        Returns:
+            For each block rows, (B, d_l), or (B K, d_l) where there are K of each sample.
+        """
+        return self._rows(self._batch(x, y), self.curvature_engine)
+
+    def curvature_settings(self, x: Inputs, y: Tensor | None = None) -> Mapping[str, str | int]:
+        """What tells these rows, where they are not the gradients, and how many a sample has.
+
+        Args:
+            x: inputs of some samples, or a mapping that carries its labels.
+            y: targets; None with a mapping.
+
+        Returns:
+            `labels`, "all" or "drawn", `rows` of each sample, and the `label_seed` of draws.
+        """
+        engine = self.curvature_engine
+        return {} if engine is None else engine.settings(self._batch(x, y))
+
     def losses(self, data: Any) -> Tensor:
         """Computes the loss of each sample, in one forward pass. Does not need `fit`.
 
@@ -585,11 +620,73 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.check_unchanged()
         vectors = fitted.projected(self._rows(batch, self._test_engine))
         factors = self._transformed(fitted, vectors)
+        if not by_block:
+            return self._on_training(fitted, factors)
         with preserved_rng(fitted.device):
             parts = (products(factors, rows) for rows in fitted.source.chunks())
-            if by_block:
-                return concatenated([self._narrowed(part) for part in parts], dim=1)
+            return concatenated([self._narrowed(part) for part in parts], dim=1)
+
+    def _on_training(self, fitted: Fitted, factors: BlockVectors) -> Tensor:
+        """Their products with the rows of all fitted samples."""
+        with preserved_rng(fitted.device):
+            parts = (products(factors, rows) for rows in fitted.source.chunks())
             return torch.cat([self._added(part) for part in parts], dim=1)
+
+    def damping_sweep(
+        self,
+        x_test: Inputs,
+        y_test: Tensor | None = None,
+        *,
+        scales: Sequence[float] = (0.1, 1.0, 10.0, 100.0),
+    ) -> dict[float, Tensor]:
+        """Computes `training_influences` under multiples of the fitted λ, to see what λ does.
+
+        Test gradients are computed once, and what an inverse is made of is added up once where it
+        does not depend on λ, as in the exact one and in EK-FAC over whole rows. The fitted λ stay
+        as they are.
+
+        Args:
+            x_test: test inputs (m, ...), or a mapping that carries its labels.
+            y_test: test targets (m, ...); None with a mapping.
+            scales: what every λ_l is multiplied by, one after the other.
+
+        Returns:
+            For each scale influences, shape (m, n), columns in the order of the training loader.
+
+        Raises:
+            NotFittedException: before `fit`.
+            DampingError: if the method has no λ, or a scale is not positive or none is given.
+            SourceError: if the training loader has no fixed order.
+            ModelError: if the model changed after `fit`.
+        """
+        fitted = self._fitted()
+        fitted.check_order()
+        if not self.inverse.is_damped or not scales:
+            raise DampingError(
+                "A sweep is over multiples of λ, and there is none. Give a method with a damping "
+                "some scales, such as (0.1, 1, 10)."
+            )
+        multiples = [given_scale(scale, {}, self.blocks.names) for scale in scales]
+        for factor in multiples:
+            check_representable({b: factor * λ for b, λ in fitted.damping.items()}, self.dtype)
+        batch = self._batch(x_test, y_test)
+        self.check_unchanged()
+        vectors = fitted.projected(self._rows(batch, self._test_engine))
+        factors = self._swept(fitted, vectors, multiples)
+        found = torch.split(self._on_training(fitted, factors), batch_length(batch))
+        return dict(zip(scales, found, strict=True))
+
+    def _swept(
+        self, fitted: Fitted, vectors: BlockVectors, multiples: Sequence[float]
+    ) -> BlockVectors:
+        """The inverse times vectors under each multiple of λ, one below the other."""
+        if self._compression is None:
+            makes = {b: at_scales(method.times, multiples) for b, method in self._methods.items()}
+            return self._transformed(fitted, vectors, makes)
+        # Compressed rows are fed as λ weighs them: passes for each λ, over what is in memory.
+        dampings = ({b: factor * λ for b, λ in fitted.damping.items()} for factor in multiples)
+        under = (replace(fitted, damping=damping) for damping in dampings)
+        return concatenated([self._transformed(one, vectors) for one in under])
 
     @overload
     def self_influences(self, data: Any = None, *, by_block: Literal[False] = False) -> Tensor: ...
@@ -643,14 +740,22 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     # The algebra over all blocks
 
+    @property
+    def _methods(self) -> Mapping[str, Method]:
+        """The method of each block, with what is known of it since `fit`."""
+        return dict.fromkeys(self.blocks.names, self.inverse)
+
     def _factors(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
         """The inverse times whole vectors; for compressed rows, the part of it in their bases."""
         return fitted.lifted(self._transformed(fitted, fitted.projected(vectors)))
 
-    def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
+    def _transformed(
+        self, fitted: Fitted, vectors: BlockVectors, makes: Makes | None = None
+    ) -> BlockVectors:
         """The inverse times vectors that are as the rows are: whole, or coordinates."""
         residuals: dict[str, Tensor] = {}
-        factors = fitted.solve(self.inverse.times, vectors, residuals, self.inverse.weighed)
+        times = makes or {block: method.times for block, method in self._methods.items()}
+        factors = fitted.solve(times, vectors, residuals, self.inverse.weighed)
         check_finite(factors)
         if residuals:
             self._warn_of(residuals.values())
@@ -663,7 +768,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def _forms(
         self, fitted: Fitted, vectors: BlockVectors, residuals: dict[str, Tensor]
     ) -> BlockVectors:
-        return fitted.solve(self.inverse.forms, vectors, residuals, self.inverse.weighed)
+        forms = {block: method.forms for block, method in self._methods.items()}
+        return fitted.solve(forms, vectors, residuals, self.inverse.weighed)
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model

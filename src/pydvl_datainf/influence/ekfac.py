@@ -17,7 +17,6 @@ from pydvl_datainf.gradients.relabelled import DrawnLabels
 from pydvl_datainf.gradients.sources import Reader, RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
 from pydvl_datainf.influence.fitted import Fitted
-from pydvl_datainf.inverse.damping import check_finite
 from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.methods import EKFAC
 from pydvl_datainf.objectives import Objective
@@ -122,12 +121,12 @@ class EkfacInfluence(BlockwiseInfluence):
         Raises:
             NotFittedException: before `fit`.
         """
-        return {b: "exact" if m.basis is None else "EK-FAC" for b, m in self._bases.items()}
+        return {b: "exact" if m.basis is None else "EK-FAC" for b, m in self._methods.items()}
 
     @property
     def inverses(self) -> Mapping[str, Ekfac]:
         """The method of each block, which takes its eigenvalues from the rows that it is fed."""
-        return {block: Ekfac(method.basis) for block, method in self._bases.items()}
+        return {block: Ekfac(method.basis) for block, method in self._methods.items()}
 
     @property
     def layers(self) -> Mapping[str, LinearBlock]:
@@ -156,7 +155,7 @@ class EkfacInfluence(BlockwiseInfluence):
         return LayerMoments(self.model, self.objective, self.layers, relabel=self._drawn)
 
     @property
-    def _bases(self) -> Mapping[str, Ekfac]:
+    def _methods(self) -> Mapping[str, Ekfac]:
         fitted = self._fitted()
         assert isinstance(fitted, FittedLayers)  # from `_read`
         return fitted.methods
@@ -174,16 +173,6 @@ class EkfacInfluence(BlockwiseInfluence):
         )
         readers = (watched, None) if curvature is None else (reader, watched)
         return FittedLayers.of(super()._read(*readers), moments)
-
-    def _transformed(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
-        factors = fitted.solve({b: method.times for b, method in self._bases.items()}, vectors)
-        check_finite(factors)
-        return factors
-
-    def _forms(
-        self, fitted: Fitted, vectors: BlockVectors, residuals: dict[str, Tensor]
-    ) -> BlockVectors:
-        return fitted.solve({b: method.forms for b, method in self._bases.items()}, vectors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,8 @@ class InEigenbasis(OnePass):
         basis: of the block.
     """
 
+    is_shared = True
+
     def __init__(self, V: Float[Tensor, "m d"], λ: float, n: int, basis: Eigenbasis):
         super().__init__(V, λ, n)
         self.basis = basis

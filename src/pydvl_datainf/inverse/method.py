@@ -8,6 +8,7 @@ samples before its first pass, as curvature from layers' inputs and outputs need
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -175,9 +176,17 @@ class OnePass(Solver):
     """
 
     wants_rows = True
+    is_shared = False
+    """Whether what is added up does not depend on λ."""
 
     def __init__(self, V: Tensor, λ: float, n: int):
         self.V, self.λ, self.n = V.double(), λ, n
+
+    def under(self, λ: float) -> "OnePass":
+        """The same, as it was fed, under another λ, where that `is_shared`."""
+        twin = copy(self)
+        twin.λ = λ
+        return twin
 
     def end_pass(self) -> None:
         """Ends the only pass."""

@@ -80,6 +80,8 @@ class Exact(Method):
 class InParameters(OnePass):
     """Gᵀ G, and n (Gᵀ G + n λ I)⁻¹ v or its product with v."""
 
+    is_shared = True
+
     def __init__(self, V: Float[Tensor, "m d"], λ: float, n: int, *, forms: bool = False):
         super().__init__(V, λ, n)
         self.forms = forms
@@ -104,6 +106,7 @@ class InSamples(OnePass):
     """The rows of all n samples, and (v − Gᵀ (K + n λ I)⁻¹ G v)/λ or its product with v."""
 
     sums: Tensor  # not there: rows are held
+    is_shared = True
 
     def __init__(self, V: Float[Tensor, "m d"], λ: float, n: int, *, forms: bool = False):
         super().__init__(V, λ, n)
@@ -114,10 +117,16 @@ class InSamples(OnePass):
         """Holds the chunk, as it is."""
         self.held.append(G)
 
+    def end_pass(self) -> None:
+        """Computes K, which serves any λ."""
+        super().end_pass()
+        (G,) = self.held = [self._rows()]
+        self.K = G @ G.mT
+
     def result(self) -> Tensor:
         """(v − Gᵀ u)/λ with u = (K + n λ I)⁻¹ G v, or (‖v‖² − ‖L⁻¹ G v‖²)/λ with L the factor."""
-        G = self._rows()
-        L, GV = _factor(G @ G.mT, self.n * self.λ), G @ self.V.mT
+        (G,) = self.held
+        L, GV = _factor(self.K, self.n * self.λ), G @ self.V.mT
         if self.forms:
             half = torch.linalg.solve_triangular(L, GV, upper=False)
             return (squared_norms(self.V) - squared_norms(half.mT)) / self.λ

@@ -107,10 +107,11 @@ def gradients(plan: Plan, model: Description) -> tuple[int, int]:
     Returns:
         How often those of the training samples, and how often those of the test samples.
     """
+    own = model.curvature.get("rows", 0)  # of the inverse
     if plan.rows != "recompute":
-        return 1, 1
+        return 1 + own, 1
     norms = 0 if len(model.fixed_damping) == len(model.widths) else 1
-    return (model.method.passes + 1) * len(plan.groups) + norms, 1
+    return len(plan.groups) + (model.method.passes * len(plan.groups) + norms) * max(1, own), 1
 
 
 def bytes_passing(plan: Plan, model: Description) -> int:
@@ -187,7 +188,8 @@ def operations(plan: Plan, model: Description) -> float:
     scores = 2 * plan.n * plan.m * plan.n_parameters
     groups = (plan.group(q) for q in range(len(plan.groups)))  # each is solved for by itself
     queries = [group.stop - group.start for group in groups]
-    return scores + sum(_solving(plan.n, m, model) for m in queries)
+    n = plan.n * max(1, model.curvature.get("rows", 0))
+    return scores + sum(_solving(n, m, model) for m in queries)
 
 
 def _solving(n: int, m: int, model: Description) -> float:
@@ -243,7 +245,8 @@ def _model(prepared: Prepared, influence: BlockwiseInfluence) -> dict[str, str]:
 def _plan(
     prepared: Prepared, plan: Plan, model: Description, runs: int, beside: tuple[int, int]
 ) -> dict[str, str]:
-    rows = 2 * plan.n * plan.n_parameters if plan.rows == "zarr" else 0
+    each = 1 + model.curvature.get("rows", 0)
+    rows = 2 * plan.n * each * plan.n_parameters if plan.rows == "zarr" else 0
     rows += stored_moments(model) + beside[0]
     scores = 4 * plan.n * plan.m if prepared.job.top_k is None else 0
     passing = bytes_passing(plan, model) + beside[1]

@@ -178,7 +178,7 @@ def builder_of(
         device=job.device,
         regularization=job.damping,
         damping_scale=job.damping_scale,
-        settings=job.model_dump(include={"iterations", "tolerance"}, exclude_none=True),
+        settings=job.method_settings,
         block_structure=job.blocks,
         batch_size=job.batch_size if on_images else None,
         max_tokens=None if on_images else job.max_tokens,

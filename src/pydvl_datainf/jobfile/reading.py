@@ -236,6 +236,7 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
     for name in sorted({"iterations", "tolerance"} & job.model_fields_set):
         if job.method != "lissa":
             yield (name,), f"'{name}' belongs to method lissa, and not to {job.method}."
+    yield from _of_curvature(job)
     if job.damping_scale is not None and job.method == "hessian-free":
         yield (
             ("damping_scale",),
@@ -283,6 +284,36 @@ def _of_data(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("columns", "show_train"),
             f"'columns.show_train' names {', '.join(sorted(both))}, which 'columns.show' has.",
+        )
+
+
+def _of_curvature(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not go together under another curvature."""
+    for name in ("curvature_labels", "label_seed"):
+        if getattr(job, name) is not None and job.curvature is None:
+            yield (name,), f"'{name}' belongs to 'curvature: gauss-newton', which is not there."
+    if job.curvature is None:
+        return
+    if job.method not in ("datainf", "exact", "ekfac"):
+        yield (
+            ("curvature",),
+            f"'curvature' belongs to methods datainf, exact and ekfac, and not to {job.method}.",
+        )
+    if job.method == "ekfac" and job.curvature_labels == "all":
+        yield (
+            ("curvature_labels",),
+            "method ekfac takes labels that are drawn; leave 'curvature_labels' out.",
+        )
+    if job.rows == "compressed" and job.method != "ekfac":
+        yield (
+            ("curvature",),
+            "'curvature' takes other rows than the gradients, from which the bases of compressed "
+            "rows are learned; let 'rows' be zarr, or leave 'curvature' out.",
+        )
+    if job.exact_sample not in (0, "auto"):
+        yield (
+            ("exact_sample",),
+            "'exact_sample' compares inverses of the gradients; leave it or 'curvature' out.",
         )
 
 

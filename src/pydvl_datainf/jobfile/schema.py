@@ -92,6 +92,7 @@ FIELDS = {
     "query": ("sequence-classification", "preference"),
     "timesteps": ("denoising",),
     "noise": ("denoising",),
+    "curvature": ("causal-lm", "sequence-classification", "token-classification"),
     "max_length": TEXTS,
     "max_tokens": TEXTS,
     "attention": TEXTS,
@@ -242,6 +243,9 @@ class Job(_Part):
         tolerance: of LiSSA, the residual at which they end (0.01 if nothing else is said).
         damping: λ of all blocks, of some by name, or chosen automatically.
         damping_scale: what λ that are chosen automatically are multiplied by.
+        curvature: what the inverse is made of in place of the gradients at the given labels.
+        curvature_labels: all classes, or labels that the model draws, as EK-FAC does.
+        label_seed: of the draws.
         blocks: what is a block.
         rows: where gradients of training samples are kept.
         rank: of compressed rows: numbers that are kept of a block (256 if nothing else is said).
@@ -304,6 +308,9 @@ class Job(_Part):
     tolerance: Positive | None = None
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
     damping_scale: Positive | None = None
+    curvature: Literal["gauss-newton"] | None = None
+    curvature_labels: Literal["auto", "all", "drawn"] | None = None
+    label_seed: Position | None = None
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
     rows: Literal["auto", "memory", "zarr", "compressed", "recompute"] = "auto"
     rank: Count | None = None
@@ -339,6 +346,17 @@ class Job(_Part):
         """Whether an adapter is named, or the checkpoints are adapters."""
         of_base = self.checkpoints is not None and self.model != self.checkpoints[0]
         return self.adapter is not None or of_base
+
+    @property
+    def method_settings(self) -> dict[str, object]:
+        """Further arguments of the class of the method."""
+        named = self.model_dump(
+            include={"iterations", "tolerance", "curvature", "label_seed"}, exclude_none=True
+        )
+        labels = {} if self.curvature_labels is None else {"labels": self.curvature_labels}
+        if self.method == "ekfac" and named.pop("curvature", None):
+            labels = {"labels": "drawn"}
+        return named | labels
 
     def of_checkpoint(self, path: str) -> "Job":
         """The job on one of its checkpoints alone."""

@@ -14,6 +14,7 @@ WORK = "work"
 """The subgroup of intermediate results, deleted when a run is complete."""
 
 ROWS = "rows"
+CURVATURE = "curvature"
 """The subgroup of training rows: noise to a compressor, which would halve the speed."""
 
 BASES = "bases"
@@ -75,7 +76,7 @@ class Layout(NamedTuple):
 
 def is_compressed(name: str) -> bool:
     """Whether the chunks of an array are compressed."""
-    return not name.startswith((f"{ROWS}/", f"{BASES}/", f"{WORK}/"))
+    return not name.startswith((f"{ROWS}/", f"{CURVATURE}/", f"{BASES}/", f"{WORK}/"))
 
 
 def _described(array: "zarr.Array[Any]") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydvl_datainf.errors import StoreError
-from pydvl_datainf.results.arrays import BASES, MOMENTS, ROWS, Layout
+from pydvl_datainf.results.arrays import BASES, MOMENTS, Layout
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
     APPROXIMATION,
@@ -18,6 +18,7 @@ from pydvl_datainf.results.record import (
     faults,
     is_sum,
 )
+from pydvl_datainf.results.row_sets import SCORED, row_sets, rows_each
 from pydvl_datainf.results.stored import Stored
 
 ENDS = ("helpful", "harmful")
@@ -38,6 +39,7 @@ def arrays_of(
     columns: Mapping[str, str],
     moments: Mapping[int, int] | None = None,
     bases: Mapping[int, tuple[int, int]] | None = None,
+    curvature: int = 0,
 ) -> dict[str, Layout]:
     """The arrays of a run, but for intermediate ones.
 
@@ -51,6 +53,7 @@ def arrays_of(
         columns: data type of each column of ids and metadata.
         moments: for blocks by number, entries of the moments of their layer that are kept.
         bases: where rows are compressed, (r, d_l) of the blocks by number that have a basis.
+        curvature: rows of each training sample that only the inverse is made of.
 
     Returns:
         Layouts by name, `EXTRAS` among them.
@@ -58,7 +61,6 @@ def arrays_of(
     n, m, L = plan.n, plan.m, blocks
     t, r = plan.test_tile, plan.train_tile
     tables = {
-        "squared_norms": Layout((n, L), (r, L), "float64", ("train", "block")),
         "damping": Layout((L,), (L,), "float64", ("block",)),
         "mean_influence": Layout((n,), (r,), "float64", ("train",)),
         "block": Layout((L,), (ID_CHUNK,), "string", ("block",)),
@@ -67,12 +69,16 @@ def arrays_of(
         TRAINING_LOSS: Layout((n,), (r,), dtype, ("train",)),
         APPROXIMATION: Layout((2, L), (2, L), "float64", ("measure", "block")),
     }
+    for rows in row_sets(curvature):
+        size, chunk = rows.each * n, rows.each * r
+        tables[rows.norms] = Layout((size, L), (chunk, L), "float64", (rows.axis, "block"))
+        if stores_rows:
+            tables[rows.scales] = Layout((size, L), (chunk, L), dtype, (rows.axis, "block"))
+            for p, (_, width) in enumerate(plan.pieces):
+                shape, cut, axes = (size, width), (chunk, width), (rows.axis, "parameter")
+                tables[rows.name(p)] = Layout(shape, cut, "float16", axes)
     for b, entries in (moments or {}).items():
         tables[moments_name(b)] = Layout((entries,), (entries,), "float64", None)
-    if stores_rows:
-        tables["row_scales"] = Layout((n, L), (r, L), dtype, ("train", "block"))
-        for p, (_, width) in enumerate(plan.pieces):
-            tables[rows_name(p)] = Layout((n, width), (r, width), "float16", ("train", "parameter"))
     if bases is not None:
         tables["energy"] = Layout((L,), (L,), "float64", ("block",))
         tables["compression_error"] = Layout((2,), (2,), "float64", ("measure",))
@@ -97,7 +103,7 @@ def arrays_of(
 
 def rows_name(piece: int) -> str:
     """The array of the training rows of a piece of blocks."""
-    return f"{ROWS}/{piece}"
+    return SCORED.name(piece)
 
 
 def basis_name(block: int) -> str:
@@ -144,6 +150,7 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
         columns=attributes["columns"],
         moments=_moments_said(attributes),
         bases=_bases_said(attributes),
+        curvature=rows_each(said) if attributes["rows_in"] is None else 0,
     )
     if not is_sum(attributes):
         return tables

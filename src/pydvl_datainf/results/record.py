@@ -11,6 +11,7 @@ from typing import Any
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.methods import EKFAC, METHODS, SETTINGS, method_of
+from pydvl_datainf.results.arrays import CURVATURE
 from pydvl_datainf.results.metadata import SIDES
 from pydvl_datainf.results.plan import Plan
 
@@ -26,7 +27,7 @@ TEST_OBJECTIVE = "test objective"
 COMPRESSION = "compression"
 """An entry of the fingerprint, only where rows are compressed."""
 
-OF_ONE_INVERSE = ("squared_norms", "damping", APPROXIMATION)
+OF_ONE_INVERSE = ("squared_norms", "curvature_norms", "damping", APPROXIMATION)
 """Arrays that a sum of runs has not: each of its parts has its own."""
 
 SEALED = ("fingerprint", "plan", "columns")
@@ -183,6 +184,16 @@ def _are_layers(value: Any) -> bool:
     return _all_in(dict, _is_layer)(value) and len(value) > 0
 
 
+def _is_curvature(value: Any) -> bool:
+    if type(value) is not dict or not _is_count(value.get("rows")):
+        return False
+    others = {name: told for name, told in value.items() if name != "rows"}
+    drawn = others.keys() == {"labels", "label_seed"} and value["rows"] == 1
+    if drawn:
+        return others["labels"] == "drawn" and type(others["label_seed"]) is int
+    return others == {"labels": "all"}
+
+
 _ATTRIBUTES: dict[str, Fits] = {
     "method": _is(str),
     "sign": _is(str),
@@ -251,6 +262,8 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
             yield "parts_in are not the places of all parts"
     if type(said.get(TEST_OBJECTIVE, "")) is not str:
         yield f"fingerprint: {TEST_OBJECTIVE} is {_short(said[TEST_OBJECTIVE])}"
+    if CURVATURE in said and not _is_curvature(said[CURVATURE]):
+        yield f"fingerprint: {CURVATURE} is {_short(said[CURVATURE])}"
     yield from _misfits("plan: ", _PLAN, plan)
     if said["method"] == EKFAC.name:
         yield from _misfits("fingerprint: ", {"layers": _are_layers}, said)

@@ -56,7 +56,7 @@ def planned(
         The plan.
 
     Raises:
-        PlanError: if nothing fits.
+        PlanError: if nothing fits, or rows are compressed and the inverse is made of others.
     """
     compression = training.compression
     shapes = {} if compression is None else compression.shapes(model.widths, training.n)
@@ -76,6 +76,7 @@ def planned(
         whole=tuple(model.widths.values()),
         bases=tuple(shapes.values()),
         basis_sample=0 if isinstance(training, StoredRows) else sample,
+        curvature=model.curvature.get("rows", 0),
     )
     tile, rows, pieces = options.tile or (None, None), options.rows, None
     if isinstance(training, StoredRows):
@@ -87,6 +88,11 @@ def planned(
         rows = _rows_that_fit(asked, options.bytes, executor, store)
     _check_rows(rows, executor)
     model.method.check_rows("compressed" if compression else rows)
+    if compression and model.curvature:
+        raise PlanError(
+            "The bases of compressed rows are learned from the gradients, and this curvature takes "
+            'other rows. Use rows="zarr", or curvature="empirical".'
+        )
     _check_same_compression(options, training)
     rows = "zarr" if compression else rows
     return make_plan(
@@ -138,6 +144,14 @@ def exact_sample_of(options: RunOptions, model: Description, n: int, m: int) -> 
     """
     if not model.method.is_approximate:
         return 0
+    if model.curvature and options.exact_sample not in (0, "auto"):
+        raise PlanError(
+            "The inverse is compared with the exact one over training gradients, and here it is "
+            "made of other rows. Leave out exact_sample, or compare a run with "
+            'curvature="empirical".'
+        )
+    if model.curvature:
+        return 0
     compression, itemsize = options.compression, np.dtype(model.dtype).itemsize
     named = model.widths if compression is None else compression.widths(model.widths, n)
     widths = tuple(named.values())
@@ -167,7 +181,7 @@ def _check_rows(rows: str, executor: Executor) -> None:
 def _rows_that_fit(asked: RunSize, memory: int, executor: Executor, store: Store) -> str:
     """In memory if they are few and all queries fit beside them, on disk if there is room."""
     fits = executor.shares_memory and fits_at_once(asked, memory)
-    if fits and asked.n <= MOST_IN_MEMORY:
+    if fits and asked.rows <= MOST_IN_MEMORY:
         return "memory"
     if _has_room(asked, store) or not (fits or asked.method.joins):
         return "zarr"
@@ -179,5 +193,5 @@ def _has_room(asked: RunSize, store: Store) -> bool:
     if store.path is None:
         return False
     existing = next(folder for folder in store.path.resolve().parents if folder.exists())
-    needed = 2 * asked.n * sum(asked.widths)
+    needed = 2 * asked.rows * sum(asked.widths)
     return needed <= shutil.disk_usage(existing).free // 2

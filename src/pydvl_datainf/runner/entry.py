@@ -223,6 +223,7 @@ def lay_out(
         columns=types,
         moments=moments_of(spec.widths, spec.layers if spec.train is not None else {}),
         bases=spec.basis_shapes if spec.compression and spec.train is not None else None,
+        curvature=spec.curvature if spec.train is not None else 0,
     )
     for name in [name for name in store.layouts if name not in EXTRAS]:
         store.require(name, *store.layouts[name])

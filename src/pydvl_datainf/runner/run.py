@@ -16,6 +16,7 @@ from pydvl_datainf.results.metadata import columns_of, group_codes
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import EXTRAS, SELF_INFLUENCE, compression_said
+from pydvl_datainf.results.row_sets import rows_each
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
@@ -222,6 +223,7 @@ def _spec_of(run: InfluenceRun) -> RunSpec:
         layers={block: tuple(layer) for block, layer in told.get("layers", {}).items()},
         compression=compression,
         whole=whole,
+        curvature=rows_each(told),
     )
 
 
@@ -280,6 +282,7 @@ def _work(
             layers=model.layers,
             compression=training.compression,
             whole=model.widths,
+            curvature=rows_each(fingerprint),
         )
         types = {name: column_type(values.dtype) for name, values in columns.items()}
         # As they were written: the same numbers may come in wider types another time.

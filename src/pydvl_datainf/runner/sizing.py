@@ -44,6 +44,7 @@ class RunSize:
         whole: d_l of each block, where widths are those of coordinates.
         bases: shapes of the bases of compressed rows, (r, d_l).
         basis_sample: training samples whose whole rows they are learned from and compared over.
+        curvature: rows of each training sample that only the inverse is made of.
     """
 
     n: int
@@ -60,6 +61,17 @@ class RunSize:
     whole: Sequence[int] = ()
     bases: Sequence[tuple[int, int]] = ()
     basis_sample: int = 0
+    curvature: int = 0
+
+    @property
+    def each(self) -> int:
+        """Rows of a training sample that the inverse is made of."""
+        return max(1, self.curvature)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all training samples together."""
+        return self.n * (1 + self.curvature)
 
     @property
     def gradient(self) -> int:
@@ -150,7 +162,8 @@ def _planned(
     given, memory = memory, memory - memory // TRANSIT_SHARE - asked.moments
     test_tile, train_tile = tile
     test_tile = None if test_tile is None else min(test_tile, asked.m)
-    step = min(asked.longest, size or asked.longest, max(1, memory // (16 * asked.gradient)))
+    at_least = 16 * asked.each * asked.gradient
+    step = min(asked.longest, size or asked.longest, max(1, memory // at_least))
     train_tile = min(train_tile or _train_tile(asked, memory, step), asked.n)
     held, is_cut = memory // HELD_SHARE, pieces is None and rows == "zarr"
     if pieces is None:
@@ -289,7 +302,7 @@ def _checked_tile(size: int | None, side: str) -> int | None:
 def _train_tile(asked: RunSize, memory: int, step: int) -> int:
     """About 1/32 of the samples: what a stop loses at most; whole pieces, and rows that fit."""
     wanted = min(max(ceil(asked.n / 32), 16 * (asked.top_k or 0)), MOST_TRAIN)
-    fitting = max(1, memory // (8 * asked.row))
+    fitting = max(1, memory // (8 * asked.each * asked.row))
     return max(1, min(ceil(wanted / step) * step, fitting // step * step or fitting))
 
 
@@ -300,7 +313,7 @@ def _even(total: int, most: int) -> int:
 
 def _cut(asked: RunSize, held: int) -> list[tuple[int, int]]:
     """Pieces of neighbouring blocks whose stored rows can be held, if those of a block can."""
-    D, most = sum(asked.widths), held // (2 * asked.n)
+    D, most = sum(asked.widths), held // (2 * asked.rows)
     # Several, if the parts of scores that they leave on disk take little beside the rows there.
     few = max(1, min(MOST_PIECES, D // (4 * PART * asked.m)))
     limit = max(1, min(most, ceil(D / few)))
@@ -337,30 +350,33 @@ def _needs(
 ) -> _Needs:
     p, D, d = asked.precision, sum(asked.widths), max(asked.widths)
     # Rows of a gradient computation, as computed, and one block of them as it is multiplied.
-    computed = step * (max(3 * asked.gradient, 2 * asked.vector) + d * p) + asked.basis_bytes
+    at_once = asked.each * step
+    computed = at_once * (max(3 * asked.gradient, 2 * asked.vector) + d * p) + asked.basis_bytes
     # Gradients of a tile of queries in all blocks, or sums over groups of test samples.
     queries = asked.m * asked.vector if asked.m < asked.m_samples else test_tile * asked.row
-    solver = asked.method.bytes(asked.n, 0, d)
-    query = asked.method.bytes(asked.n, 1, d) - solver + d * p
+    n = asked.each * asked.n  # rows of the inverse
+    solver = asked.method.bytes(n, 0, d)
+    query = asked.method.bytes(n, 1, d) - solver + d * p
     tile = 2 * train_tile * (len(asked.widths) if asked.by_block else 1) * p  # of scores
     if rows == "recompute":  # all blocks at once
-        return _Needs(computed + solver, query + tile + 2 * (asked.vector + step * p), queries)
+        return _Needs(computed + solver, query + tile + 2 * (asked.vector + at_once * p), queries)
     score = asked.n * p + 2 * train_tile * p
     if rows == "memory":  # as they were computed
-        fixed = computed + asked.n * asked.row + solver
-        return _Needs(fixed, query + score + asked.vector + 2 * step * p, fixed + queries)
+        fixed = computed + asked.rows * asked.row + solver
+        return _Needs(fixed, query + score + asked.vector + 2 * at_once * p, fixed + queries)
     widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
-    whole = 2 * asked.n * widest
-    chunk_bytes = 2 * train_tile * widest
+    whole = 2 * asked.rows * widest
+    chunk_bytes = 2 * asked.each * train_tile * widest
     # Once, while some chunks are on their way; or tile by tile, of which one is being read.
     read = whole + CHUNKS_IN_TRANSIT * chunk_bytes if whole <= held else 2 * chunk_bytes
     read = min(read, 2 * whole)
-    in_float64 = [8 * asked.n * width for width in asked.widths]
+    in_float64 = [8 * asked.rows * width for width in asked.widths]
     decoded = max((size for size in in_float64 if size <= held // DECODED_SHARE), default=0)
     fixed = read + decoded + 3 * chunk * d * p + solver
     if asked.bases:  # what rows have outside of these, and rows as they are weighed
         fixed += 8 * asked.n * max(blocks for blocks, _ in pieces) + chunk * d * p
-    encoded = 6 * train_tile * D  # a tile in half precision, and one that is being written
+    # A tile in half precision, and one that is being written.
+    encoded = 6 * asked.each * train_tile * D
     each = query + score + (widest + 2 * chunk) * p
     return _Needs(fixed, each, max(computed + max(encoded, queries), asked.learning))
 
@@ -368,7 +384,7 @@ def _needs(
 def _self_bytes(asked: RunSize, step: int) -> int:
     """Row of a sample whose self-influence is computed, and what is made for it."""
     # What the inverse adds up for it, and products with the rows of a step.
-    return 3 * asked.vector // 2 + 2 * step * asked.precision
+    return 3 * asked.vector // 2 + 2 * asked.each * step * asked.precision
 
 
 def _too_few(

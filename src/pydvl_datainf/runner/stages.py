@@ -18,9 +18,9 @@ from pydvl_datainf.results.layout import (
     comparison_in,
     has_extra,
     moments_name,
-    rows_name,
 )
 from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE, TRAINING_LOSS
+from pydvl_datainf.results.row_sets import RowSet
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.executors import Executor
@@ -93,10 +93,15 @@ class Stages:
 
     def _rows(self) -> None:
         """Norms where λ follows from them, and rows where they are stored."""
-        plan, done = self.spec.plan, self._tiles("squared_norms")
+        for rows in self.spec.row_sets:
+            self._rows_of(rows)
+
+    def _rows_of(self, rows: RowSet) -> None:
+        plan, done = self.spec.plan, self._tiles(rows.norms)
+        is_chosen = self._sound["damping"] or self.given.keys() >= self.spec.widths.keys()
         if plan.rows == "zarr":
-            done = done.intersection(*map(self._tiles, self._row_names()))
-        elif self._sound["damping"] or self.given.keys() >= self.spec.widths.keys():
+            done = done.intersection(*map(self._tiles, self._row_names(rows)))
+        elif is_chosen or rows != self.spec.inverse_rows:
             return  # other stages store the norms on their way
         elif plan.rows == "memory":
             done = set()  # what was in memory is gone, and needed next: the bar is to show it
@@ -105,7 +110,7 @@ class Stages:
         if self.spec.compression and (missing or not all(self._sound[name] for name in bases)):
             self._bases()
         each = TILES_AT_ONCE if plan.rows == "zarr" else 1
-        items = [tuple(missing[at : at + each]) for at in range(0, len(missing), each)]
+        items = [(rows, tuple(missing[at : at + each])) for at in range(0, len(missing), each)]
         self._map("gradients", tasks.write_rows, items)
 
     def _sample(self) -> None:
@@ -152,9 +157,10 @@ class Stages:
         norms, plan, widths = None, self.spec.plan, self.spec.parameters
         if not self.given.keys() >= widths.keys():
             # Tile by tile: norms of a million samples and a thousand blocks take gigabytes.
-            tiles = (self.store.read("squared_norms", tile).sum(0) for tile in plan.train)
+            rows = self.spec.inverse_rows
+            tiles = (self.store.read(rows.norms, rows.of(tile)).sum(0) for tile in plan.train)
             sums = np.sum(list(tiles), axis=0).tolist()
-            norms = SquaredNorms(dict(zip(widths, sums, strict=True)), plan.n)
+            norms = SquaredNorms(dict(zip(widths, sums, strict=True)), self.spec.n_inverse)
         dtype, scale = getattr(torch, self.spec.dtype), self.damping_scale
         damping = resolve_damping(self.given, norms, widths, dtype, scale)
         self.store.write("damping", ..., np.array(list(damping.values())))
@@ -272,9 +278,10 @@ class Stages:
         """Norms that no other stage had to compute, because a run went on after them."""
         if self.spec.train is None:
             return
-        done = {c[0] for c in self.store.sound("squared_norms")}
-        missing = [(j,) for j in range(len(self.spec.plan.train)) if j not in done]
-        self._map("norms", tasks.write_rows, missing)
+        for rows in self.spec.row_sets:
+            done = {c[0] for c in self.store.sound(rows.norms)}
+            missing = [(rows, (j,)) for j in range(len(self.spec.plan.train)) if j not in done]
+            self._map("norms", tasks.write_rows, missing)
 
     def _training_losses(self) -> None:
         """A forward pass of its own, so that a run that lacks them takes no gradients again."""
@@ -353,10 +360,13 @@ class Stages:
 
     def _names(self) -> list[str]:
         names = ["squared_norms", "damping", "mean_influence"]
-        names += self._row_names() if self.spec.plan.rows == "zarr" else []
-        if self.spec.compression is not None and self.spec.train is not None:
-            names += ["energy", "compression_error", *map(basis_name, self.spec.basis_shapes)]
-        names += self._moment_names().values() if self.spec.train is not None else []
+        if self.spec.train is not None:
+            names += self._moment_names().values()
+            for rows in self.spec.row_sets:
+                names += [rows.norms]
+                names += self._row_names(rows) if self.spec.plan.rows == "zarr" else []
+            if self.spec.compression is not None:
+                names += ["energy", "compression_error", *map(basis_name, self.spec.basis_shapes)]
         return names + (["scores"] if self.spec.top_k is None else ["top", "top_scores"])
 
     def _moment_names(self) -> dict[int, str]:
@@ -364,9 +374,9 @@ class Stages:
         blocks = enumerate(self.spec.widths)
         return {b: moments_name(b) for b, block in blocks if block in self.spec.layers}
 
-    def _row_names(self) -> list[str]:
+    def _row_names(self, rows: RowSet) -> list[str]:
         own = ["outside_norms"] if self.spec.compression is not None else []
-        return ["row_scales", *own, *map(rows_name, range(len(self.spec.plan.pieces)))]
+        return [rows.scales, *own, *map(rows.name, range(len(self.spec.plan.pieces)))]
 
     def _scored(self, grid: Grid) -> Grid:
         """Tiles of scores that are there, in all blocks."""

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pydvl_datainf.errors import PlanError, StoreError, StoreExistsError
 from pydvl_datainf.inverse.methods import SETTINGS
-from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.arrays import CURVATURE, Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import arrays_said, extras_in, opened
 from pydvl_datainf.results.metadata import json_of
@@ -37,7 +37,7 @@ from pydvl_datainf.sums import checked_weights, sum_name
 ALIKE = ("objective", TEST_OBJECTIVE, "training samples", "test samples", "query groups")
 """Parts of the fingerprint that are the same in all runs of a sum."""
 
-OF_ONE_METHOD = (SETTINGS, "layers", COMPRESSION)
+OF_ONE_METHOD = (SETTINGS, "layers", CURVATURE, COMPRESSION)
 """Parts of the fingerprint that a sum has not: they are those of a method, or of rows."""
 
 COPIED = ("block", "width")

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydvl_datainf.errors import DampingError, ModelError, StoreError, StoreExistsError
 from pydvl_datainf.inverse.compression import Compression
-from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.arrays import CURVATURE, Array
 from pydvl_datainf.results.differing import differences, listed
-from pydvl_datainf.results.layout import basis_name, moments_name, moments_of, opened, rows_name
+from pydvl_datainf.results.layout import basis_name, moments_name, moments_of, opened
 from pydvl_datainf.results.linked_rows import rows_store
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
@@ -18,10 +18,13 @@ from pydvl_datainf.results.record import (
     compression_said,
     is_sum,
 )
+from pydvl_datainf.results.row_sets import row_sets, rows_each
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchIndex
 from pydvl_datainf.runner.worker_inputs import Description
+
+_EMPIRICAL = "that of the training gradients"
 
 CLOSE = 1e-5
 """Up to which λ are the same: a model that was fitted on the same data has them up to rounding."""
@@ -164,6 +167,13 @@ class StoredRows:
                 f"{self.store} keeps no moments of layers, which EK-FAC needs. Query it with its "
                 f"own method, {theirs['method']}, or make a run with an EkfacInfluence."
             )
+        made, asked = (said or _EMPIRICAL for said in (theirs.get(CURVATURE), model.curvature))
+        if made != asked:
+            raise ModelError(
+                f"The inverse of {self.store} is made of other rows: its curvature is {made}, and "
+                f"{asked} is asked for. Query it with the same curvature, labels and label_seed, "
+                "or make a run of its own."
+            )
         own = {key: value for key, value in model.fingerprint.items() if key != "damping"}
         other = differences({key: theirs[key] for key in own if key in theirs}, own)
         if other:
@@ -212,9 +222,10 @@ class StoredRows:
         """Checks that damping and norms are sound and rows are there, before a store is made."""
         self.store.check(("damping", "squared_norms"))
         rows = Stored(self.rows_in)
-        for name in ("row_scales", *map(rows_name, range(len(self.plan.pieces)))):
-            rows.check_present(name)
         said = self.attributes["fingerprint"]
+        for kind in row_sets(rows_each(said)):
+            for name in (kind.scales, *map(kind.name, range(len(self.plan.pieces)))):
+                rows.check_present(name)
         if self.compression is not None:
             widths = dict(zip(said["blocks"], said[COMPRESSION]["widths"], strict=True))
             shapes = self.compression.shapes(widths, self.n)

@@ -10,7 +10,7 @@ import cloudpickle
 import torch
 
 from pydvl_datainf.batches import slice_batch
-from pydvl_datainf.errors import ModelError, NonFiniteError, PlanError
+from pydvl_datainf.errors import ModelError, NonFiniteError
 from pydvl_datainf.fingerprint import fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence, EnsembleInfluence
 from pydvl_datainf.inverse.damping import SHARE
@@ -18,6 +18,7 @@ from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.inverse.methods import METHODS, method_entries
 from pydvl_datainf.objectives.description import described
+from pydvl_datainf.results.arrays import CURVATURE
 from pydvl_datainf.runner.batched_data import BatchedData
 
 Built: TypeAlias = BlockwiseInfluence | Callable[[], BlockwiseInfluence]
@@ -41,6 +42,8 @@ class Description:
         layers: for EK-FAC, of each block that is a linear layer its outputs, inputs, and whether it
             has both weight and bias.
         test_objective: in words, where test samples have one of their own.
+        curvature: what tells the rows that the inverse is made of, where they are not those of the
+            gradients, with their number for each training sample as "rows".
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -55,6 +58,7 @@ class Description:
     damping_scale: float = 1.0
     layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
     test_objective: str | None = None
+    curvature: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -66,6 +70,7 @@ class Description:
         return (
             method_entries(self.method)
             | ({"layers": layers} if layers else {})
+            | ({CURVATURE: dict(self.curvature)} if self.curvature else {})
             | {
                 "objective": self.objective,
                 "dtype": self.dtype,
@@ -100,7 +105,6 @@ class Inputs:
 
         Raises:
             ModelError: if a builder returned something else, or it is an ensemble.
-            PlanError: if its curvature is not that of the gradients.
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
@@ -117,12 +121,6 @@ class Inputs:
                 raise ModelError(
                     f"A run knows the inverses {', '.join(METHODS)}, and not the "
                     f"'{made.inverse.name}' of this {type(made).__name__}. Call its influences."
-                )
-            if made.curvature_engine is not None:
-                raise PlanError(
-                    f"A run has one kind of training rows, and this {type(made).__name__} takes "
-                    "its curvature from others. Call its training_influences, or use "
-                    'curvature="empirical".'
                 )
             if made.is_fitted:
                 made.check_unchanged()
@@ -160,7 +158,17 @@ class Inputs:
             test_objective=described(influence.test_objective)
             if influence.test_objective
             else None,
+            curvature=self._curvature(influence),
         )
+
+    def _curvature(self, influence: BlockwiseInfluence) -> Mapping[str, Any]:
+        """What tells the rows of the inverse; how many there are follows from a sample."""
+        data = self.test if self.train is None else self.train
+        if influence.curvature_engine is None or not len(data):  # which is refused later
+            return {}
+        one = slice_batch(influence.images.by_sample(data.read(0)), 0, 1)
+        x, y = (one, None) if isinstance(one, Mapping) else one
+        return influence.curvature_settings(x, y)
 
     def _try_test_objective(self, influence: BlockwiseInfluence) -> None:
         """Finds early that it does not fit the model or the data: test gradients come late."""

@@ -42,6 +42,7 @@ class PieceWork(NamedTuple):
 def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> None:
     """Scores of a group of queries and self-influences, as far as a piece of blocks makes them."""
     spec, rows = context.spec, PieceRows(context, inputs, wanted.piece)
+    others = PieceRows(context, inputs, wanted.piece, spec.inverse_rows) if spec.curvature else None
     own = np.zeros(spec.plan.n)
     residuals: list[float] = []
     own_residuals: list[float] = []
@@ -53,8 +54,9 @@ def write_piece(wanted: PieceWork, context: Context, inputs: Inputs | None) -> N
         scores = flat.new_zeros(len(flat), spec.plan.n)
     for block in spec.piece(rows.p):
         chunks = rows.of_block(block)
-        method = ready_method(block, chunks, context, inputs)
-        fed = rows.weighed(block, method, chunks)
+        of_inverse = chunks if others is None else others.of_block(block)
+        method = ready_method(block, of_inverse, context, inputs)
+        fed = rows.weighed(block, method, of_inverse)
         if scores is not None and vectors is not None:
             F = _solved(method.times, block, vectors[block], fed, context, residuals)
             check_finite({block: F})
@@ -138,7 +140,7 @@ def _solved(
         return (OrderedDict({block: G}) for G in fed())
 
     vectors, left = OrderedDict({block: V}), dict[str, Tensor]()
-    solved = solve(make, vectors, passes, context.spec.plan.n, context.damping, left)[block]
+    solved = solve(make, vectors, passes, context.spec.n_inverse, context.damping, left)[block]
     residuals += [float(r.max()) for r in left.values()]
     return solved
 

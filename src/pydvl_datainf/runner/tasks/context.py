@@ -15,6 +15,7 @@ from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.inverse.compression import projected
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.layout import basis_name
+from pydvl_datainf.results.row_sets import SCORED, RowSet
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, Cut, cut_batches, read_again
@@ -32,13 +33,13 @@ class Context:
     Args:
         spec: of the run.
         gradients: how many were computed here.
-        kept: rows of training tiles, where they stay in memory.
+        kept: rows of training tiles, by their set and tile, where they stay in memory.
         held: what neighbouring tasks read, with what it is.
     """
 
     spec: RunSpec
     gradients: int = 0
-    kept: dict[int, list[BlockVectors]] = field(default_factory=dict)
+    kept: dict[tuple[RowSet, int], list[BlockVectors]] = field(default_factory=dict)
     held: tuple[Any, Any] | None = None
     _batch: tuple[int, int, Batch] | None = None
     _is_checked: bool = False
@@ -65,7 +66,12 @@ class Context:
         return dict(zip(self.spec.widths, self.store.read("damping").tolist(), strict=True))
 
     def computed(
-        self, inputs: Inputs, data: BatchedData, index: BatchIndex, wanted: slice
+        self,
+        inputs: Inputs,
+        data: BatchedData,
+        index: BatchIndex,
+        wanted: slice,
+        rows: RowSet = SCORED,
     ) -> Iterator[tuple[slice, BlockVectors]]:
         """Computes gradients, a few samples at a time; of test samples as the rows are.
 
@@ -74,6 +80,7 @@ class Context:
             data: batches.
             index: what the first look at them found.
             wanted: from which sample to which.
+            rows: which of those of training samples.
 
         Yields:
             From which sample to which (counted within those that are wanted), and their rows.
@@ -86,11 +93,13 @@ class Context:
             x, y = (batch, None) if isinstance(batch, Mapping) else batch
             if data is inputs.test:
                 return self.projected(inputs, inputs.influence.test_gradients_by_block(x, y))
+            if rows != SCORED:
+                return inputs.influence.curvature_rows_by_block(x, y)
             return inputs.influence.loss_gradients_by_block(x, y)
 
-        for place, rows in self.each(inputs, data, index, wanted, rows_of):
-            self.gradients += place.stop - place.start
-            yield place, rows
+        for place, made in self.each(inputs, data, index, wanted, rows_of):
+            self.gradients += rows.each * (place.stop - place.start)
+            yield place, made
 
     def each(
         self,

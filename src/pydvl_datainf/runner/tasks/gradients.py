@@ -12,7 +12,7 @@ from torch import Tensor
 from pydvl_datainf.inverse.compression import remainders
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.results.half_precision import encode
-from pydvl_datainf.results.layout import rows_name
+from pydvl_datainf.results.row_sets import SCORED, RowSet
 from pydvl_datainf.runner.tasks.bases import whole_rows
 from pydvl_datainf.runner.tasks.context import Context, split
 from pydvl_datainf.runner.tasks.matrices import vectors_name, write_matrix
@@ -23,15 +23,16 @@ IN_FLIGHT = 2
 """Steps whose rows wait to be encoded or written while the next are computed."""
 
 
-def write_rows(tiles: Sequence[int], context: Context, inputs: Inputs) -> None:
+def write_rows(item: tuple[RowSet, Sequence[int]], context: Context, inputs: Inputs) -> None:
     """The squared norms of some training tiles, and their rows where they are stored or kept.
 
     While the rows of the next step are computed, a thread encodes and writes the last.
     """
-    encoder = _Encoder(context, norms_too=True)
+    rows, tiles = item
+    encoder = _Encoder(context, rows, norms_too=True)
     with _aside() as later:
         for tile in tiles:
-            for _ in new_rows(tile, context, inputs, encoder, later):
+            for _ in new_rows(tile, context, inputs, rows, encoder, later):
                 pass
 
 
@@ -39,6 +40,7 @@ def new_rows(
     tile: int,
     context: Context,
     inputs: Inputs,
+    of: RowSet = SCORED,
     encoder: "_Encoder | None" = None,
     call: Callable[..., None] = lambda function, *arguments: function(*arguments),
 ) -> Iterator[tuple[slice, BlockVectors]]:
@@ -48,6 +50,7 @@ def new_rows(
         tile: which.
         context: of the run.
         inputs: the model and the data.
+        of: which rows.
         encoder: stores them; None = one that leaves the norms that are there.
         call: calls a function with arguments, now or soon.
 
@@ -57,9 +60,9 @@ def new_rows(
     spec, wanted = context.spec, context.spec.plan.train[tile]
     assert inputs.train is not None  # rows of a query are stored
     assert spec.train is not None
-    encoder = encoder or _Encoder(context)
+    encoder = encoder or _Encoder(context, of)
     kept: list[BlockVectors] = []
-    computed = context.computed(inputs, inputs.train, spec.train, wanted)
+    computed = context.computed(inputs, inputs.train, spec.train, wanted, of)
     if spec.compression is not None:
         computed = whole_rows(tile, context, inputs)
     for place, rows in computed:
@@ -69,7 +72,7 @@ def new_rows(
         yield place, rows
     call(encoder.write, tile)
     if kept:
-        context.kept[tile] = kept
+        context.kept[of, tile] = kept
 
 
 class _Encoder:
@@ -79,18 +82,19 @@ class _Encoder:
 
     Args:
         context: of the run.
+        of: which rows.
         norms_too: store norms even where some are, which may be damaged.
     """
 
-    def __init__(self, context: Context, *, norms_too: bool = False):
-        self.context, self.norms_too = context, norms_too
+    def __init__(self, context: Context, of: RowSet, *, norms_too: bool = False):
+        self.context, self.of, self.norms_too = context, of, norms_too
         self.norms: list[Tensor] = []
         self.scales: list[Tensor] = []
         self.outside: list[Tensor] = []
         self.halves: list[Tensor] = []
         plan = context.spec.plan
         if plan.rows == "zarr":
-            shapes = ((plan.train_tile, width) for _, width in plan.pieces)
+            shapes = ((of.each * plan.train_tile, width) for _, width in plan.pieces)
             self.halves = [torch.empty(shape, dtype=torch.float16) for shape in shapes]
 
     def add(self, place: slice, whole: BlockVectors, rows: BlockVectors) -> None:
@@ -105,24 +109,27 @@ class _Encoder:
         scales = {
             block: encode(rows[block], norms[block], target)
             for p, halves in enumerate(self.halves)
-            for block, target in split(halves[place], self.context.spec.piece(p)).items()
+            for block, target in split(
+                halves[self.of.of(place)], self.context.spec.piece(p)
+            ).items()
         }
         self.scales.append(_columns(scales))
 
     def write(self, tile: int) -> None:
         """The whole tile."""
-        store, wanted = self.context.store, self.context.spec.plan.train[tile]
+        store, of = self.context.store, self.of
+        wanted = of.of(self.context.spec.plan.train[tile])
         norms, scales, outside = torch.cat(self.norms).numpy(), self.scales, self.outside
         self.norms, self.scales, self.outside = [], [], []
-        if self.norms_too or not store.has("squared_norms", (tile, 0)):
-            store.write("squared_norms", wanted, norms)
+        if self.norms_too or not store.has(of.norms, (tile, 0)):
+            store.write(of.norms, wanted, norms)
         if not self.halves:
             return
         if outside:
             store.write("outside_norms", wanted, torch.cat(outside).numpy())
-        store.write("row_scales", wanted, torch.cat(scales).numpy())
+        store.write(of.scales, wanted, torch.cat(scales).numpy())
         for p, halves in enumerate(self.halves):  # rows last: where they are, their scales are
-            store.write(rows_name(p), wanted, halves[: len(norms)].numpy())
+            store.write(of.name(p), wanted, halves[: len(norms)].numpy())
 
 
 @contextmanager

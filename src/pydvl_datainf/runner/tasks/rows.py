@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.results.half_precision import decode
-from pydvl_datainf.results.layout import rows_name
+from pydvl_datainf.results.row_sets import SCORED, RowSet
 from pydvl_datainf.runner.sizing import DECODED_SHARE
 from pydvl_datainf.runner.tasks.context import Context, device_of
 from pydvl_datainf.runner.tasks.gradients import new_rows
@@ -33,16 +33,18 @@ class PieceRows:
         context: of the run.
         inputs: the model and the data.
         p: which piece.
+        rows: which rows.
     """
 
-    def __init__(self, context: Context, inputs: Inputs | None, p: int):
-        self.context, self.inputs, self.p = context, inputs, p
-        plan = context.spec.plan
+    def __init__(self, context: Context, inputs: Inputs | None, p: int, rows: RowSet = SCORED):
+        self.context, self.inputs, self.p, self.rows = context, inputs, p, rows
+        spec, plan = context.spec, context.spec.plan
+        self._n = rows.each * plan.n
         self._held: Stored | None = None
         self._decoded: Tensor | None = None
         self._outside: Tensor | None = None
-        if plan.rows == "zarr" and 2 * plan.n * plan.pieces[p][1] <= plan.held:
-            self._held = read_stored(context, p, slice(0, plan.n))
+        if plan.rows == "zarr" and 2 * spec.n_rows * plan.pieces[p][1] <= plan.held:
+            self._held = read_stored(context, p, slice(0, plan.n), rows)
 
     def of_block(self, block: str) -> Chunks:
         """The rows of a block, in pieces; decoded once where there is room for all of them.
@@ -51,12 +53,13 @@ class PieceRows:
             block: of the piece.
 
         Returns:
-            Starts a pass over rows, (b, d_l): those of all training samples, in their order.
+            Starts a pass over rows, (b, d_l): those of all training samples, in their order where
+            each has one.
         """
         width = self.context.spec.widths[block]
         if not self._is_decoded_once(width):
             return partial(self._chunks, block)
-        n = self.context.spec.plan.n
+        n = self._n
         chunks = list(self._chunks(block, self._memory()[: n * width].view(n, width)))
         return lambda: chunks
 
@@ -93,8 +96,8 @@ class PieceRows:
         return self._outside
 
     def _is_decoded_once(self, width: int) -> bool:
-        plan = self.context.spec.plan
-        return plan.rows == "zarr" and 8 * plan.n * width <= plan.held // DECODED_SHARE
+        spec, plan = self.context.spec, self.context.spec.plan
+        return plan.rows == "zarr" and 8 * spec.n_rows * width <= plan.held // DECODED_SHARE
 
     def _memory(self) -> Tensor:
         """Where each block's rows are decoded in turn: new pages cost more than what goes there."""
@@ -104,7 +107,7 @@ class PieceRows:
             widest = max(width for width in widths if self._is_decoded_once(width))
             dtype = getattr(torch, spec.precision)
             self._decoded = torch.empty(
-                spec.plan.n * widest, dtype=dtype, device=device_of(self.inputs)
+                self._n * widest, dtype=dtype, device=device_of(self.inputs)
             )
         return self._decoded
 
@@ -112,17 +115,18 @@ class PieceRows:
         context, tiles = self.context, self.context.spec.plan.train
         if context.spec.plan.rows != "zarr":
             for j in range(len(tiles)):
-                yield from (rows[block] for _, rows in kept_rows(context, self.inputs, j))
+                kept = kept_rows(context, self.inputs, j, self.rows)
+                yield from (rows[block] for _, rows in kept)
             return
         for tile in tiles if self._held is None else [slice(0, context.spec.plan.n)]:
-            stored = self._held or read_stored(context, self.p, tile)
-            out = None if into is None else into[tile]
+            stored = self._held or read_stored(context, self.p, tile, self.rows)
+            out = None if into is None else into[self.rows.of(tile)]
             for _, G in _decoded(context, self.inputs, self.p, stored, block, out):
                 yield G
 
 
 def tile_rows(
-    context: Context, inputs: Inputs | None, j: int
+    context: Context, inputs: Inputs | None, j: int, of: RowSet = SCORED
 ) -> Iterator[tuple[slice, BlockVectors]]:
     """The rows of a training tile in all blocks: from memory, the store, or computed.
 
@@ -130,19 +134,20 @@ def tile_rows(
         context: of the run.
         inputs: the model and the data.
         j: which tile.
+        of: which rows.
 
     Yields:
         From which sample of the tile to which, and their rows; stored ones in the dtype of what
         the inverse makes of them.
     """
     if context.spec.plan.rows != "zarr":
-        yield from kept_rows(context, inputs, j)
+        yield from kept_rows(context, inputs, j, of)
         return
     pieces = range(len(context.spec.plan.pieces))
     parts = [
         (block, _decoded(context, inputs, p, stored, block))
         for p in pieces
-        for stored in [read_stored(context, p, context.spec.plan.train[j])]
+        for stored in [read_stored(context, p, context.spec.plan.train[j], of)]
         for block in context.spec.piece(p)
     ]
     for found in zip(*(rows for _, rows in parts), strict=True):
@@ -152,24 +157,24 @@ def tile_rows(
 
 
 def kept_rows(
-    context: Context, inputs: Inputs | None, j: int
+    context: Context, inputs: Inputs | None, j: int, of: RowSet = SCORED
 ) -> Iterator[tuple[slice, BlockVectors]]:
     """The rows of a tile from this process's memory, or computed."""
-    if j not in context.kept:
+    if (of, j) not in context.kept:
         assert inputs is not None  # without a model there are stored rows
-        yield from new_rows(j, context, inputs)
+        yield from new_rows(j, context, inputs, of)
         return
     done = 0
-    for rows in context.kept[j]:
+    for rows in context.kept[of, j]:
         length = len(next(iter(rows.values())))
         yield slice(done, done + length), rows
         done += length
 
 
-def read_stored(context: Context, p: int, samples: slice) -> Stored:
+def read_stored(context: Context, p: int, samples: slice, of: RowSet = SCORED) -> Stored:
     """The rows of some training samples in a piece of blocks, as they are in the store."""
-    halves = context.read_rows(rows_name(p), samples)
-    scales = context.read_rows("row_scales", samples)[:, context.spec.blocks(p)]
+    halves = context.read_rows(of.name(p), of.of(samples))
+    scales = context.read_rows(of.scales, of.of(samples))[:, context.spec.blocks(p)]
     return torch.from_numpy(halves), torch.from_numpy(scales).clone()
 
 

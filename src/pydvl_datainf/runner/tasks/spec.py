@@ -8,6 +8,7 @@ from typing import Any
 from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.results.plan import Plan, Tiling
+from pydvl_datainf.results.row_sets import RowSet, row_sets, rows_of_inverse
 from pydvl_datainf.runner.batched_data import BatchIndex
 
 
@@ -34,6 +35,8 @@ class RunSpec:
             has both weight and bias.
         compression: how rows are compressed, if they are.
         whole: d_l of each block, where rows are compressed.
+        curvature: rows of each training sample that only the inverse is made of; 0 = it is made of
+            those that are scored.
     """
 
     plan: Plan
@@ -53,6 +56,7 @@ class RunSpec:
     layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
     compression: Compression | None = None
     whole: Mapping[str, int] = field(default_factory=dict)
+    curvature: int = 0
 
     @property
     def parameters(self) -> Mapping[str, int]:
@@ -70,6 +74,26 @@ class RunSpec:
     def precision(self) -> str:
         """The dtype of what the inverse makes of vectors, by NumPy's name."""
         return self.method.precision(self.dtype)
+
+    @property
+    def row_sets(self) -> tuple[RowSet, ...]:
+        """All rows that there are."""
+        return row_sets(self.curvature)
+
+    @property
+    def inverse_rows(self) -> RowSet:
+        """Those that the inverse is made of."""
+        return rows_of_inverse(self.curvature)
+
+    @property
+    def n_inverse(self) -> int:
+        """How many these are."""
+        return self.plan.n * self.inverse_rows.each
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows there are in all sets."""
+        return sum(self.plan.n * rows.each for rows in self.row_sets)
 
     @property
     def vector_dtype(self) -> str:

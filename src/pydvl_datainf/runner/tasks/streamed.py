@@ -32,7 +32,7 @@ def write_correction(item: tuple[int, int], context: Context, inputs: Inputs) ->
     solvers = _solvers(vectors, summed, context)
     tiles = context.spec.plan.spans[span]
     for tile in range(tiles.start, tiles.stop):
-        for _, rows in tile_rows(context, inputs, tile):
+        for _, rows in tile_rows(context, inputs, tile, context.spec.inverse_rows):
             for block, solver in solvers.items():
                 solver.add(rows[block])
     write_matrix(context, corrections_name(q), summed, slice(0, len(summed)), span)
@@ -86,11 +86,14 @@ def write_self_influence(group: int, context: Context, inputs: Inputs) -> None:
             length = place.stop - place.start
             flat[done : done + length] = torch.cat(list(rows.values()), 1)
             done += length
+    of = spec.inverse_rows
     forms = solve(
         spec.method.forms,
         split(flat, spec.widths),
-        lambda: (rows for j in range(len(plan.train)) for _, rows in tile_rows(context, inputs, j)),
-        plan.n,
+        lambda: (
+            rows for j in range(len(plan.train)) for _, rows in tile_rows(context, inputs, j, of)
+        ),
+        spec.n_inverse,
         context.damping,
     )
     context.store.write("self_influence", wanted, total(forms).cpu().numpy().astype(spec.dtype))
@@ -100,7 +103,7 @@ def _solvers(flat: Tensor, summed: Tensor | None, context: Context) -> "OrderedD
     """A solver for each block, which adds up into columns of a matrix, where it adds up."""
     spec, vectors = context.spec, split(flat, context.spec.widths)
     solvers: OrderedDict[str, Solver] = OrderedDict(
-        (block, spec.method.times(V, context.damping[block], spec.plan.n))
+        (block, spec.method.times(V, context.damping[block], spec.n_inverse))
         for block, V in vectors.items()
     )
     if summed is not None:
