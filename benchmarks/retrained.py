@@ -8,14 +8,15 @@ from rich.console import Console
 from pydvl_datainf.influence.by_name import METHODS
 from pydvl_datainf.yardstick import compare, validate
 
-NEWTON = "exact, Gauss-Newton"
+NEWTON, DRAWN = "exact, Gauss-Newton", "ekfac, drawn labels"
 RANKS = (32, 64, 128, 256)
 """Of rows that are compressed."""
 
 
 def by_model(models, score):
     """For each method the scores (m, n) of each model, by `score(model, method, **settings)`."""
-    settings = {method: {} for method in METHODS} | {NEWTON: {"curvature": "gauss-newton"}}
+    settings = {method: {} for method in METHODS}
+    settings |= {NEWTON: {"curvature": "gauss-newton"}, DRAWN: {"labels": "drawn"}}
     return {
         name: [score(model, name.split(",")[0], **own) for model in models]
         for name, own in settings.items()
