@@ -14,24 +14,7 @@ ROWS = ("memory", "zarr", "recompute", "compressed", "auto")
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a caller asks of a run, beside the model and the data.
-
-    Args:
-        memory: bytes that our arrays may take in one process, or text such as "2GiB".
-        tile: (test, train) samples in a tile; None = chosen.
-        rows: where training rows are kept.
-        top_k: how many scores are kept at either end; None = all.
-        by_block: whether each block has scores of its own.
-        query_groups: a label for each test sample.
-        ids: of the samples of both sides.
-        metadata: of both sides, and under "run" of the run itself.
-        self_influence: whether self-influences are computed too.
-        exact_sample: training samples over which the inverse is compared with the exact one; "auto"
-            = some, if they fit.
-        overwrite: whether a run in the store is replaced, unless this very call had begun it.
-        rank: of compressed rows: numbers that are kept of a block; None = chosen.
-        basis_sample: training samples that their bases are learned from; None = chosen.
-        basis_seed: of the choice of these.
+    """What a caller asks of a run, beside the model and the data: arguments of `run_influences`.
 
     Raises:
         PlanError: if anything is out of range, or does not go together.

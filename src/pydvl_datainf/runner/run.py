@@ -36,7 +36,7 @@ from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.runner.stages import Stages
 from pydvl_datainf.runner.tasks import Context, RunSpec
 from pydvl_datainf.runner.train_side import NewRows, StoredRows
-from pydvl_datainf.runner.worker_inputs import Built, Inputs
+from pydvl_datainf.runner.worker_inputs import Built, Description, Inputs
 
 
 def run_influences(
@@ -264,26 +264,7 @@ def _work(
         if options.overwrite and not is_begun(stored, fingerprint, cut):
             stored, store.layouts = None, {}
         plan: Plan = cut(stored)
-        spec = RunSpec(
-            plan=plan,
-            location=store.location,
-            rows_location=training.rows_in or store.location,
-            widths=row_widths(model, training),
-            dtype=model.dtype,
-            method=model.method,
-            test=tests,
-            train=None if isinstance(training, StoredRows) else training.survey,
-            model=model.model,
-            codes=codes,
-            by_block=options.by_block,
-            top_k=None if options.top_k is None else min(options.top_k, plan.n),
-            writer=uuid.uuid4().hex,
-            rows_of=training.rows_of,
-            layers=model.layers,
-            compression=training.compression,
-            whole=model.widths,
-            curvature=rows_each(fingerprint),
-        )
+        spec = _spec(store, plan, model, tests, training, codes, options, fingerprint)
         types = {name: column_type(values.dtype) for name, values in columns.items()}
         # As they were written: the same numbers may come in wider types another time.
         types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
@@ -294,6 +275,39 @@ def _work(
         training.copy_norms(store, str(spec.writer))
         given = (model.fixed_damping, model.damping_scale)
         _perform(store, spec, executor, shared, given, options.self_influence, sample)
+
+
+def _spec(
+    store: Store,
+    plan: Plan,
+    model: Description,
+    tests: BatchIndex,
+    training: NewRows | StoredRows,
+    codes: tuple[int, ...] | None,
+    options: RunOptions,
+    fingerprint: Mapping[str, Any],
+) -> RunSpec:
+    """What tasks have to know of a run."""
+    return RunSpec(
+        plan=plan,
+        location=store.location,
+        rows_location=training.rows_in or store.location,
+        widths=row_widths(model, training),
+        dtype=model.dtype,
+        method=model.method,
+        test=tests,
+        train=None if isinstance(training, StoredRows) else training.survey,
+        model=model.model,
+        codes=codes,
+        by_block=options.by_block,
+        top_k=None if options.top_k is None else min(options.top_k, plan.n),
+        writer=uuid.uuid4().hex,
+        rows_of=training.rows_of,
+        layers=model.layers,
+        compression=training.compression,
+        whole=model.widths,
+        curvature=rows_each(fingerprint),
+    )
 
 
 def _groups(options: RunOptions, m: int) -> tuple[tuple[int, ...] | None, list[Any] | None]:
