@@ -206,7 +206,11 @@ def test_by_itself_it_compares_what_fits(tmp_path, memory, compared):
 def test_the_sample_becomes_smaller_with_the_memory(n):
     """Premise: more samples take more; each number is the largest of its kind that fits."""
     model = SimpleNamespace(
-        method=METHODS["DataInf"], widths={"a": 1000, "b": 500}, dtype="float32", layers={}
+        method=METHODS["DataInf"],
+        widths={"a": 1000, "b": 500},
+        dtype="float32",
+        layers={},
+        curvature={},
     )
     sizes = {s: sample_bytes((1000, 500), 4, min(s, n), 40) for s in (256, 128, 64)}
     assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
