@@ -13,6 +13,7 @@ pytest.register_assert_rewrite(
     "objective_runs",
     "report_in_browser",
     "store_contract",
+    "tuned_again",
     "undisturbed",
 )
 

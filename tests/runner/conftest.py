@@ -7,6 +7,7 @@ from zarr.storage import MemoryStore
 
 import small_runs
 import stopped_run
+import sums_of_runs
 from stopped_run import TIGHT, run
 from undisturbed import OTHER, SETTINGS
 
@@ -57,6 +58,15 @@ def other(tmp_path_factory):
     store = tmp_path_factory.mktemp("other") / "run.zarr"
     run(store, **OTHER)
     return store
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Three runs with self-influences, that are never changed."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        sums_of_runs.run(folder / f"{seed}.zarr", seed, self_influence=True) for seed in range(3)
+    ]
 
 
 @pytest.fixture
