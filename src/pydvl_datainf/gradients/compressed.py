@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pydvl_datainf.batches import Batch, batch_length, take_batch
 from pydvl_datainf.errors import NonFiniteError, SourceError
+from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients.sources import (
     Reader,
     check_readable,
@@ -83,7 +84,8 @@ def read_compressed(
     """Reads the data three times: counts it, learns the bases, and keeps coordinates.
 
     Rows that the bases are learned from are kept until they are projected, so that none is computed
-    twice; but for data without fixed order, where they would not be known again.
+    twice; but for data without fixed order, where they would not be known again. Of streams, which
+    are taken to be in fixed order, checksums tell whether they are.
 
     Args:
         reader: reads the data.
@@ -93,19 +95,20 @@ def read_compressed(
         The source, and sums of squared norms of whole rows.
 
     Raises:
-        SourceError: if the data cannot be read again, is empty, or changes its length.
+        SourceError: if the data cannot be read again, is empty, or is other data or in another
+            order when it is.
     """
     check_readable(reader.data)
     check_repeatable(reader.data)
     n = count_samples(reader)
-    reader = replace(reader, seen=None)
+    first, again = DataChecksum(), DataChecksum()
     chosen = compression.positions(n)
-    sample = concatenated(list(_rows_of(reader, chosen)))
+    sample = concatenated(list(_rows_of(replace(reader, seen=first), chosen)))
     bases = compression.bases(sample)
     if not has_fixed_order(reader.data):
         chosen, sample = chosen[:0], OrderedDict()
     kept, outside, sums, done = [], [], dict[str, float](), 0
-    for batch in reader.batches("gradients"):
+    for batch in replace(reader, seen=again).batches("gradients"):
         rows = joined_rows(batch, done, chosen, lambda at: _at(sample, at), reader.engine.rows)
         coordinates = projected(rows, bases)
         kept.append(coordinates)
@@ -117,6 +120,12 @@ def read_compressed(
         raise SourceError(
             f"The training data yielded {done} samples where the first pass had {n}. Use a loader "
             'that yields the same samples on every pass, or rows="memory".'
+        )
+    if len(chosen) and again.sums != first.sums:
+        raise SourceError(
+            "The training data yielded other samples on another pass, or the same in another "
+            "order, so rows that were kept would stand for others. Use data that is the same on "
+            'every pass, a DataLoader with shuffle=True, or rows="memory".'
         )
     return CompressedRows(kept, outside, n, bases), SquaredNorms(sums, n)
 

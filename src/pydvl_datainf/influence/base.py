@@ -110,7 +110,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
                 f'rows must be "memory", "recompute", "compressed" or "auto", got {rows!r}.'
             )
         self.inverse.check_rows(rows)
-        self._compression = compression_of(rows, rank, basis_sample, basis_seed)
+        self.compression = compression_of(rows, rank, basis_sample, basis_seed)
         # Solvers that cannot be joined hold all rows, so there is nothing to save.
         self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
         self.batch_size = batch_size
@@ -118,7 +118,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
         if curvature not in ("empirical", "gauss-newton"):
             raise ModelError(f'curvature must be "empirical" or "gauss-newton", got {curvature!r}.')
-        if curvature != "empirical" and self._compression is not None:
+        if curvature != "empirical" and self.compression is not None:
             raise SourceError(
                 "The bases of compressed rows are learned from the gradients, and this curvature "
                 'takes other rows. Use rows="memory", or curvature="empirical".'
@@ -166,7 +166,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     def _read(self, reader: Reader, curvature: Reader | None) -> Fitted:
         settings = (self._given_damping, self.blocks.widths, self.dtype, self._damping_scale)
-        keep = self._compression or self.rows_kept
+        keep = self.compression or self.rows_kept
         return Fitted.read(reader, self.model, keep, *settings, curvature)
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
@@ -680,7 +680,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self, fitted: Fitted, vectors: BlockVectors, multiples: Sequence[float]
     ) -> BlockVectors:
         """The inverse times vectors under each multiple of λ, one below the other."""
-        if self._compression is None:
+        if self.compression is None:
             makes = {b: at_scales(method.times, multiples) for b, method in self._methods.items()}
             return self._transformed(fitted, vectors, makes)
         # Compressed rows are fed as λ weighs them: passes for each λ, over what is in memory.

@@ -132,7 +132,7 @@ def exact_sample_of(options: RunOptions, model: Description, n: int, m: int) -> 
 
     Args:
         options: what is asked.
-        model: what is known of it.
+        model: what is known of it; its widths are those of the rows, see `row_widths`.
         n: training samples.
         m: test samples.
 
@@ -152,9 +152,7 @@ def exact_sample_of(options: RunOptions, model: Description, n: int, m: int) -> 
         )
     if model.curvature:
         return 0
-    compression, itemsize = options.compression, np.dtype(model.dtype).itemsize
-    named = model.widths if compression is None else compression.widths(model.widths, n)
-    widths = tuple(named.values())
+    widths, itemsize = tuple(model.widths.values()), np.dtype(model.dtype).itemsize
     moments = moment_bytes(model.layers.values())
     if options.exact_sample == "auto":
         sizes = (moments + sample_bytes(widths, itemsize, min(size, n), m) for size in AUTO_SAMPLES)

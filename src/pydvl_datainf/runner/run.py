@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -252,7 +253,8 @@ def _work(
             index_side(executor, shared, "train", inputs.train), options.compression
         )
         check_fitted(model, training.n)
-        sample = exact_sample_of(options, model, training.n, tests.n)
+        rows = replace(model, widths=row_widths(model, training))
+        sample = exact_sample_of(options, rows, training.n, tests.n)
         codes, labels = _groups(options, tests.n)
         m = tests.n if labels is None else len(labels)
         lengths = {"test": m, "train": training.n}

@@ -11,6 +11,7 @@ import torch
 
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
+from pydvl_datainf.results.arrays import WORK
 from pydvl_datainf.results.chunks import Chunk
 from pydvl_datainf.results.layout import (
     ENDS,
@@ -105,13 +106,28 @@ class Stages:
             return  # other stages store the norms on their way
         elif plan.rows == "memory":
             done = set()  # what was in memory is gone, and needed next: the bar is to show it
+        lost = any(not self._sound[basis_name(b)] for b in self.spec.basis_shapes)
+        if lost and any(self._sound[name] for name in self._row_names(rows)):
+            self._forget_rows(rows)
+            done = set()
         missing = [j for j in range(len(plan.train)) if j not in done]
-        bases = {basis_name(b) for b in self.spec.basis_shapes}
-        if self.spec.compression and (missing or not all(self._sound[name] for name in bases)):
+        if self.spec.compression and (missing or lost):
             self._bases()
         each = TILES_AT_ONCE if plan.rows == "zarr" else 1
         items = [(rows, tuple(missing[at : at + each])) for at in range(0, len(missing), each)]
         self._map("gradients", tasks.write_rows, items)
+
+    def _forget_rows(self, rows: RowSet) -> None:
+        """Deletes coordinates in bases of which one was lost.
+
+        It may be another where it is learned again, by another machine or number of threads.
+        """
+        self.take_over()
+        self.store.delete(WORK)
+        for name in [*self._row_names(rows), "energy", "compression_error"]:
+            self.store.delete(name)
+            self.store.require(name, *self.store.layouts[name])
+            self._sound[name] = set()
 
     def _sample(self) -> None:
         """Whole rows that are kept until they are projected."""

@@ -4,6 +4,7 @@ import copy
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
@@ -51,8 +52,8 @@ class DataInfValuation(Valuation):
     In the result, `variances` are the sample variances over the test samples (with m - 1), `counts`
     are m, and so `stderr` is the standard error of the values with respect to the choice of test
     samples. With a store or in processes the values are the same to rounding, but for the exact
-    inverse, which reads its rows in half precision there. A variance that is not known (one test
-    sample, an `aggregate` of the caller's) is NaN.
+    inverse and compressed rows, which are read in half precision there. A variance that is not
+    known (one test sample, an `aggregate` of the caller's) is NaN.
 
     Args:
         influence: a `DataInfInfluence`, one of its siblings or an `EnsembleInfluence` of them
@@ -234,6 +235,9 @@ class DataInfValuation(Valuation):
         # The λ of a fitted model may be those of other data, and a run would keep them.
         influence = self.influence.unfitted(fix_damping=False)
         # Rows are computed again rather than stored in half precision, but for the exact inverse.
+        kept: dict[str, Any] = {"rows": "recompute" if influence.inverse.joins else "auto"}
+        if influence.compression is not None:
+            kept = {"rows": "compressed", **asdict(influence.compression)}
         return run_influences(
             influence,
             list(tests),
@@ -242,7 +246,7 @@ class DataInfValuation(Valuation):
             client=self.client,
             n_jobs=self.n_jobs,
             memory=self.memory,
-            rows="recompute" if influence.inverse.joins else "auto",
+            **kept,
             ids={"train": data.data_indices()},
             progress=self.progress,
         )

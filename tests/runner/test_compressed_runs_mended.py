@@ -1,0 +1,91 @@
+"""Compressed runs that go on elsewhere after damage, and what a query on them may compare."""
+
+import numpy as np
+import pytest
+
+import method_runs
+import piece_runs
+from method_runs import datainf, exact, results, stopping
+from piece_runs import M, N, network
+from pydvl_datainf import PlanError, run_influences
+from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.runner.tasks import bases
+from small_runs import close, samples
+
+ASKED = {"rows": "compressed", "rank": 20, "basis_sample": 21}
+
+
+def queries():
+    return method_runs.loader(samples(M, 2), 3)
+
+
+def run(store, build=exact, **settings):
+    return piece_runs.run(store, build, **{"test": queries(), **ASKED, **settings})
+
+
+def ask(done, store, build=exact, **settings):
+    usual = {"tile": (2, None), "memory": "1MiB", "progress": False}
+    return run_influences(build(model=network()), queries(), done, store, **usual | settings)
+
+
+def learning_otherwise(patch):
+    """As another machine may, whose singular vectors have other signs and another order."""
+    learned = bases.leading_directions
+    patch.setattr(bases, "leading_directions", lambda S, r: -learned(S, r).flip(0))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A run that lost a basis, beside its scores."""
+    scores = run(tmp_path / "run.zarr").scores[:]
+    (tmp_path / "run.zarr" / "bases" / "2" / "c" / "0" / "0").unlink()
+    return tmp_path / "run.zarr", scores
+
+
+def test_rows_follow_a_basis_that_is_learned_again(tmp_path, monkeypatch, damaged):
+    store, scores = damaged
+    with monkeypatch.context() as patch:
+        learning_otherwise(patch)
+        done = run(store)
+    done.check()
+    close(ask(done, tmp_path / "query.zarr").scores[:], scores, 1e-3)  # half precision
+    assert not (store / "work").exists()
+
+
+@pytest.mark.parametrize("task", ["write_sample", "write_rows"])
+def test_so_they_do_where_that_is_stopped(tmp_path, monkeypatch, damaged, task):
+    store, scores = damaged
+    with monkeypatch.context() as patch:
+        learning_otherwise(patch)
+        stopping(patch, task, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(store)
+    done = run(store)
+    close(ask(done, tmp_path / "query.zarr").scores[:], scores, 1e-3)
+    done.check()
+
+
+def test_a_begun_run_does_not_mix_vectors_in_two_bases(tmp_path, monkeypatch):
+    store = tmp_path / "run.zarr"
+    with monkeypatch.context() as patch:
+        stopping(patch, "write_piece", 1)  # test gradients wait as coordinates
+        with pytest.raises(KeyboardInterrupt):
+            run(store)
+    (store / "bases" / "2" / "c" / "0" / "0").unlink()
+    with monkeypatch.context() as patch:
+        learning_otherwise(patch)
+        done = run(store)
+    whole = run(tmp_path / "whole.zarr")
+    close(done.scores[:], whole.scores[:], 1e-3)
+    assert results(store).keys() == results(tmp_path / "whole.zarr").keys()
+
+
+def test_a_query_compares_as_many_samples_as_its_run(tmp_path):
+    done = run(tmp_path / "run.zarr", datainf)
+    settings = {"memory": 200_000, "exact_sample": N}
+    found = ask(done, tmp_path / "query.zarr", datainf, **settings).approximation_error
+    assert found.n == N
+    assert np.isfinite(found.score_error)
+    whole = InfluenceRun(piece_runs.run(tmp_path / "whole.zarr", datainf).store.location)
+    with pytest.raises(PlanError, match="with the exact inverse takes 331,824"):  # premise
+        ask(whole, tmp_path / "other.zarr", datainf, **settings)
