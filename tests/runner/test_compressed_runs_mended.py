@@ -80,6 +80,21 @@ def test_a_begun_run_does_not_mix_vectors_in_two_bases(tmp_path, monkeypatch):
     assert results(store).keys() == results(tmp_path / "whole.zarr").keys()
 
 
+def test_a_begun_query_does_not_mix_vectors_in_two_bases(tmp_path, monkeypatch):
+    store = tmp_path / "run.zarr"
+    done = run(store)
+    scores = ask(done, tmp_path / "whole.zarr").scores[:]
+    with monkeypatch.context() as patch:
+        stopping(patch, "write_piece", 1)
+        with pytest.raises(KeyboardInterrupt):
+            ask(done, tmp_path / "query.zarr")
+    (store / "bases" / "2" / "c" / "0" / "0").unlink()
+    with monkeypatch.context() as patch:
+        learning_otherwise(patch)
+        done = run(store)
+    close(ask(done, tmp_path / "query.zarr").scores[:], scores, 1e-3)
+
+
 def test_a_query_compares_as_many_samples_as_its_run(tmp_path):
     done = run(tmp_path / "run.zarr", datainf)
     settings = {"memory": 200_000, "exact_sample": N}

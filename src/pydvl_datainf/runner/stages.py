@@ -75,6 +75,8 @@ class Stages:
             self._energy()
             self._compression_error()
             self._moments()
+        elif self.spec.compression:  # vectors may be in a basis that was learned again meanwhile
+            self.store.delete(tasks.VECTORS)
         # What a complete run had is made again where it is damaged, asked for or not.
         self.self_influence |= SELF_INFLUENCE in self.store.attributes["extras"]
         if self.shared[1] is not None:  # with model and data
