@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pydvl_datainf import DataInfInfluence, cli
+from pydvl_datainf.cli import running
 from pydvl_datainf.huggingface.models import loading
 from pydvl_datainf.objectives import OutputLoss
 from pydvl_datainf.valuation import DataInfValuation
@@ -140,7 +141,7 @@ def test_the_command_line_tells_what_to_lower_where_memory_runs_out(monkeypatch)
     def full(*_, **__):
         raise FULL(TOLD + "\nSee documentation")
 
-    monkeypatch.setattr(cli, "check_extra", full)
+    monkeypatch.setattr(running, "check_extra", full)
     result = CliRunner().invoke(cli.main, ["run"])
     assert result.exit_code == 1
     assert result.stderr == (

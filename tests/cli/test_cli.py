@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pydvl_datainf import cli
+from pydvl_datainf.cli import console, demonstrating
 from pydvl_datainf.demo import output, packages
 from pydvl_datainf.demo.result import DemoResult
 from pydvl_datainf.demo.settings import DemoSettings
@@ -28,7 +29,7 @@ def one_line(text):
 @pytest.fixture
 def no_packages(monkeypatch):
     """Lets the demo begin without its packages."""
-    monkeypatch.setattr(cli, "check_packages", lambda: None)
+    monkeypatch.setattr(demonstrating, "check_packages", lambda: None)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def runs(monkeypatch, no_packages):
         (out / output.ROC_PLOT).touch()
         (out / output.LOCK).touch()
 
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(demonstrating, "_run", run)
     return calls
 
 
@@ -91,8 +92,8 @@ def test_ctrl_c_in_any_command_is_one_line(monkeypatch, no_packages, tmp_path):
     def stopping(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run", stopping)
-    monkeypatch.setattr(cli, "InfluenceRun", stopping)
+    monkeypatch.setattr(demonstrating, "_run", stopping)
+    monkeypatch.setattr(console, "InfluenceRun", stopping)
     for arguments in (["demo", "--out"], ["info"], ["top"], ["report"]):
         result = invoke(*arguments, tmp_path)
         assert (result.exit_code, result.output) == (130, "Stopped.\n")
@@ -184,7 +185,7 @@ def test_errors_of_the_run_are_messages(error, monkeypatch, no_packages, tmp_pat
     def run(settings, out, overwrite, progress):
         raise error
 
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(demonstrating, "_run", run)
     result = invoke("demo", "--out", tmp_path / "new")
     assert result.exit_code == 1
     assert result.stderr == f"Error: {error}\n"
@@ -195,7 +196,7 @@ def test_faults_of_the_program_are_not_hidden(monkeypatch, no_packages, tmp_path
     def run(settings, out, overwrite, progress):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(demonstrating, "_run", run)
     assert isinstance(invoke("demo", "--out", tmp_path / "new").exception, ZeroDivisionError)
 
 
