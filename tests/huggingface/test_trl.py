@@ -473,3 +473,19 @@ def test_other_test_data_is_prepared_as_the_trainers_own(trainers, name):
     for mine, others in zip(own.test, other.test, strict=True):
         assert mine.keys() == others.keys()
         assert all(torch.equal(mine[key], others[key]) for key in mine)
+
+
+@pytest.mark.parametrize("name", ["SFT", "DPO", "Reward"])
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (Dataset.from_list([]), "The data set is empty"),
+        (Dataset.from_list([{"question": "a"}]), "cannot prepare data with the columns question"),
+        ([{"prompt": "a", "completion": "b"}], "take a Dataset, got a list"),
+        ("test", "take a Dataset, got a str"),
+    ],
+    ids=["empty", "columns", "list", "text"],
+)
+def test_test_data_that_trl_does_not_take_is_told(trainers, name, data, told):
+    with pytest.raises(SourceError, match=told):
+        influence_from_trainer(trainers[name], test=data)
