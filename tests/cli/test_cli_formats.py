@@ -10,7 +10,7 @@ import pytest
 import small_runs
 from commands import invoke
 
-TEXTS = ['quotes "and", commas', "two\nlines", "\u202e\x1b[2J 漢字", "", "w" * 20_000]
+TEXTS = ['quotes "and", commas', "two\nlines\rand more", "\u202e\x1b[2J 漢字", "", "w" * 20_000]
 METADATA = {
     "train": {
         "text": [TEXTS[i % len(TEXTS)] for i in range(small_runs.N)],

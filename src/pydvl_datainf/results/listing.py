@@ -144,7 +144,14 @@ def written(records: Sequence[Mapping[str, Any]], form: Format) -> str:
     if form == "jsonl":
         return "".join(json.dumps(record) + "\n" for record in records)
     text = io.StringIO()
-    table = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+    # Some versions of Python leave a text with a lone \r unquoted, which ends a line when read.
+    has_returns = any("\r" in str(value) for record in records for value in record.values())
+    table = csv.DictWriter(
+        text,
+        list(records[0]) if records else [],
+        lineterminator="\n",
+        quoting=csv.QUOTE_NONNUMERIC if has_returns else csv.QUOTE_MINIMAL,
+    )
     table.writeheader()
     table.writerows(records)
     return text.getvalue()
