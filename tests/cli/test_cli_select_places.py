@@ -45,8 +45,9 @@ def test_only_folders_of_datasets_are_replaced(folder, monkeypatch):
     assert "Choose another name" in failed(1, *args, ".", "--job", folder / "job.yaml")
     done("info", made.store, "--check")
     assert len(load_from_disk(str(folder / "train"))) == 9
-    for _ in range(2):  # the second of which replaces what the first wrote
-        done(*args, folder / "next")
+    for place in ("next", "absent/../next"):  # the second of which replaces what the first wrote
+        done(*args, folder / place)
+    assert len(lines_of(folder / "next.dropped.jsonl")) == 6
     assert len(load_from_disk(str(folder / "next"))) == 3
 
 

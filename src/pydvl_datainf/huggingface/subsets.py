@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from pydvl_datainf.errors import OutputExistsError, SourceError
 from pydvl_datainf.huggingface.extra import imported
@@ -147,7 +147,7 @@ def _json_lines(
 
 
 def _separated(separator: str, quoted: bool = True) -> Writer:
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
 
     def write(source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path) -> None:
         lines = _lines(source)

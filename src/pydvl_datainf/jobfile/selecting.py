@@ -101,7 +101,7 @@ def write_selection(
     _write_lines(files.dropped, _told(run, selection, reason))
     if files.relabelled is not None and suggested is not None:
         labels = {"suggested_label": suggested}
-        _write_lines(files.relabelled, _told(run, selection, labels | reason))
+        _write_lines(files.relabelled, _told(run, selection, {**labels, **reason}))
 
 
 def _told(
@@ -124,4 +124,4 @@ def _row(columns: Mapping[str, Any], i: int) -> dict[str, Any]:
 
 
 def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    path.write_text(written(records, "jsonl"), encoding="utf-8")
+    path.resolve().write_text(written(records, "jsonl"), encoding="utf-8")
