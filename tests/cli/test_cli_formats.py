@@ -10,12 +10,13 @@ import pytest
 import small_runs
 from commands import invoke
 
-TEXTS = ['quotes "and", commas', "two\nlines\rand more", "\u202e\x1b[2J 漢字", "", "w" * 20_000]
+TEXTS = ['quotes "and", commas', "two\nlines", "\u202e\x1b[2J 漢字", "", "w" * 20_000]
 METADATA = {
     "train": {
         "text": [TEXTS[i % len(TEXTS)] for i in range(small_runs.N)],
         "loss": [np.nan, np.inf, *np.linspace(0, 1 / 3, small_runs.N - 2)],
         "flipped": [i % 2 == 0 for i in range(small_runs.N)],
+        "lone": ["a\rb"] * small_runs.N,
     }
 }
 
