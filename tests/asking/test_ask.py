@@ -65,6 +65,27 @@ def test_a_prompt_alone_is_answered(run, influence, tmp_path):
     np.testing.assert_array_equal(again.scores, InfluenceRun(store).scores)
 
 
+def test_what_a_model_is_configured_to_say_does_not_count(run, influence, monkeypatch):
+    def said():
+        found = ask(run, influence, "What is 2 plus 2?", encoder=ENCODER, max_new_tokens=9)
+        return found.metadata("test")["answer"].tolist()
+
+    plain = said()
+    settings = {
+        "repetition_penalty": 9.0,
+        "no_repeat_ngram_size": 1,
+        "guidance_scale": 3.0,
+        "num_return_sequences": 2,
+        "num_beams": 2,
+        "return_dict_in_generate": True,
+        "suppress_tokens": list(range(2, 290)),
+        "forced_eos_token_id": 1,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(influence.model.generation_config, name, value)
+    assert said() == plain
+
+
 def test_tokens_of_several_answers_add_up_to_them(run, influence):
     questions = [Question("What is 3?", " It is 3."), Question("And 4?", " 4, not 44.", span="4")]
     whole = ask(run, influence, questions, encoder=ENCODER).scores[...]

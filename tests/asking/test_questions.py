@@ -38,6 +38,23 @@ def test_tokens_that_reach_into_the_span_count(span, counted):
     assert found.replace(" ", "") == counted.replace(" ", "")
 
 
+def test_spans_that_overlap_count_whole():
+    question = Question("Say", " ababa.", "aba")
+    assert encoded(AnswerEncoder(tokenizer(), 99), question, " ababa.")[1].strip() == "ababa"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt": "a\udcff"}, {"prompt": "a", "span": "\ud800"}, {"prompt": "a", "id": "\ud800"}],
+    ids=ascii,
+)
+def test_halves_of_characters_are_refused(fields):
+    with pytest.raises(SourceError, match="is not text: it holds half of a surrogate pair"):
+        Question(**fields)
+    with pytest.raises(SourceError, match="with role and content, both texts, got"):
+        Question(messages=[{"role": "user", "content": "\ud800"}])
+
+
 def test_of_a_conversation_the_last_answer_counts():
     said = [*TALK, {"role": "assistant", "content": "It is 4, not 2."}]
     chat = ChatEncoder(tokenizer(), 99)

@@ -16,6 +16,7 @@ METADATA = {
         "text": [TEXTS[i % len(TEXTS)] for i in range(small_runs.N)],
         "loss": [np.nan, np.inf, *np.linspace(0, 1 / 3, small_runs.N - 2)],
         "flipped": [i % 2 == 0 for i in range(small_runs.N)],
+        "lone": ["a\rb"] * small_runs.N,
     }
 }
 

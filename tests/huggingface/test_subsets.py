@@ -139,3 +139,11 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, source, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         subset(source, tmp_path / "next.jsonl")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_quote_in_an_unquoted_header_does_not_reach_further(tmp_path):
+    rows = [f'say "{i}\tyes\n' for i in range(5)]
+    source, out = tmp_path / "train.tsv", tmp_path / "next.tsv"
+    source.write_text("".join(['"prompt\tanswer\n', *rows]))
+    write_subset(source, read_records(source, quoted=False), [1, 4], out, quoted=False)
+    assert out.read_text() == '"prompt\tanswer\n' + rows[1] + rows[4]

@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+from datasets import Dataset
 
 from pydvl_datainf import (
     ObjectiveError,
@@ -84,3 +85,19 @@ def test_streams_are_refused(trainers, name, told, monkeypatch, tmp_path):
     made = partial(influence_from_trainer, trainers[name])
     with pytest.raises(SourceError, match=told):
         run_influences(*made(), tmp_path / "run.zarr", progress=False)
+
+
+@pytest.mark.parametrize("name", ["SFT", "DPO", "Reward"])
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (Dataset.from_list([]), "The data set is empty"),
+        (Dataset.from_list([{"question": "a"}]), "cannot prepare data with the columns question"),
+        ([{"prompt": "a", "completion": "b"}], "take a Dataset, got a list"),
+        ("test", "take a Dataset, got a str"),
+    ],
+    ids=["empty", "columns", "list", "text"],
+)
+def test_test_data_that_trl_does_not_take_is_told(trainers, name, data, told):
+    with pytest.raises(SourceError, match=told):
+        influence_from_trainer(trainers[name], test=data)

@@ -109,4 +109,4 @@ def _places(text: str, part: str) -> Iterator[int]:
     first = text.find(part) if part else -1
     while first >= 0:
         yield first
-        first = text.find(part, first + len(part))
+        first = text.find(part, first + 1)

@@ -9,6 +9,14 @@ from pydvl_datainf.asking.questions import Question
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.huggingface import ChatEncoder
 
+OFF = (
+    *("temperature", "top_p", "top_k"),  # of sampling
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("guidance_scale", "exponential_decay_length_penalty", "min_length", "min_new_tokens"),
+)
+"""What a model's own configuration may ask for, after which it takes less probable tokens."""
+
 
 def generate_answer(
     model: Any, encoder: AnswersEncoder, question: Question, max_new_tokens: int
@@ -47,7 +55,9 @@ def generate_answer(
             do_sample=False,
             num_beams=1,
             pad_token_id=_padding(tokenizer),
-            **dict.fromkeys(("temperature", "top_p", "top_k")),  # of sampling, in its configuration
+            num_return_sequences=1,
+            return_dict_in_generate=False,
+            **dict.fromkeys(OFF),
         )
     # As one text: alone, some tokenizers lose the space before the first token.
     whole, before = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import read_records
-from pydvl_datainf.huggingface.records import Placed, brief
+from pydvl_datainf.huggingface.records import Placed, brief, is_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Question:
         id: names it in the result.
 
     Raises:
-        SourceError: if there is neither a prompt nor a conversation, or there are both.
+        SourceError: if there is neither a prompt nor a conversation, or there are both, or a text
+            is none.
     """
 
     prompt: str | None = None
@@ -40,6 +41,10 @@ class Question:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise SourceError(f"The {name} of a question must be text, got {brief(value)}.")
+            if not is_text(value):
+                raise SourceError(
+                    f"The {name} of a question is not text: it holds half of a surrogate pair."
+                )
         if self.messages is not None:
             _check_messages(self.messages)
         if self.answer is not None and self.answers_itself:
@@ -71,9 +76,10 @@ def _check_messages(messages: Any) -> None:
         isinstance(m, Mapping) and all(isinstance(m.get(k), str) for k in ("role", "content"))
         for m in messages
     )
-    if not good or not messages:
+    if not good or not messages or not is_text([dict(message) for message in messages]):
         raise SourceError(
-            f"Messages must be a list of mappings with role and content, got {brief(messages)}."
+            "Messages must be a list of mappings with role and content, both texts, got "
+            f"{brief(messages)}."
         )
 
 

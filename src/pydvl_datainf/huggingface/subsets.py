@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from pydvl_datainf.errors import OutputExistsError, SourceError
 from pydvl_datainf.huggingface.extra import imported
@@ -22,6 +22,7 @@ def write_subset(
     positions: Sequence[int],
     out: Path,
     *,
+    quoted: bool = True,
     overwrite: bool = False,
 ) -> None:
     """Writes some samples of a file, in its format and, where that is text, byte by byte.
@@ -31,6 +32,7 @@ def write_subset(
         records: what `read_records` made of it.
         positions: of the samples, in the order in which they are written.
         out: of the same kind as the source, by its name; there whole in the end or not at all.
+        quoted: as `read_records` was told.
         overwrite: replace what is there; never the source.
 
     Raises:
@@ -44,7 +46,8 @@ def write_subset(
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     try:
-        _WRITERS[_kind(source)](source, records, positions, part)
+        writers = _WRITERS if quoted else {**_WRITERS, **_UNQUOTED}
+        writers[_kind(source)](source, records, positions, part)
         if out.is_dir():
             shutil.rmtree(out)
         part.replace(out)
@@ -70,11 +73,35 @@ def check_writable(source: Path, out: Path, *, overwrite: bool) -> None:
     if named != kind if kind != "folder" else named in _WRITERS:
         called = "a name without such an ending" if kind == "folder" else f"a name ending in {kind}"
         raise SourceError(f"{out} would be of another kind than {source}: choose {called}.")
-    if out.exists() and out.samefile(source):
-        raise OutputExistsError(f"{out} is the data itself, which is never replaced.")
+    check_is_other(source, out)
     check_absent(out, overwrite=overwrite)
     if out.exists() and out.is_dir() != (kind == "folder"):
         raise OutputExistsError(f"{out} is of another kind than {source}. Choose another name.")
+    if out.is_dir() and not all(map(_is_of_datasets, out.iterdir())):
+        raise OutputExistsError(
+            f"{out} holds other things than a data set that datasets saved, and is not replaced. "
+            "Choose another name."
+        )
+
+
+def check_is_other(source: Path, out: Path) -> None:
+    """Checks that a place is neither that of the data nor within it.
+
+    Args:
+        source: file or folder of the samples.
+        out: to be written.
+
+    Raises:
+        OutputExistsError: if it is.
+    """
+    # Files by what they are, since several names may be those of one.
+    is_it = out.exists() and out.samefile(source)
+    if is_it or source.resolve() in out.resolve().parents:
+        raise OutputExistsError(f"{out} is the data itself, which is never replaced.")
+
+
+def _is_of_datasets(path: Path) -> bool:
+    return path.suffix == ".arrow" or path.name in ("state.json", "dataset_info.json")
 
 
 def check_absent(out: Path, *, overwrite: bool) -> None:
@@ -119,10 +146,13 @@ def _json_lines(
     _write_lines(out, [lines[records[i][0].number - 1] for i in positions])
 
 
-def _separated(separator: str) -> Writer:
+def _separated(separator: str, quoted: bool = True) -> Writer:
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+
     def write(source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path) -> None:
         lines = _lines(source)
-        header = csv.DictReader(io.StringIO("".join(lines), newline=""), delimiter=separator)
+        text = io.StringIO("".join(lines), newline="")
+        header = csv.DictReader(text, delimiter=separator, quoting=quoting)
         header.fieldnames  # noqa: B018 - reads up to the end of the header
         # A place is that of a record's last line; between records there may be empty ones.
         ends = [header.line_num, *(place.number for place, _ in records)]
@@ -156,4 +186,8 @@ _WRITERS: Mapping[str, Writer] = {
     ".tsv": _separated("\t"),
     ".parquet": _parquet,
     "folder": _datasets_folder,
+}
+_UNQUOTED: Mapping[str, Writer] = {
+    ".csv": _separated(",", quoted=False),
+    ".tsv": _separated("\t", quoted=False),
 }

@@ -124,13 +124,30 @@ class TrlTrainer:
 
         Returns:
             The data, tokenised.
+
+        Raises:
+            SourceError: if it is empty, or trl cannot prepare it.
         """
         names = getattr(data, "column_names", None)
+        if isinstance(data, str | list | tuple) and not _are_tokens(data):
+            raise SourceError(
+                f"trl's trainers take a Dataset, got a {type(data).__name__}. Of a list of "
+                "mappings Dataset.from_list makes one."
+            )
         if not isinstance(names, list) or {"input_ids", "chosen_ids"} & set(names):
             return data
+        if hasattr(data, "__len__") and not len(data):
+            raise SourceError("The data set is empty.")
         trainer = self.trainer
         told = () if self.has_pairs else (False, trainer._formatting_func)  # no packing
-        return trainer._prepare_dataset(data, trainer.processing_class, trainer.args, *told, "test")
+        settings = (trainer.processing_class, trainer.args, *told, "test")
+        try:
+            return trainer._prepare_dataset(data, *settings)
+        except (LookupError, TypeError, ValueError) as error:
+            raise SourceError(
+                f"trl cannot prepare data with the columns {', '.join(names)} for this trainer: "
+                f"{error!r}. Call them as those of its training data are called."
+            ) from error
 
     def pairs(self, data: Any, batch_size: int) -> TokenSamples:
         """The trainer's pairs, each as its collator cuts it, with what the reference says of them.
@@ -180,6 +197,11 @@ class TrlTrainer:
                 "known of other data. Give the test data to the trainer as its eval_dataset."
             )
         return model, "ref" if "ref" in adapters else None
+
+
+def _are_tokens(data: Any) -> bool:
+    """Whether samples that stand in no Dataset are tokenised."""
+    return all(isinstance(row, Mapping) and {"input_ids", "chosen_ids"} & set(row) for row in data)
 
 
 def _pair(batch: Mapping[str, Any]) -> Encoded:

@@ -144,7 +144,8 @@ def _check_same(
     then = {"train": run.train_ids}
     then |= {f"train_{name}": values for name, values in run.metadata("train").items()}
     for name in (name for name in now if name in then):
-        other = np.flatnonzero(then[name] != now[name])
+        a, b = then[name], now[name]
+        other = np.flatnonzero((a != b) & ((a == a) | (b == b)))  # NaN is as it was
         if len(other):
             place, called = records[other[0]][0], name.removeprefix("train_")
             called = "id" if name == "train" else called

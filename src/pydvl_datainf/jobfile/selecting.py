@@ -1,15 +1,19 @@
 """From a selection of training samples to files: the next training data, and what was left out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydvl_datainf.errors import JobError
-from pydvl_datainf.evaluation import Indices
-from pydvl_datainf.huggingface.subsets import check_absent, check_writable, write_subset
+from pydvl_datainf.errors import JobError, OutputExistsError
+from pydvl_datainf.huggingface.subsets import (
+    check_absent,
+    check_is_other,
+    check_writable,
+    write_subset,
+)
 from pydvl_datainf.jobfile.origin import Origin, read_training_file
-from pydvl_datainf.results.listing import plain, written
+from pydvl_datainf.results.listing import named_apart, plain, written
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.relabelling import suggest_labels
 from pydvl_datainf.results.selection import SampleSelection
@@ -41,7 +45,12 @@ class Written:
 
         Returns:
             Their paths.
+
+        Raises:
+            OutputExistsError: if it is the current folder, or that of all files.
         """
+        if not out.name:
+            raise OutputExistsError(f"{out} is there, and holds other things. Choose another name.")
         stem = out.stem if out.suffix else out.name
         named = [out.with_name(f"{stem}.{what}.jsonl") for what in ("dropped", "relabel")]
         return cls(out, named[0], named[1] if relabel else None)
@@ -72,37 +81,47 @@ def write_selection(
     check_writable(origin.train, files.kept, overwrite=overwrite)
     others = [path for path in (files.dropped, files.relabelled) if path is not None]
     for path in others:
-        check_absent(path, overwrite=overwrite)
+        check_is_other(origin.train, path)
+        check_absent(path, overwrite=overwrite and not path.is_dir())
     suggested = None
     if files.relabelled is not None:
         if origin.job.task != CLASSIFICATION:
             raise JobError(f"Labels are suggested for {CLASSIFICATION}, not {origin.job.task}.")
         suggested = suggest_labels(run, selection.dropped)
     records = read_training_file(run, origin)
-    dropped = [
-        {"reason": selection.reason, **told} for told in _told(run, selection, selection.dropped)
-    ]
-    write_subset(origin.train, records, selection.kept.tolist(), files.kept, overwrite=overwrite)
-    _write_lines(files.dropped, dropped)
+    reason = {"reason": [selection.reason] * len(selection.dropped)}
+    write_subset(
+        origin.train,
+        records,
+        selection.kept.tolist(),
+        files.kept,
+        quoted=origin.job.quoting is None,
+        overwrite=overwrite,
+    )
+    _write_lines(files.dropped, _told(run, selection, reason))
     if files.relabelled is not None and suggested is not None:
-        pairs = zip(dropped, suggested, strict=True)
-        _write_lines(files.relabelled, [{"suggested_label": s, **told} for told, s in pairs])
+        labels = {"suggested_label": suggested}
+        _write_lines(files.relabelled, _told(run, selection, {**labels, **reason}))
 
 
 def _told(
-    run: InfluenceRun, selection: SampleSelection, positions: Indices
+    run: InfluenceRun, selection: SampleSelection, first: Mapping[str, Sequence[Any]]
 ) -> list[dict[str, Any]]:
-    """What the run tells of some training samples."""
-    measure = selection.measure.replace(" ", "_")
-    columns = {
-        "id": run.train_ids,
-        "position": range(run.plan.n),
-        measure: selection.values,
-        **run.metadata("train"),
+    """What the run tells of the samples that are dropped, behind `first` of each."""
+    dropped = selection.dropped
+    own = {
+        **first,
+        "id": run.train_ids[dropped],
+        "position": dropped,
+        selection.measure.replace(" ", "_"): selection.values[dropped],
     }
-    names, values = list(columns), [list(map(plain, column)) for column in columns.values()]
-    return [{n: v[i] for n, v in zip(names, values, strict=True)} for i in positions.tolist()]
+    columns = {name: values[dropped] for name, values in run.metadata("train").items()}
+    return [named_apart(_row(own, i), _row(columns, i)) for i in range(len(dropped))]
+
+
+def _row(columns: Mapping[str, Any], i: int) -> dict[str, Any]:
+    return {name: plain(values[i]) for name, values in columns.items()}
 
 
 def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    path.write_text(written(records, "jsonl"), encoding="utf-8")
+    path.resolve().write_text(written(records, "jsonl"), encoding="utf-8")

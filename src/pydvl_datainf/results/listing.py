@@ -85,11 +85,31 @@ def records_of(run: InfluenceRun, rankings: Iterator[Ranking]) -> list[dict[str,
     """
     columns = {"id": run.train_ids, **run.metadata("train")}
     return [
-        {"end": found.end, "rank": rank, found.measure.replace(" ", "_"): plain(value)}
-        | {name: plain(values[i]) for name, values in columns.items()}
+        named_apart(
+            {"end": found.end, "rank": rank, found.measure.replace(" ", "_"): plain(value)},
+            {name: plain(values[i]) for name, values in columns.items()},
+        )
         for found in rankings
         for rank, (i, value) in enumerate(zip(found.positions, found.values, strict=True), 1)
     ]
+
+
+def named_apart(told: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a sample, and its own columns, which may be called the same.
+
+    Args:
+        told: by name; these names stay.
+        columns: of the sample; of one with such a name the name gets "sample_" before it.
+
+    Returns:
+        Both, in this order.
+    """
+    both = dict(told)
+    for name, value in columns.items():
+        while name in both:
+            name = f"sample_{name}"
+        both[name] = value
+    return both
 
 
 def plain(value: Any) -> Any:
@@ -124,7 +144,14 @@ def written(records: Sequence[Mapping[str, Any]], form: Format) -> str:
     if form == "jsonl":
         return "".join(json.dumps(record) + "\n" for record in records)
     text = io.StringIO()
-    table = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+    # Some versions of Python leave a text with a lone \r unquoted, which ends a line when read.
+    has_returns = any("\r" in str(value) for record in records for value in record.values())
+    table = csv.DictWriter(
+        text,
+        list(records[0]) if records else [],
+        lineterminator="\n",
+        quoting=csv.QUOTE_NONNUMERIC if has_returns else csv.QUOTE_MINIMAL,
+    )
     table.writeheader()
     table.writerows(records)
     return text.getvalue()
