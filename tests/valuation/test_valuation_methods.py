@@ -7,7 +7,7 @@ from pydvl.valuation.dataset import Dataset
 from torch.nn import functional as F
 
 import dense
-from pydvl_datainf import DataInfInfluence, ExactInfluence, LissaInfluence, PlanError
+from pydvl_datainf import DataInfInfluence, ExactInfluence, LissaInfluence
 from pydvl_datainf.valuation import DataInfValuation
 from valued import BLOCKS, TEST, TRAIN, close, network, oracle_rows
 
@@ -39,13 +39,12 @@ def test_values_that_are_not_solved_are_warned_of():
         values(LissaInfluence(network(), F.cross_entropy, iterations=3))
 
 
-def test_another_curvature_is_taken_here_and_refused_in_a_store(tmp_path):
+def test_another_curvature_is_taken_here_and_in_a_store(tmp_path):
     influence = ExactInfluence(network(), F.cross_entropy, curvature="gauss-newton")
     train, test = (tuple(map(torch.as_tensor, side)) for side in (TRAIN, TEST))
     scores = influence.unfitted().fit([train]).training_influences(*test).numpy()
     close(values(influence).values, scores.mean(0))
     assert not np.allclose(scores.mean(0), expected(1, dense.exact_matrix), rtol=1e-2)
     stored = DataInfValuation(influence, Dataset(*TEST), store=tmp_path / "values.zarr")
-    with pytest.raises(PlanError, match='curvature="empirical"'):
-        stored.fit(Dataset(*TRAIN))
-    assert not (tmp_path / "values.zarr").exists()
+    found = stored.fit(Dataset(*TRAIN)).result.values  # rows in half precision
+    np.testing.assert_allclose(found, scores.mean(0), rtol=0, atol=2e-3 * np.abs(scores).max())

@@ -743,7 +743,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     @property
     def _methods(self) -> Mapping[str, Method]:
         """The method of each block, with what is known of it since `fit`."""
-        return dict.fromkeys(self.blocks.names, self.inverse)
+        return dict.fromkeys(self.blocks.members, self.inverse)
 
     def _factors(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
         """The inverse times whole vectors; for compressed rows, the part of it in their bases."""
