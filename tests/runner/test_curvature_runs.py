@@ -265,6 +265,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows", "task", "call"), STOPS)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, name, rows, task, call):
     settings = {"rows": rows, "self_influence": True, "tile": (4, 2)}
@@ -278,6 +279,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, name, row
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key", ["curvature/0/c/1/0", "curvature_scales/c/1/0", "curvature_norms/c/2/0"]
 )
