@@ -175,3 +175,5 @@ def test_data_sets_have_no_file_to_select_from(folder):
     done("run", folder / "job.yaml", "--no-progress")
     args = ("select", folder / "out.zarr", "--drop-harmful", "1", "-o", folder / "next.jsonl")
     assert "which datasets loads, and samples are selected from files" in failed(1, *args)
+    (folder / "sums").rename(folder / "elsewhere")  # as names on the hub are in no folder
+    assert "which datasets loads, and samples are selected from files" in failed(1, *args)

@@ -197,7 +197,9 @@ def test_time_decides_how_many_subsets_there_are(tmp_path, monkeypatch, capsys):
 
 def test_too_little_time_says_how_much_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(retraining, "time", Timed())
-    with pytest.raises(PlanError, match=r"takes 10 seconds.*2 subsets.*give 5.0 times as many"):
+    with pytest.raises(
+        PlanError, match=r"takes 10 seconds.*2 of the subsets.*give 5.0 times as many"
+    ):
         validated(tmp_path / "bank", subsets=None, minutes=2 / 3)
 
 

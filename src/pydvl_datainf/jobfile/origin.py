@@ -84,7 +84,7 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
             "allow. Name the file of the job (--job)."
         )
     if isinstance(named := getattr(known, needed), HubData):
-        named = named.dataset
+        return Origin(known, Path.cwd())  # which says that it has no file
     beside = [] if run.store.path is None else [run.store.path.resolve().parent]
     for folder in (Path.cwd(), *beside):
         if Path(path_in(folder, named)).exists():

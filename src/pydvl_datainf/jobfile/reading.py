@@ -231,6 +231,15 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (), "'adapter' is required: without it the model is the reference of a preference."
     if job.top_k is not None and job.by_block:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
+    yield from _of_method(job)
+    if job.scheduler is not None and job.jobs is not None:
+        yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
+    if job.training is not None and job.checkpoints is None:
+        yield from _of_training(job.training, has_adapter=job.adapter is not None)
+
+
+def _of_method(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not go with the method, or with how rows are kept."""
     if job.method == "hessian-free" and job.damping != "auto":
         yield ("damping",), "'damping' is not used by method hessian-free; leave out one of them."
     for name in sorted({"iterations", "tolerance"} & job.model_fields_set):
@@ -264,10 +273,6 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
                 (name,),
                 f"'{name}' is that of compressed rows; let 'rows' be compressed.",
             )
-    if job.scheduler is not None and job.jobs is not None:
-        yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
-    if job.training is not None and job.checkpoints is None:
-        yield from _of_training(job.training, has_adapter=job.adapter is not None)
 
 
 def _of_data(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -93,7 +93,7 @@ def run_influences(
             directions that are learned from some of them ("compressed", see `DataInfInfluence`;
             self-influences are then of these alone), or computed again ("recompute");
             "auto" takes the first that fits, but keeps no more than 2,000 gradients in memory where
-            the disk has room: a stop loses them.
+            the disk has room: a stop loses them. What `rows` the influence has does not count here.
         top_k: keep only the k largest and k smallest influences on each test sample.
         by_block: keep the influences of each block.
         query_groups: a label for each test sample: the mean influence on each group is computed,

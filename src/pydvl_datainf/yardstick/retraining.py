@@ -247,8 +247,9 @@ def _affordable(seconds: float, each: float, there: int, seeds: int) -> int:
     if count < FEWEST:
         needed = (FEWEST - there) * seeds * each / seconds
         raise PlanError(
-            f"A retraining takes {_duration(each)}, so that there would be {count} subsets with "
-            f"{seeds} seeds, and fewer than {FEWEST} tell nothing: give {needed:.1f} times as many "
+            f"A retraining takes {_duration(each)}, so that the time is enough for {count} of the "
+            f"subsets, with {seeds} seeds, and fewer than {FEWEST} tell nothing: give "
+            f"{needed:.1f} times as many "
             "minutes, or more workers. What was trained is kept."
         )
     return count
