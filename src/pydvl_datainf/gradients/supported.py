@@ -1,7 +1,7 @@
 """Which models have per-sample gradients that can be seen from outside."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -158,16 +158,13 @@ def _recurrence_without_cudnn(model: nn.Module, device: torch.device) -> Iterato
         torch.backends.cudnn.enabled = before
 
 
-@contextmanager
-def preserved_rng(device: torch.device) -> Iterator[None]:
+def preserved_rng(device: torch.device) -> AbstractContextManager[None]:
     """Restores the state of torch's global random number generators on leaving.
 
     Args:
         device: whose generator is restored beside the CPU's.
 
-    Yields:
-        Nothing.
+    Returns:
+        A context.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

@@ -12,8 +12,16 @@ from pydvl.influence.types import InfluenceMode
 from pydvl.utils.exceptions import NotFittedException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
-from pydvl_datainf.batches import Batch, as_batches, batch_length, batch_named, split_batch
+from pydvl_datainf.batches import (
+    Batch,
+    as_batches,
+    batch_length,
+    batch_named,
+    batch_to,
+    split_batch,
+)
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum, fingerprint
@@ -25,6 +33,7 @@ from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.relabelled import Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
+from pydvl_datainf.influence.arguments import checked_mode, given_samples
 from pydvl_datainf.influence.fitted import Fitted, check_order
 from pydvl_datainf.influence.fitted_samples import (
     check_multiples,
@@ -34,7 +43,6 @@ from pydvl_datainf.influence.fitted_samples import (
     sweep,
 )
 from pydvl_datainf.influence.fitting import read_fitted
-from pydvl_datainf.influence.samples import checked_mode, given_batch, rows_of
 from pydvl_datainf.influence.scores import added_scores, scores_by_block
 from pydvl_datainf.influence.settings import (
     Curvature,
@@ -708,11 +716,17 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return Reader(data, self._engine, *settings, images=self.images)
 
     def _batch(self, x: Inputs, y: Tensor | None) -> Batch:
-        return given_batch(x, y, self.images, self.model_device)
+        """What a caller gave, checked, on the device."""
+        return batch_to(self.images.by_sample(given_samples(x, y)), self.model_device)
 
     def _rows(self, batch: Batch, engine: GradientEngine | None = None) -> BlockVectors:
         """Gradients of the loss, or the rows that an engine computes."""
-        return rows_of(batch, engine or self._engine, self.batch_size, progress=self.progress)
+        engine = engine or self._engine
+        if self.batch_size is None or batch_length(batch) <= self.batch_size:
+            return engine.rows(batch)
+        pieces = list(split_batch(batch, self.batch_size))
+        bar = tqdm(pieces, "gradients", leave=False, disable=not self.progress)
+        return concatenated([engine.rows(piece) for piece in bar])
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         # As what they are multiplied with: a graph of the model.

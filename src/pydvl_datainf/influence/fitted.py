@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -167,13 +168,13 @@ class Fitted:
         """
         source = self.curvature or self.source
         is_kept = isinstance(source, MemoryRows | CompressedRows)
-        # Then a pass is free: one solver at a time.
+        # Then a pass is free, and draws no random numbers: one solver at a time.
         parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]
         passes: Callable[[], Iterator[BlockVectors]] = source.chunks
         if isinstance(source, CompressedRows):
             passes = partial(source.weighed, self.method.weighed, self.damping)
         result: BlockVectors = OrderedDict()
-        with preserved_rng(self.device):
+        with nullcontext() if is_kept else preserved_rng(self.device):
             for part in parts:
                 result |= solve(make, part, passes, source.n, self.damping, residuals)
         return result
