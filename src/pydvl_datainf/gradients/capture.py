@@ -96,12 +96,7 @@ class CaptureEngine:
             kind = (signature(batch), length == 1, tolerance, self.model.training)
             checked = self._kinds.get(kind, Checked())
             inputs = Inputs(batch, length, parameters, dtype, tolerance, checked)
-            if length == 1:
-                rows = self._alone(inputs)
-            else:  # by capture as far as it explains them
-                losses, rows = self._captured(inputs)
-                left = parameters.keys() - rows.keys()
-                rows = self._completed(inputs, losses, rows, left) if left else rows
+            rows = self._alone(inputs) if length == 1 else self._together(inputs)
             self._kinds[kind] = checked
         vectors = self.blocks.gather(rows)
         check_finite_rows(vectors)
@@ -115,6 +110,12 @@ class CaptureEngine:
             check_steady(losses, self._passes.losses(inputs.batch), inputs.tolerance)
             inputs.checked.note(1)
         return {n: g[None] for n, g in inputs.gradient(losses, inputs.parameters).items()}
+
+    def _together(self, inputs: Inputs) -> Rows:
+        """The rows of a batch of several, by capture as far as it explains them."""
+        losses, rows = self._captured(inputs)
+        left = inputs.parameters.keys() - rows.keys()
+        return self._completed(inputs, losses, rows, left) if left else rows
 
     def _captured(self, inputs: Inputs) -> tuple[Tensor, Rows]:
         """Losses, and rows of all parameters that capture explains, however often it begins."""
