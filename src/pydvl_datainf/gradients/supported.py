@@ -1,7 +1,7 @@
 """Which models have per-sample gradients that can be seen from outside."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -158,13 +158,16 @@ def _recurrence_without_cudnn(model: nn.Module, device: torch.device) -> Iterato
         torch.backends.cudnn.enabled = before
 
 
-def preserved_rng(device: torch.device) -> AbstractContextManager[None]:
+@contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
     """Restores the state of torch's global random number generators on leaving.
 
     Args:
         device: whose generator is restored beside the CPU's.
 
-    Returns:
-        A context.
+    Yields:
+        Nothing.
     """
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
