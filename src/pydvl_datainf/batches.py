@@ -37,6 +37,7 @@ def check_batch(batch: Any) -> Batch:
     checked: Batch
     if isinstance(batch, Mapping):
         checked = dict(batch)
+        _check_samples_apart(checked)
     elif isinstance(batch, tuple | list) and len(batch) == 2:
         checked = (batch[0], batch[1])
     else:
@@ -44,7 +45,32 @@ def check_batch(batch: Any) -> Batch:
             "A batch is an (x, y) pair of tensors or a mapping of tensors, got "
             f"{_describe(batch)}. Give the data loader a collate_fn that returns one of the two."
         )
-    named = batch_named(checked)
+    lengths = {}
+    for name, tensor in batch_named(checked).items():
+        if not isinstance(tensor, Tensor):
+            raise BatchError(
+                f"'{name}' of the batch is {_describe(tensor)}, not a tensor. Convert it in the "
+                "collate_fn, or leave it out."
+            )
+        if tensor.ndim == 0:
+            raise BatchError(
+                f"'{name}' of the batch is a tensor without dimensions; every tensor of a batch "
+                "has the samples along its first dimension (for a single sample, unsqueeze(0))."
+            )
+        lengths[name] = tensor.shape[0]
+    if len(set(lengths.values())) > 1:
+        raise BatchError(
+            f"The tensors of the batch differ in their number of samples: {lengths}. Where images "
+            "or the like follow one another, put 'NAME_rows' beside the tensor NAME: the number of "
+            "its rows that belong to each sample."
+        )
+    if 0 in lengths.values():
+        raise BatchError("The batch has no samples; drop empty batches.")
+    return checked
+
+
+def _check_samples_apart(named: Mapping[str, Any]) -> None:
+    """Raises if a mapping is empty, or has several samples in one row."""
     if not named:
         raise BatchError(
             "The batch is an empty mapping; it needs the model's inputs and the labels."
@@ -56,27 +82,6 @@ def check_batch(batch: Any) -> Batch:
             "that they have no losses of their own. Switch packing off: in trl packing=False and "
             "padding_free=False; in transformers another collator than DataCollatorWithFlattening."
         )
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise BatchError(
-                f"'{name}' of the batch is {_describe(tensor)}, not a tensor. Convert it in the "
-                "collate_fn, or leave it out."
-            )
-        if tensor.ndim == 0:
-            raise BatchError(
-                f"'{name}' of the batch is a tensor without dimensions; every tensor of a batch "
-                "has the samples along its first dimension (for a single sample, unsqueeze(0))."
-            )
-    lengths = {name: tensor.shape[0] for name, tensor in named.items()}
-    if len(set(lengths.values())) > 1:
-        raise BatchError(
-            f"The tensors of the batch differ in their number of samples: {lengths}. Where images "
-            "or the like follow one another, put 'NAME_rows' beside the tensor NAME: the number of "
-            "its rows that belong to each sample."
-        )
-    if 0 in lengths.values():
-        raise BatchError("The batch has no samples; drop empty batches.")
-    return checked
 
 
 def _telling_of_several(named: Mapping[str, Any]) -> set[str]:

@@ -208,7 +208,7 @@ def test_batches_do_not_matter(size):
 
 def test_self_influences_in_groups_and_of_other_data(monkeypatch):
     p = problem()
-    monkeypatch.setattr("pydvl_datainf.influence.base._GROUP_BYTES", 1000)
+    monkeypatch.setattr("pydvl_datainf.influence.fitted_samples._GROUP_BYTES", 1000)
     influence = fitted(p, 0.01).fit(p.batches())
     close(influence.self_influences(), p.influences(p.fitted, p.fitted, 0.01).diag())
     close(influence.self_influences(p.train), p.influences(p.train, p.train, 0.01).diag())

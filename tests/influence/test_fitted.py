@@ -37,7 +37,7 @@ class Computed:
 
 
 def fitted(source):
-    return Fitted(source, None, DAMPING, CPU, {}, {}, has_fixed_order=True)
+    return Fitted(source, None, DAMPING, CPU, {}, {}, has_fixed_order=True, methods={})
 
 
 @pytest.mark.parametrize(("method", "passes"), [(DATAINF, 1), (EXACT, 1), (HESSIAN_FREE, 0)])

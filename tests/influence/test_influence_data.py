@@ -44,7 +44,7 @@ def test_self_influences_of_no_data_are_refused():
 
 def test_self_influences_in_groups(monkeypatch):
     p = datainf_problem()
-    monkeypatch.setattr("pydvl_datainf.influence.base._GROUP_BYTES", 1000)
+    monkeypatch.setattr("pydvl_datainf.influence.fitted_samples._GROUP_BYTES", 1000)
     influence = DataInfInfluence(p.model, p.loss, 0.1).fit(p.cut([2, 4, 1, 4]))
     close(influence.self_influences(), p.influences(p.fitted, p.fitted, 0.1).diag())
 

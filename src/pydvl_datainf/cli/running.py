@@ -131,8 +131,13 @@ def _run_job(
             sys.exit(130)
         for line in brief_facts(result):
             say(line)
-    name = shlex.quote(str(place))
     say(f"Written to {place}. To go on:")
+    _tell_commands(place)
+
+
+def _tell_commands(place: Store) -> None:
+    """Tells what can be asked of a result."""
+    name = shlex.quote(str(place))
     for command, tells in (
         (f"top {name}", "what helps and harms on average"),
         (f"top {name} --test ID", "what helps and harms on one test sample"),

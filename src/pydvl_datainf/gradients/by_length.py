@@ -77,6 +77,11 @@ class ByLengthEngine:
             raise ObjectiveError(told) from error
 
 
+def by_length(engine: "GradientEngine", max_tokens: int | None) -> "GradientEngine":
+    """An engine that takes texts by length where there is a budget of tokens, or itself."""
+    return engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
+
+
 def pieces_by_length(batch: Batch, max_tokens: int) -> Iterator[tuple[Tensor, Tokens]]:
     """Cuts a batch.
 

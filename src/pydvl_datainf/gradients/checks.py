@@ -127,15 +127,16 @@ def check_finite_losses(losses: Tensor, batch: Batch) -> None:
     Raises:
         NonFiniteError: if any is infinite or NaN; names the first.
     """
-    bad = (~losses.detach().isfinite()).nonzero()
-    if len(bad):
-        i = int(bad[0])
-        raise NonFiniteError(
-            f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, for "
-            "labels that the loss ignores, such as -100, and for overflow in a float16 model."
-            + (_OF_PADDING if _has_padding(batch, i) else ""),
-            i,
-        )
+    finite = losses.detach().isfinite()
+    if bool(finite.all()):
+        return
+    i = int((~finite).nonzero()[0])
+    raise NonFiniteError(
+        f"The loss of sample {i} of a batch is {losses[i]:.6g}. Look for NaN in the data, for "
+        "labels that the loss ignores, such as -100, and for overflow in a float16 model."
+        + (_OF_PADDING if _has_padding(batch, i) else ""),
+        i,
+    )
 
 
 _OF_PADDING = (

@@ -193,7 +193,7 @@ class Passes:
         Returns:
             For each explained parameter rows (B, *shape).
         """
-        parameters, dtype = done.inputs.parameters, done.inputs.dtype
+        length, dtype = done.inputs.length, done.inputs.dtype
         grads = backward(done.losses.sum(), [use.edge for use in done.uses])
         rows: Rows = {}
         unmapped: set[str] = set()
@@ -205,10 +205,10 @@ class Passes:
                 rows[name] = rows[name] + value if name in rows else value
         if unmapped:
             self.places.give_up(unmapped, "their layers cannot be called for one sample")
-        for name, p in parameters.items():
-            if name not in rows:
-                rows[name] = p.new_zeros(done.inputs.length, *p.shape, dtype=dtype)
-        return {name: rows[name] for name in self.places.explained(parameters)}
+        return {
+            name: rows[name] if name in rows else p.new_zeros(length, *p.shape, dtype=dtype)
+            for name, p in self.places.explained(done.inputs.parameters).items()
+        }
 
 
 def backward(

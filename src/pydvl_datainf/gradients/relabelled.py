@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pydvl_datainf.batches import Batch, batch_length, batch_named, slice_batch
 from pydvl_datainf.errors import ObjectiveError
 from pydvl_datainf.fingerprint import as_bytes
-from pydvl_datainf.gradients.by_length import MASK, ByLengthEngine
+from pydvl_datainf.gradients.by_length import MASK, by_length
 from pydvl_datainf.objectives import ImageLayout, Objective
 from pydvl_datainf.objectives.own_labels import LabelLogits, label_logits, with_labels
 from pydvl_datainf.objectives.tokens import has_tokens
@@ -173,7 +173,7 @@ class GaussNewtonEngine:
             For each block B rows of drawn labels, or B K of all K classes, shape (…, d_l).
         """
         if self._engines is None:
-            self._engines = [self._by_length(engine) for engine in self._chosen(batch)]
+            self._engines = [by_length(engine, self.max_tokens) for engine in self._chosen(batch)]
         return concatenated([engine.rows(batch) for engine in self._engines])
 
     def settings(self, batch: Batch) -> dict[str, str | int]:
@@ -204,9 +204,6 @@ class GaussNewtonEngine:
         if self.labels == "all" or (self.labels == "auto" and takes_all):
             return [ClassEngine(*given, k) for k in range(classes)]
         return [DrawnEngine(*given, self.seed)]
-
-    def _by_length(self, engine: "GradientEngine") -> "GradientEngine":
-        return engine if self.max_tokens is None else ByLengthEngine(engine, self.max_tokens)
 
 
 def drawn(found: LabelLogits, batch: Batch, seed: int) -> Tensor:

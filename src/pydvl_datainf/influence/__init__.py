@@ -1,6 +1,6 @@
 """Influence functions as pyDVL knows them: DataInf, and what it is compared with."""
 
-from pydvl_datainf.influence.base import BlockwiseInfluence, Damping, Inputs
+from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.by_name import METHODS, Method, check_method
 from pydvl_datainf.influence.datainf import DataInfInfluence
 from pydvl_datainf.influence.ekfac import EkfacInfluence
@@ -8,6 +8,7 @@ from pydvl_datainf.influence.ensemble import EnsembleInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
 from pydvl_datainf.influence.lissa import LissaInfluence
+from pydvl_datainf.influence.settings import Damping, Inputs
 
 __all__ = [
     "METHODS",

@@ -2,13 +2,13 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeAlias, cast, overload
+from typing import Any, Literal, Self, cast, overload
 
 import torch
 from pydvl.influence.torch.influence_function_model import TorchInfluenceFunctionModel
-from pydvl.influence.types import InfluenceMode, UnsupportedInfluenceModeException
+from pydvl.influence.types import InfluenceMode
 from pydvl.utils.exceptions import NotFittedException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,43 +23,41 @@ from pydvl_datainf.batches import (
     split_batch,
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
-from pydvl_datainf.errors import BatchError, DampingError, ModelError, SourceError
-from pydvl_datainf.fingerprint import DataChecksum
+from pydvl_datainf.errors import BatchError, SourceError
+from pydvl_datainf.fingerprint import DataChecksum, fingerprint
 from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
-from pydvl_datainf.gradients.by_length import ByLengthEngine
+from pydvl_datainf.gradients.by_length import by_length
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
-from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
+from pydvl_datainf.gradients.relabelled import Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
+from pydvl_datainf.influence.arguments import checked_mode, given_samples
 from pydvl_datainf.influence.fitted import Fitted, check_order
+from pydvl_datainf.influence.fitted_samples import (
+    check_multiples,
+    forms_of,
+    scores_on_fitted,
+    scores_on_fitted_by_block,
+    sweep,
+)
+from pydvl_datainf.influence.fitting import read_fitted
+from pydvl_datainf.influence.scores import added_scores, scores_by_block
+from pydvl_datainf.influence.settings import (
+    Curvature,
+    Damping,
+    Inputs,
+    Loss,
+    check_settings,
+    curvature_engine,
+)
 from pydvl_datainf.inverse.compression import compression_of
-from pydvl_datainf.inverse.damping import (
-    check_finite,
-    check_representable,
-    given_damping,
-    given_scale,
-)
-from pydvl_datainf.inverse.method import Makes, Method
-from pydvl_datainf.inverse.sweep import at_scales
-from pydvl_datainf.objectives import ImageLayout, Objective, OutputLoss, as_objective
+from pydvl_datainf.inverse.damping import given_damping, given_scale
+from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.objectives import ImageLayout, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
-from pydvl_datainf.vectors import (
-    BlockVectors,
-    concatenated,
-    grouped,
-    narrowed,
-    products,
-    total,
-    widened,
-)
-
-Inputs: TypeAlias = Tensor | Mapping[str, Tensor]
-Curvature: TypeAlias = Literal["empirical", "gauss-newton"]
-Damping: TypeAlias = float | Mapping[str, float] | Literal["auto"]
-
-_GROUP_BYTES = 2**29  # rows that self_influences holds at once, beside those that are kept
+from pydvl_datainf.vectors import BlockVectors, concatenated, length, products
 
 
 class BlockwiseInfluence(TorchInfluenceFunctionModel):
@@ -75,7 +73,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def __init__(
         self,
         model: nn.Module,
-        loss: Objective | Callable[[Any, Tensor], Tensor],
+        loss: Loss,
         regularization: Damping = "auto",
         block_structure: BlockStructure = "module",
         *,
@@ -88,12 +86,14 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         curvature: Curvature = "empirical",
         labels: Labels = "auto",
         label_seed: int = 0,
-        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
+        test_objective: Loss | None = None,
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
     ):
         check_model(model)
+        check_settings(batch_size, rows, curvature)
+        self.inverse.check_rows(rows)
         self.blocks = Blocks.from_model(model, block_structure)
         self.objective = as_objective(loss)
         self.test_objective = None if test_objective is None else as_objective(test_objective)
@@ -103,41 +103,19 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self._given_damping, self._damping_scale = self._checked_damping(
             regularization, damping_scale
         )
-        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-            raise BatchError(f"batch_size must be a positive number or None, got {batch_size!r}.")
-        if rows not in ("memory", "recompute", "compressed", "auto"):
-            raise SourceError(
-                f'rows must be "memory", "recompute", "compressed" or "auto", got {rows!r}.'
-            )
-        self.inverse.check_rows(rows)
         self.compression = compression_of(rows, rank, basis_sample, basis_seed)
         # Solvers that cannot be joined hold all rows, so there is nothing to save.
         self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
-        self.batch_size = batch_size
-        self.progress = progress
+        self.batch_size, self.progress = batch_size, progress
         engine = gradient_engine(gradients, model, self.objective, self.blocks)
-        if curvature not in ("empirical", "gauss-newton"):
-            raise ModelError(f'curvature must be "empirical" or "gauss-newton", got {curvature!r}.')
-        if curvature != "empirical" and self.compression is not None:
-            raise SourceError(
-                "The bases of compressed rows are learned from the gradients, and this curvature "
-                'takes other rows. Use rows="memory", or curvature="empirical".'
-            )
-        self.curvature_engine: GaussNewtonEngine | None = (
-            None  # the rows are those of the gradients
+        self.curvature_engine = curvature_engine(
+            curvature, engine, model, self.objective, labels, label_seed, max_tokens
         )
-        if curvature == "gauss-newton":
-            given = (engine, model, self.objective)
-            self.curvature_engine = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
-
-        def by_length(engine: Any) -> Any:
-            return engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
-
-        self._engine = self._test_engine = by_length(engine)
+        self._engine = self._test_engine = by_length(engine, max_tokens)
         if self.test_objective is not None:
             asked = gradient_engine(gradients, model, self.test_objective, self.blocks)
-            self._test_engine = by_length(asked)
-        self._losses = by_length(LossEngine(model, self.objective))
+            self._test_engine = by_length(asked, max_tokens)
+        self._losses = by_length(LossEngine(model, self.objective), max_tokens)
         self._fit: Fitted | None = None
 
     # Fitting
@@ -167,7 +145,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def _read(self, reader: Reader, curvature: Reader | None) -> Fitted:
         settings = (self._given_damping, self.blocks.widths, self.dtype, self._damping_scale)
         keep = self.compression or self.rows_kept
-        return Fitted.read(reader, self.model, keep, *settings, curvature)
+        return read_fitted(reader, self.model, self.inverse, keep, *settings, curvature)
 
     def is_fitted_on(self, data: Iterable[Any]) -> bool:
         """Whether `fit` saw these samples, in this order, and the model is as it was then.
@@ -184,7 +162,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         seen = DataChecksum()
         for batch in data:
             seen.add(batch_named(self.images.by_sample(batch)))
-        return seen.sums == self._fit.data and not self._fit.changes(self.model)
+        return seen.sums == self._fit.data and fingerprint(self.model) == self._fit.model
 
     def with_regularization(
         self, regularization: Damping, *, damping_scale: float | None = None
@@ -317,13 +295,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             NotFittedException: before `fit`.
             ModelError: if any differs.
         """
-        changed = self._fitted().changes(self.model)
-        if changed:
-            some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
-            raise ModelError(
-                f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
-                "no longer belong to the fitted ones. Call fit again."
-            )
+        self._fitted().check_unchanged(self.model)
 
     # Influences of any data
 
@@ -355,7 +327,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ValueError: if x comes without y or y without x.
             ModelError: if the model changed after `fit`.
         """
-        return self._added(self._products(x_test, y_test, x, y, mode))
+        return added_scores(self._products(x_test, y_test, x, y, mode), self.dtype)
 
     def influences_by_block(
         self,
@@ -370,7 +342,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block its influences, shaped as in `influences`; they add up to the whole.
         """
-        return self._narrowed(self._products(x_test, y_test, x, y, mode))
+        return scores_by_block(self._products(x_test, y_test, x, y, mode), self.dtype)
 
     def _products(
         self,
@@ -388,16 +360,16 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
                 "Labels y came without inputs x. Pass both, or neither for the test data."
             )
         train = test if x is None else self._batch(x, y)
-        self.check_unchanged()
+        fitted.check_unchanged(self.model)
         left = self._rows(test, self._test_engine)
         if mode == InfluenceMode.Perturbation:
-            return self._perturbations(self._factors(fitted, left), train)
+            return self._perturbations(fitted.factors(left), train)
         right = left if train is test and self.test_objective is None else self._rows(train)
         if isinstance(fitted.source, CompressedRows):
             left, right = fitted.projected(left), fitted.projected(right)
         if batch_length(test) <= batch_length(train):
-            return products(self._transformed(fitted, left), right)
-        return products(left, self._transformed(fitted, right))
+            return products(fitted.times(left), right)
+        return products(left, fitted.times(right))
 
     def influence_factors(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         """Computes the damped inverse times the gradient of each test sample.
@@ -427,8 +399,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             For each block its factors as rows, shape (B, d_l).
         """
         fitted, batch = self._fitted(), self._batch(x, y)
-        self.check_unchanged()
-        return self._factors(fitted, self._rows(batch, self._test_engine))
+        fitted.check_unchanged(self.model)
+        return fitted.factors(self._rows(batch, self._test_engine))
 
     def influences_from_factors(
         self,
@@ -453,7 +425,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model changed after `fit`.
         """
         vectors = self.blocks.unflatten(z_test_factors)
-        return self._added(self._from_factors(vectors, x, y, mode))
+        return added_scores(self._from_factors(vectors, x, y, mode), self.dtype)
 
     def influences_from_factors_by_block(
         self,
@@ -469,7 +441,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block of the factors its influences, shaped as in `influences`.
         """
-        return self._narrowed(self._from_factors(z_test_factors, x, y, mode))
+        return scores_by_block(self._from_factors(z_test_factors, x, y, mode), self.dtype)
 
     def _from_factors(
         self,
@@ -479,11 +451,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         mode: InfluenceMode | str,
     ) -> BlockVectors:
         """Influences from factors, in the wider dtype of factors and rows."""
-        device, mode = self._fitted().device, checked_mode(mode)
+        fitted, mode = self._fitted(), checked_mode(mode)
         self.blocks.check_vectors(z_test_factors)
         batch = self._batch(x, y)
-        self.check_unchanged()
-        factors = {b: f.to(device) for b, f in z_test_factors.items()}
+        fitted.check_unchanged(self.model)
+        factors = {b: f.to(fitted.device) for b, f in z_test_factors.items()}
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(factors, batch)
         return products(factors, self._rows(batch))
@@ -584,7 +556,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             For each block gradients as rows, shape (b, d_l), in the order of the training loader.
         """
         fitted = self._fitted()
-        self.check_unchanged()
+        fitted.check_unchanged(self.model)
         yield from map(fitted.lifted, fitted.chunks())
 
     @overload
@@ -615,22 +587,16 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model changed after `fit`.
         """
         fitted = self._fitted()
+        factors = fitted.times(self._asked(fitted, x_test, y_test))
+        score = scores_on_fitted_by_block if by_block else scores_on_fitted
+        return score(fitted, factors, self.dtype)
+
+    def _asked(self, fitted: Fitted, x_test: Inputs, y_test: Tensor | None) -> BlockVectors:
+        """Test gradients, as the rows of the fitted samples are."""
         fitted.check_order()
         batch = self._batch(x_test, y_test)
-        self.check_unchanged()
-        vectors = fitted.projected(self._rows(batch, self._test_engine))
-        factors = self._transformed(fitted, vectors)
-        if not by_block:
-            return self._on_training(fitted, factors)
-        with preserved_rng(fitted.device):
-            parts = (products(factors, rows) for rows in fitted.source.chunks())
-            return concatenated([self._narrowed(part) for part in parts], dim=1)
-
-    def _on_training(self, fitted: Fitted, factors: BlockVectors) -> Tensor:
-        """Their products with the rows of all fitted samples."""
-        with preserved_rng(fitted.device):
-            parts = (products(factors, rows) for rows in fitted.source.chunks())
-            return torch.cat([self._added(part) for part in parts], dim=1)
+        fitted.check_unchanged(self.model)
+        return fitted.projected(self._rows(batch, self._test_engine))
 
     def damping_sweep(
         self,
@@ -660,33 +626,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model changed after `fit`.
         """
         fitted = self._fitted()
-        fitted.check_order()
-        if not self.inverse.is_damped or not scales:
-            raise DampingError(
-                "A sweep is over multiples of λ, and there is none. Give a method with a damping "
-                "some scales, such as (0.1, 1, 10)."
-            )
-        multiples = [given_scale(scale, {}, self.blocks.names) for scale in scales]
-        for factor in multiples:
-            check_representable({b: factor * λ for b, λ in fitted.damping.items()}, self.dtype)
-        batch = self._batch(x_test, y_test)
-        self.check_unchanged()
-        vectors = fitted.projected(self._rows(batch, self._test_engine))
-        factors = self._swept(fitted, vectors, multiples)
-        found = torch.split(self._on_training(fitted, factors), batch_length(batch))
-        return dict(zip(scales, found, strict=True))
-
-    def _swept(
-        self, fitted: Fitted, vectors: BlockVectors, multiples: Sequence[float]
-    ) -> BlockVectors:
-        """The inverse times vectors under each multiple of λ, one below the other."""
-        if self.compression is None:
-            makes = {b: at_scales(method.times, multiples) for b, method in self._methods.items()}
-            return self._transformed(fitted, vectors, makes)
-        # Compressed rows are fed as λ weighs them: passes for each λ, over what is in memory.
-        dampings = ({b: factor * λ for b, λ in fitted.damping.items()} for factor in multiples)
-        under = (replace(fitted, damping=damping) for damping in dampings)
-        return concatenated([self._transformed(one, vectors) for one in under])
+        multiples = check_multiples(fitted, scales, self.dtype)
+        vectors = self._asked(fitted, x_test, y_test)
+        found = scores_on_fitted(fitted, sweep(fitted, vectors, multiples), self.dtype)
+        return dict(zip(scales, torch.split(found, length(vectors)), strict=True))
 
     @overload
     def self_influences(self, data: Any = None, *, by_block: Literal[False] = False) -> Tensor: ...
@@ -718,85 +661,20 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model changed after `fit`.
         """
         fitted = self._fitted()
-        self.check_unchanged()
+        fitted.check_unchanged(self.model)
         with preserved_rng(fitted.device):
             check_order(fitted.has_fixed_order if data is None else has_fixed_order(data))
             if data is None:
                 own = fitted.source.chunks()
             else:
                 own = map(fitted.projected, self._reader(as_batches(data)).rows())
-            groups = grouped(map(widened, own), _GROUP_BYTES)
-            parts: list[BlockVectors] = []
-            residuals: list[Tensor] = []
-            for group in groups:
-                found: dict[str, Tensor] = {}
-                parts.append(self._forms(fitted, group, found))
-                residuals += found.values()
-        if not parts:
-            raise SourceError("The data is empty; self-influences need at least one sample.")
-        self._warn_of(residuals)
-        joined = concatenated(parts, dim=0)
-        return self._narrowed(joined) if by_block else self._added(joined)
-
-    # The algebra over all blocks
-
-    @property
-    def _methods(self) -> Mapping[str, Method]:
-        """The method of each block, with what is known of it since `fit`."""
-        return dict.fromkeys(self.blocks.members, self.inverse)
-
-    def _factors(self, fitted: Fitted, vectors: BlockVectors) -> BlockVectors:
-        """The inverse times whole vectors; for compressed rows, the part of it in their bases."""
-        return fitted.lifted(self._transformed(fitted, fitted.projected(vectors)))
-
-    def _transformed(
-        self, fitted: Fitted, vectors: BlockVectors, makes: Makes | None = None
-    ) -> BlockVectors:
-        """The inverse times vectors that are as the rows are: whole, or coordinates."""
-        residuals: dict[str, Tensor] = {}
-        times = makes or {block: method.times for block, method in self._methods.items()}
-        factors = fitted.solve(times, vectors, residuals, self.inverse.weighed)
-        check_finite(factors)
-        if residuals:
-            self._warn_of(residuals.values())
-        return factors
-
-    def _warn_of(self, residuals: Iterable[Tensor]) -> None:
-        """Warns where answers that were iterated for are not solved."""
-        self.inverse.warn_of(max((float(r.max()) for r in residuals), default=0.0))
-
-    def _forms(
-        self, fitted: Fitted, vectors: BlockVectors, residuals: dict[str, Tensor]
-    ) -> BlockVectors:
-        forms = {block: method.forms for block, method in self._methods.items()}
-        return fitted.solve(forms, vectors, residuals, self.inverse.weighed)
-
-    def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
-        narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model
-        pieces = [
-            perturbation_rows(self.model, self.objective, self.blocks, narrow, piece)
-            for piece in split_batch(batch, self.batch_size)
-        ]
-        return concatenated([OrderedDict(piece) for piece in pieces], dim=1)
-
-    def _narrowed(self, parts: Mapping[str, Tensor]) -> BlockVectors:
-        """What was computed in float64, in the dtype of the influences; checked for overflow."""
-        scores = narrowed(parts, self.dtype)
-        check_finite(scores)
-        return scores
-
-    def _added(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The sum over blocks, in the dtype of the influences."""
-        score = total(parts).to(self.dtype)
-        if not score.isfinite().all():
-            self._narrowed(parts)  # names the blocks
-            check_finite({"all together": score})
-        return score
+            forms = forms_of(fitted, own)
+        return (scores_by_block if by_block else added_scores)(forms, self.dtype)
 
     # What pyDVL's base class asks for
 
     def _solve_hvp(self, rhs: Tensor) -> Tensor:
-        return self.blocks.flatten(self._factors(self._fitted(), self.blocks.unflatten(rhs)))
+        return self.blocks.flatten(self._fitted().factors(self.blocks.unflatten(rhs)))
 
     def _loss_grad(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         return self.loss_gradients(x, y)
@@ -825,7 +703,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         vars(self).update(state)
         self._select_parameters()
 
-    # Small print
+    # What is asked of, as rows
 
     def _select_parameters(self) -> None:
         """Narrows what the base class believes to be the parameters to those in blocks."""
@@ -839,23 +717,25 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     def _batch(self, x: Inputs, y: Tensor | None) -> Batch:
         """What a caller gave, checked, on the device."""
-        if isinstance(x, Mapping) and y is not None:
-            raise BatchError(
-                "A mapping carries its own labels, so y must be None. Put the labels into the "
-                "mapping, under the key that the objective reads."
-            )
-        if not isinstance(x, Mapping) and y is None:
-            raise BatchError(
-                "Inputs x came without labels y. Pass both (a mapping carries its own)."
-            )
-        return batch_to(self.images.by_sample(x if y is None else (x, y)), self.model_device)
+        return batch_to(self.images.by_sample(given_samples(x, y)), self.model_device)
 
     def _rows(self, batch: Batch, engine: GradientEngine | None = None) -> BlockVectors:
-        """Gradients of the loss, or those that an engine computes."""
+        """Gradients of the loss, or the rows that an engine computes."""
+        engine = engine or self._engine
+        if self.batch_size is None or batch_length(batch) <= self.batch_size:
+            return engine.rows(batch)
         pieces = list(split_batch(batch, self.batch_size))
-        disable = not self.progress or len(pieces) == 1
-        bar = tqdm(pieces, "gradients", leave=False, disable=disable)
-        return concatenated([(engine or self._engine).rows(piece) for piece in bar])
+        bar = tqdm(pieces, "gradients", leave=False, disable=not self.progress)
+        return concatenated([engine.rows(piece) for piece in bar])
+
+    def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
+        # As what they are multiplied with: a graph of the model.
+        narrow = scores_by_block(factors, self.dtype)
+        pieces = [
+            perturbation_rows(self.model, self.objective, self.blocks, narrow, piece)
+            for piece in split_batch(batch, self.batch_size)
+        ]
+        return concatenated([OrderedDict(piece) for piece in pieces], dim=1)
 
     def _fitted(self) -> Fitted:
         if self._fit is None:
@@ -863,11 +743,3 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         if self._fit.device != self.model_device:  # the model was moved by itself
             self._fit = self._fit.to(self.model_device)
         return self._fit
-
-
-def checked_mode(mode: InfluenceMode | str) -> InfluenceMode:
-    """The mode by its name; pyDVL's own error where there is none."""
-    try:
-        return InfluenceMode(mode)
-    except ValueError:
-        raise UnsupportedInfluenceModeException(mode) from None

@@ -1,10 +1,9 @@
 """The eigenvalue-corrected Kronecker factors of layers, in the place of DataInf's inverse."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, split_batch
@@ -15,11 +14,11 @@ from pydvl_datainf.gradients.by_length import pieces_by_length
 from pydvl_datainf.gradients.moments import LayerMoments, LinearBlock, linear_blocks
 from pydvl_datainf.gradients.relabelled import DrawnLabels
 from pydvl_datainf.gradients.sources import Reader, RowsKept
-from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
+from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.fitted import Fitted
+from pydvl_datainf.influence.settings import Damping, Loss
 from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.methods import EKFAC
-from pydvl_datainf.objectives import Objective
 from pydvl_datainf.vectors import BlockVectors
 
 
@@ -73,7 +72,7 @@ class EkfacInfluence(BlockwiseInfluence):
     def __init__(
         self,
         model: nn.Module,
-        loss: Objective | Callable[[Any, Tensor], Tensor],
+        loss: Loss,
         regularization: Damping = "auto",
         block_structure: BlockStructure = "module",
         *,
@@ -83,7 +82,7 @@ class EkfacInfluence(BlockwiseInfluence):
         max_tokens: int | None = None,
         progress: bool = False,
         damping_scale: float | None = None,
-        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
+        test_objective: Loss | None = None,
         labels: Literal["given", "drawn"] = "given",
         label_seed: int = 0,
     ):
@@ -156,9 +155,7 @@ class EkfacInfluence(BlockwiseInfluence):
 
     @property
     def _methods(self) -> Mapping[str, Ekfac]:
-        fitted = self._fitted()
-        assert isinstance(fitted, FittedLayers)  # from `_read`
-        return fitted.methods
+        return cast(Mapping[str, Ekfac], self._fitted().methods)  # from `_read`
 
     def _read(self, reader: Reader, curvature: Reader | None) -> Fitted:
         moments, of_inverse = self._moments(), curvature or reader
@@ -172,7 +169,7 @@ class EkfacInfluence(BlockwiseInfluence):
             max_tokens=self._max_tokens,
         )
         readers = (watched, None) if curvature is None else (reader, watched)
-        return FittedLayers.of(super()._read(*readers), moments)
+        return _with_eigenbases(super()._read(*readers), moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,44 +201,11 @@ def _add(moments: LayerMoments, batch: Batch, max_tokens: int | None) -> None:
         moments.add(piece)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FittedLayers(Fitted):
-    """What `fit` learns, with the eigenbases of layers.
-
-    Args:
-        methods: of each block, with its eigenvalues where it has an eigenbasis.
-    """
-
-    methods: Mapping[str, Ekfac] = field(kw_only=True)
-
-    @classmethod
-    def of(cls, fitted: Fitted, moments: LayerMoments) -> "FittedLayers":
-        """Computes eigenbases from moments, and eigenvalues from the rows of the inverse.
-
-        Args:
-            fitted: with its rows in memory.
-            moments: of the layers that took part in all of the passes for them.
-
-        Returns:
-            The same with the methods of the blocks.
-
-        Raises:
-            DampingError: if a moment overflows.
-        """
-        methods, source = {}, fitted.curvature or fitted.source
-        for block in fitted.damping:
-            if block in moments.sums:
-                has_bias = moments.layers[block].has_both
-                rows = (chunk[block] for chunk in source.chunks())
-                methods[block] = Ekfac.of(*moments.sums[block], has_bias=has_bias).knowing(rows)
-            else:
-                methods[block] = EKFAC
-        told = {f.name: getattr(fitted, f.name) for f in fields(fitted)}
-        return cls(**told, methods=methods)
-
-    def to(self, device: torch.device) -> "FittedLayers":
-        """The same on another device."""
-        methods = {block: method.to(device) for block, method in self.methods.items()}
-        curvature = None if self.curvature is None else self.curvature.to(device)
-        source = self.source.to(device)
-        return replace(self, source=source, device=device, methods=methods, curvature=curvature)
+def _with_eigenbases(fitted: Fitted, moments: LayerMoments) -> Fitted:
+    """The same with the eigenbases of layers, and eigenvalues from the rows of the inverse."""
+    methods, source = dict(fitted.methods), fitted.curvature or fitted.source
+    for block, sums in moments.sums.items():
+        has_bias = moments.layers[block].has_both
+        rows = (chunk[block] for chunk in source.chunks())
+        methods[block] = Ekfac.of(*sums, has_bias=has_bias).knowing(rows)
+    return replace(fitted, methods=methods)

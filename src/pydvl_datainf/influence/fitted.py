@@ -2,29 +2,21 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError, SourceError
-from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
-from pydvl_datainf.gradients.compressed import CompressedRows, Weigh, read_compressed
-from pydvl_datainf.gradients.sources import (
-    MemoryRows,
-    Reader,
-    RowsKept,
-    RowSource,
-    has_fixed_order,
-    read_rows,
-    sum_norms,
-)
+from pydvl_datainf.fingerprint import differences, fingerprint
+from pydvl_datainf.gradients.compressed import CompressedRows
+from pydvl_datainf.gradients.sources import MemoryRows, RowSource, sum_norms
 from pydvl_datainf.gradients.supported import preserved_rng
-from pydvl_datainf.inverse.compression import Compression, lifted, projected
-from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
-from pydvl_datainf.inverse.method import Makes, solve
+from pydvl_datainf.inverse.compression import lifted, projected
+from pydvl_datainf.inverse.damping import SquaredNorms, check_finite, resolve_damping
+from pydvl_datainf.inverse.method import Makes, Method, solve
 from pydvl_datainf.vectors import BlockVectors
 
 
@@ -40,6 +32,7 @@ class Fitted:
         model: checksums of the model's tensors.
         data: checksums of the data's tensors.
         has_fixed_order: whether every pass yields the samples in one order.
+        methods: what takes the place of the inverse in each block, with what is known of it.
         curvature: of the rows that the inverse is made of, where they are others.
     """
 
@@ -50,51 +43,8 @@ class Fitted:
     model: Mapping[str, int]
     data: Mapping[str, int]
     has_fixed_order: bool
+    methods: Mapping[str, Method]
     curvature: RowSource | None = None
-
-    @classmethod
-    def read(
-        cls,
-        reader: Reader,
-        model: nn.Module,
-        keep: RowsKept | Compression,
-        given: Mapping[str, float],
-        widths: Mapping[str, int],
-        dtype: torch.dtype,
-        scale: float = 1.0,
-        curvature: Reader | None = None,
-    ) -> "Fitted":
-        """Reads the training data: counts it, chooses λ, and keeps rows where they fit.
-
-        Args:
-            reader: of the training data.
-            model: whose gradients are read.
-            keep: what happens to the rows, or how they are compressed.
-            given: λ of the blocks that have one.
-            widths: d_l of all blocks.
-            dtype: of the rows.
-            scale: of λ that are chosen.
-            curvature: reads the rows that the inverse is made of, where they are others.
-
-        Returns:
-            What was found.
-        """
-        need_norms = len(given) < len(widths)
-        before = fingerprint(model)
-        source, norms, data = _read(reader, keep, need_norms=need_norms)
-        after = fingerprint(model)
-        if _changed_by_itself(before, after):  # as weights do that are quantised at first use
-            before = after
-            del source  # two at once would take twice the memory
-            source, norms, data = _read(reader, keep, need_norms=need_norms)
-            after = fingerprint(model)
-        _check_own_buffers(before, after)
-        other = None
-        if curvature is not None:  # λ follows its rows, which may be more than samples
-            other, norms, _ = _read(curvature, keep, need_norms=True)
-        damping = resolve_damping(given, norms, widths, dtype, scale)
-        fixed_order = has_fixed_order(reader.data)
-        return cls(source, norms, damping, reader.device, after, data.sums, fixed_order, other)
 
     def damped(
         self,
@@ -114,11 +64,33 @@ class Fitted:
     def to(self, device: torch.device) -> "Fitted":
         """The same on another device."""
         curvature = None if self.curvature is None else self.curvature.to(device)
-        return replace(self, source=self.source.to(device), device=device, curvature=curvature)
+        methods = {block: method.to(device) for block, method in self.methods.items()}
+        source = self.source.to(device)
+        return replace(self, source=source, device=device, methods=methods, curvature=curvature)
 
-    def changes(self, model: nn.Module) -> list[str]:
-        """Names of the model's tensors that are not as they were."""
-        return differences(self.model, fingerprint(model))
+    def check_unchanged(self, model: nn.Module) -> None:
+        """Compares every parameter and buffer of the model with what they were.
+
+        Args:
+            model: whose gradients the rows are.
+
+        Raises:
+            ModelError: if any differs.
+        """
+        now = fingerprint(model)
+        if now == self.model:
+            return
+        changed = differences(self.model, now)
+        some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+        raise ModelError(
+            f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
+            "no longer belong to the fitted ones. Call fit again."
+        )
+
+    @property
+    def method(self) -> Method:
+        """That of any block: they are of one kind."""
+        return next(iter(self.methods.values()))
 
     @property
     def bases(self) -> BlockVectors:
@@ -142,12 +114,47 @@ class Fitted:
         """Whole vectors of what is as the rows are."""
         return lifted(vectors, self.bases)
 
+    def times(self, vectors: BlockVectors, makes: Makes | None = None) -> BlockVectors:
+        """The inverse times vectors; warns where answers that are iterated for are not solved.
+
+        Args:
+            vectors: as the rows are: whole, or coordinates.
+            makes: of the methods, where not their `times`.
+
+        Returns:
+            Factors, as the rows are.
+        """
+        residuals: dict[str, Tensor] = {}
+        times = makes or {block: method.times for block, method in self.methods.items()}
+        factors = self.solve(times, vectors, residuals)
+        check_finite(factors)
+        if residuals:
+            self.warn_of(residuals.values())
+        return factors
+
+    def factors(self, vectors: BlockVectors) -> BlockVectors:
+        """The inverse times whole vectors; for compressed rows, the part of it in their bases."""
+        return self.lifted(self.times(self.projected(vectors)))
+
+    def forms(self, vectors: BlockVectors, residuals: dict[str, Tensor]) -> BlockVectors:
+        """vᵀ (inverse) v of each vector.
+
+        Args:
+            vectors: as the rows are.
+            residuals: is given those of blocks whose answers are iterated for.
+
+        Returns:
+            For each block one number a vector, (m,), in float64.
+        """
+        forms = {block: method.forms for block, method in self.methods.items()}
+        return self.solve(forms, vectors, residuals)
+
+    def warn_of(self, residuals: Iterable[Tensor]) -> None:
+        """Warns where answers that were iterated for are not solved."""
+        self.method.warn_of(max((float(r.max()) for r in residuals), default=0.0))
+
     def solve(
-        self,
-        make: Makes,
-        vectors: BlockVectors,
-        residuals: dict[str, Tensor] | None = None,
-        weigh: Weigh | None = None,
+        self, make: Makes, vectors: BlockVectors, residuals: dict[str, Tensor] | None = None
     ) -> BlockVectors:
         """The inverse times vectors, or its forms, over the rows; see `inverse.method.solve`.
 
@@ -155,21 +162,19 @@ class Fitted:
             make: of the method.
             vectors: as the rows are.
             residuals: is given those of blocks whose answers are iterated for.
-            weigh: of the method, where rows may be compressed.
 
         Returns:
             For each block what was solved.
         """
         source = self.curvature or self.source
         is_kept = isinstance(source, MemoryRows | CompressedRows)
-        # Then a pass is free: one solver at a time.
+        # Then a pass is free, and draws no random numbers: one solver at a time.
         parts = [{block: v} for block, v in vectors.items()] if is_kept else [vectors]
         passes: Callable[[], Iterator[BlockVectors]] = source.chunks
         if isinstance(source, CompressedRows):
-            assert weigh is not None  # methods without it refuse such rows
-            passes = partial(source.weighed, weigh, self.damping)
+            passes = partial(source.weighed, self.method.weighed, self.damping)
         result: BlockVectors = OrderedDict()
-        with preserved_rng(self.device):
+        with nullcontext() if is_kept else preserved_rng(self.device):
             for part in parts:
                 result |= solve(make, part, passes, source.n, self.damping, residuals)
         return result
@@ -195,30 +200,4 @@ def check_order(is_fixed: bool) -> None:
         raise SourceError(
             "The loader yields the samples in random order, so results per sample could not be "
             "told apart. Use a DataLoader with shuffle=False (fit alone accepts any order)."
-        )
-
-
-def _read(
-    reader: Reader, keep: RowsKept | Compression, *, need_norms: bool
-) -> tuple[RowSource, SquaredNorms | None, DataChecksum]:
-    seen = DataChecksum()
-    with preserved_rng(reader.device):
-        watched = replace(reader, seen=seen)
-        if isinstance(keep, Compression):
-            return *read_compressed(watched, keep), seen
-        return *read_rows(watched, keep, need_norms=need_norms), seen
-
-
-def _changed_by_itself(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names of what a forward pass changed in a model; new caches are fine."""
-    return [name for name in differences(before, after) if name in before]
-
-
-def _check_own_buffers(before: Mapping[str, int], after: Mapping[str, int]) -> None:
-    """Raises if the forward pass itself changed what the model contains."""
-    changed = _changed_by_itself(before, after)
-    if changed:
-        raise ModelError(
-            f"The model's own forward pass changes {', '.join(changed[:5])} each time, so its "
-            "gradients differ from call to call. Switch that off, for instance with model.eval()."
         )

@@ -1,17 +1,16 @@
 """The simplest reference: products of gradients."""
 
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import DampingError
 from pydvl_datainf.gradients import Gradients
 from pydvl_datainf.gradients.sources import RowsKept
-from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
+from pydvl_datainf.influence.base import BlockwiseInfluence
+from pydvl_datainf.influence.settings import Damping, Loss
 from pydvl_datainf.inverse.methods import HESSIAN_FREE, SCALED_HESSIAN_FREE
-from pydvl_datainf.objectives import Objective
 
 
 class HessianFreeInfluence(BlockwiseInfluence):
@@ -50,7 +49,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
     def __init__(
         self,
         model: nn.Module,
-        loss: Objective | Callable[[Any, Tensor], Tensor],
+        loss: Loss,
         regularization: Damping = "auto",
         block_structure: BlockStructure = "module",
         *,
@@ -60,7 +59,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         max_tokens: int | None = None,
         progress: bool = False,
         damping_scale: float | None = None,
-        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
+        test_objective: Loss | None = None,
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,

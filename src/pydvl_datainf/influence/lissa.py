@@ -1,17 +1,15 @@
 """The paper's iterative baseline."""
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.gradients import Gradients
 from pydvl_datainf.gradients.sources import RowsKept
-from pydvl_datainf.influence.base import BlockwiseInfluence, Damping, Inputs
+from pydvl_datainf.influence.base import BlockwiseInfluence
+from pydvl_datainf.influence.settings import Damping, Inputs, Loss
 from pydvl_datainf.inverse.lissa import Lissa
-from pydvl_datainf.objectives import Objective
 
 
 class LissaInfluence(BlockwiseInfluence):
@@ -54,7 +52,7 @@ class LissaInfluence(BlockwiseInfluence):
     def __init__(
         self,
         model: nn.Module,
-        loss: Objective | Callable[[Any, Tensor], Tensor],
+        loss: Loss,
         regularization: Damping = "auto",
         block_structure: BlockStructure = "module",
         *,
@@ -64,7 +62,7 @@ class LissaInfluence(BlockwiseInfluence):
         max_tokens: int | None = None,
         progress: bool = False,
         damping_scale: float | None = None,
-        test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
+        test_objective: Loss | None = None,
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
@@ -103,5 +101,5 @@ class LissaInfluence(BlockwiseInfluence):
         vectors = fitted.projected(self.loss_gradients_by_block(x, y))
         self.check_unchanged()
         residuals: dict[str, Tensor] = {}
-        fitted.solve(self.inverse.times, vectors, residuals, self.inverse.weighed)
+        fitted.solve(self.inverse.times, vectors, residuals)
         return OrderedDict((block, residuals[block]) for block in vectors)

@@ -150,6 +150,10 @@ class Method(Protocol):
         """
         return
 
+    def to(self, device: torch.device) -> "Method":
+        """The same on another device, with what is known of a block."""
+        return self
+
     def warn_of(self, residual: float) -> None:
         """Warns where answers are further from solved than was asked for.
 

@@ -56,22 +56,15 @@ class OutputLoss:
         # Samples as batches of one: leaves of shape (B, 1, ...).
         outputs, targets = pytree.tree_map(lambda t: _leading(t, len(y)), (model(x), y))
         check_weights_kept(self.loss, *pytree.tree_map(lambda t: t[0], (outputs, targets)))
-        return self._mapped(outputs, targets) if self._vmappable else self._looped(outputs, targets)
-
-    def _mapped(self, outputs: Any, targets: Tensor) -> Tensor:
-        try:
-            return torch.vmap(self._one)(outputs, targets)
-        except (ObjectiveError, torch.cuda.OutOfMemoryError):
-            raise
-        except (RuntimeError, ValueError):
-            self._vmappable = False
-            return self._looped(outputs, targets)
-
-    def _looped(self, outputs: Any, targets: Tensor) -> Tensor:
-        samples = range(targets.shape[0])
-        return torch.stack(
-            [self._one(*pytree.tree_map(lambda t, i=i: t[i], (outputs, targets))) for i in samples]
-        )
+        if self._vmappable:
+            try:
+                return torch.vmap(self._one)(outputs, targets)
+            except (ObjectiveError, torch.cuda.OutOfMemoryError):
+                raise
+            except (RuntimeError, ValueError):
+                self._vmappable = False
+        samples = (pytree.tree_map(lambda t, i=i: t[i], (outputs, targets)) for i in range(len(y)))
+        return torch.stack([self._one(*sample) for sample in samples])
 
     def _one(self, output: Any, target: Tensor) -> Tensor:
         loss = self.loss(output, target)

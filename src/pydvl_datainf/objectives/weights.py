@@ -66,22 +66,16 @@ class _Watched(TorchFunctionMode):
         if func in DIVIDING:
             bound = DIVIDING[func].bind(*args, **(kwargs or {}))
             bound.apply_defaults()
-            if _is_mean(bound.arguments):
+            told = bound.arguments
+            flags = (told.get("size_average"), told.get("reduce"))
+            if told["reduction"] == "mean" and False not in flags:
                 self.means_of_l1 += func is F.l1_loss
-                _check_no_weight(func.__name__, bound.arguments)
+                # Targets that are probabilities are weighted class by class, and their mean divides
+                # by n.
+                soft = "label_smoothing" in told and told["target"].is_floating_point()
+                if told.get("weight") is not None and not soft:
+                    raise ObjectiveError(_DIVIDES.format(func.__name__))
         return func(*args, **(kwargs or {}))
-
-
-def _is_mean(told: Mapping[str, Any]) -> bool:
-    flags = (told.get("size_average"), told.get("reduce"))
-    return told["reduction"] == "mean" and False not in flags
-
-
-def _check_no_weight(name: str, told: Mapping[str, Any]) -> None:
-    # Targets that are probabilities are weighted class by class, and their mean divides by n.
-    soft = "label_smoothing" in told and told["target"].is_floating_point()
-    if told.get("weight") is not None and not soft:
-        raise ObjectiveError(_DIVIDES.format(name))
 
 
 _DIVIDES = (

@@ -58,26 +58,7 @@ def planned(
     Raises:
         PlanError: if nothing fits, or rows are compressed and the inverse is made of others.
     """
-    compression = training.compression
-    shapes = {} if compression is None else compression.shapes(model.widths, training.n)
-    sample = 0 if compression is None else len(compression.kept_whole(training.n))
-    asked = RunSize(
-        n=training.n,
-        m=m,
-        m_samples=tests.n,
-        widths=tuple(row_widths(model, training).values()),
-        itemsize=np.dtype(model.dtype).itemsize,
-        longest=max(training.longest, *tests.lengths),
-        method=model.method,
-        by_block=options.by_block,
-        top_k=options.top_k,
-        precision=np.dtype(model.method.precision(model.dtype)).itemsize,
-        moments=moment_bytes(model.layers.values()),
-        whole=tuple(model.widths.values()),
-        bases=tuple(shapes.values()),
-        basis_sample=0 if isinstance(training, StoredRows) else sample,
-        curvature=model.curvature.get("rows", 0),
-    )
+    asked, compression = _size_of(model, options, m, tests, training), training.compression
     tile, rows, pieces = options.tile or (None, None), options.rows, None
     if isinstance(training, StoredRows):
         tile, rows = (tile[0], training.plan.train_tile), "zarr"
@@ -102,6 +83,36 @@ def planned(
         batch_size=model.batch_size,
         tile=tile,
         pieces=pieces,
+    )
+
+
+def _size_of(
+    model: Description,
+    options: RunOptions,
+    m: int,
+    tests: BatchIndex,
+    training: NewRows | StoredRows,
+) -> RunSize:
+    """The size of what is asked."""
+    compression = training.compression
+    shapes = {} if compression is None else compression.shapes(model.widths, training.n)
+    sample = 0 if compression is None else len(compression.kept_whole(training.n))
+    return RunSize(
+        n=training.n,
+        m=m,
+        m_samples=tests.n,
+        widths=tuple(row_widths(model, training).values()),
+        itemsize=np.dtype(model.dtype).itemsize,
+        longest=max(training.longest, *tests.lengths),
+        method=model.method,
+        by_block=options.by_block,
+        top_k=options.top_k,
+        precision=np.dtype(model.method.precision(model.dtype)).itemsize,
+        moments=moment_bytes(model.layers.values()),
+        whole=tuple(model.widths.values()),
+        bases=tuple(shapes.values()),
+        basis_sample=0 if isinstance(training, StoredRows) else sample,
+        curvature=model.curvature.get("rows", 0),
     )
 
 

@@ -180,12 +180,7 @@ def _planned(
         finer = is_cut and len(pieces) < len(asked.widths)
         single = [(1, width) for width in asked.widths]
         return _planned(asked, given, rows, size, tile, single) if finer else None
-    if len(pieces) > 1 and not asked.by_block:
-        most = min(most, max(test_tile or 1, sum(asked.widths) // (PART * len(pieces))))
-    if test_tile is None:
-        at_once = min(most, asked.m, MOST_QUERIES, max(1, memory // (4 * asked.vector)))
-        test_tile = ceil(asked.m / ceil(asked.m / at_once))
-    group_tiles = max(1, min(most // test_tile, ceil(asked.m / test_tile)))
+    test_tile, group_tiles = _queries_at_once(asked, most, test_tile, len(pieces), memory)
     tiles = ceil(asked.n / train_tile)
     spans = min(tiles, MOST_SPANS, max(4, asked.n // (group_tiles * test_tile)))
     chunk_bytes = min(CHUNK_BYTES, max(2**16, memory // CHUNK_SHARE))
@@ -207,6 +202,18 @@ def _planned(
         self_tiles=max(1, room // (train_tile * _self_bytes(asked, step))),
         rows=rows,
     )
+
+
+def _queries_at_once(
+    asked: RunSize, most: int, test_tile: int | None, pieces: int, memory: int
+) -> tuple[int, int]:
+    """How many queries make a tile, and how many tiles a group, where at most so many fit."""
+    if pieces > 1 and not asked.by_block:
+        most = min(most, max(test_tile or 1, sum(asked.widths) // (PART * pieces)))
+    if test_tile is None:
+        at_once = min(most, asked.m, MOST_QUERIES, max(1, memory // (4 * asked.vector)))
+        test_tile = ceil(asked.m / ceil(asked.m / at_once))
+    return test_tile, max(1, min(most // test_tile, ceil(asked.m / test_tile)))
 
 
 def _smallest(works: Callable[..., Plan | None], least: int) -> int:
