@@ -21,6 +21,7 @@ from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
 from pydvl_datainf.gradients.checks import Tolerance, check_finite_rows, check_steady
 from pydvl_datainf.gradients.comparison import check_any_sample, compared, give_up_misplaced
+from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.passes import Checked, Inputs, Pass, Passes
 from pydvl_datainf.gradients.paths import path_of
 from pydvl_datainf.gradients.places import BeginAgainError, Places
@@ -85,6 +86,23 @@ class CaptureEngine:
             ModelError: if the model is unsupported, or per-sample gradients are not defined.
             OutOfMemoryError: if the device has too little memory.
         """
+        rows = self.rows_with_losses(batch)
+        del rows[LOSS]
+        return rows
+
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes gradients as `rows` does, and gives the losses of the same pass beside them.
+
+        Args:
+            batch: as there.
+
+        Returns:
+            The same, and under `LOSS` the losses, (B, 1), in the dtype of the rows.
+
+        Raises:
+            ModelError: as there.
+            OutOfMemoryError: as there.
+        """
         if not self._kinds:
             check_model(self.model)
         check_mode(self.model)
@@ -96,26 +114,24 @@ class CaptureEngine:
             kind = (signature(batch), length == 1, tolerance, self.model.training)
             checked = self._kinds.get(kind, Checked())
             inputs = Inputs(batch, length, parameters, dtype, tolerance, checked)
-            rows = self._alone(inputs) if length == 1 else self._together(inputs)
+            losses, rows = self._alone(inputs) if length == 1 else self._captured(inputs)
+            if left := parameters.keys() - rows.keys():
+                rows = self._completed(inputs, losses, rows, left)
             self._kinds[kind] = checked
         vectors = self.blocks.gather(rows)
         check_finite_rows(vectors)
+        vectors[LOSS] = losses[:, None].to(dtype)
         return vectors
 
-    def _alone(self, inputs: Inputs) -> Rows:
-        """The row of a batch of one, which plain autograd gives itself."""
+    def _alone(self, inputs: Inputs) -> tuple[Tensor, Rows]:
+        """Loss and row of a batch of one, which plain autograd gives itself."""
         losses = self._passes.losses(inputs.batch)
         if not inputs.checked.checks:
             path_of(losses, inputs.parameters)
             check_steady(losses, self._passes.losses(inputs.batch), inputs.tolerance)
             inputs.checked.note(1)
-        return {n: g[None] for n, g in inputs.gradient(losses, inputs.parameters).items()}
-
-    def _together(self, inputs: Inputs) -> Rows:
-        """The rows of a batch of several, by capture as far as it explains them."""
-        losses, rows = self._captured(inputs)
-        left = inputs.parameters.keys() - rows.keys()
-        return self._completed(inputs, losses, rows, left) if left else rows
+        gradient = inputs.gradient(losses, inputs.parameters)
+        return losses.detach(), {name: g[None] for name, g in gradient.items()}
 
     def _captured(self, inputs: Inputs) -> tuple[Tensor, Rows]:
         """Losses, and rows of all parameters that capture explains, however often it begins."""

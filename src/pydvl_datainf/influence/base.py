@@ -510,6 +510,21 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         return self._rows(self._batch(x, y))
 
+    def gradients_with_losses_by_block(
+        self, x: Inputs, y: Tensor | None = None
+    ) -> "OrderedDict[str, Tensor]":
+        """As `loss_gradients_by_block`, with the losses, which the same passes give.
+
+        Args:
+            x: inputs (B, ...), or a mapping that carries its labels.
+            y: targets (B, ...); None with a mapping.
+
+        Returns:
+            For each block gradients as rows, shape (B, d_l), and under `LOSS` the losses, (B, 1).
+        """
+        pieces = split_batch(self._batch(x, y), self.batch_size)
+        return concatenated([self._engine.rows_with_losses(piece) for piece in pieces])
+
     def test_gradients_by_block(
         self, x: Inputs, y: Tensor | None = None
     ) -> "OrderedDict[str, Tensor]":
