@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError, SourceError
-from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
+from pydvl_datainf.fingerprint import DataChecksum, Seen, differences, fingerprint
 from pydvl_datainf.gradients.compressed import CompressedRows, Weigh, read_compressed
 from pydvl_datainf.gradients.sources import (
     MemoryRows,
@@ -37,7 +37,7 @@ class Fitted:
         norms: sums of the squared norms of the rows, where λ needed them.
         damping: λ of each block.
         device: of the rows.
-        model: checksums of the model's tensors.
+        model: what it contained.
         data: checksums of the data's tensors.
         has_fixed_order: whether every pass yields the samples in one order.
         curvature: of the rows that the inverse is made of, where they are others.
@@ -47,7 +47,7 @@ class Fitted:
     norms: SquaredNorms | None
     damping: Mapping[str, float]
     device: torch.device
-    model: Mapping[str, int]
+    model: Seen
     data: Mapping[str, int]
     has_fixed_order: bool
     curvature: RowSource | None = None
@@ -94,7 +94,8 @@ class Fitted:
             other, norms, _ = _read(curvature, keep, need_norms=True)
         damping = resolve_damping(given, norms, widths, dtype, scale)
         fixed_order = has_fixed_order(reader.data)
-        return cls(source, norms, damping, reader.device, after, data.sums, fixed_order, other)
+        model_seen = Seen(after)
+        return cls(source, norms, damping, reader.device, model_seen, data.sums, fixed_order, other)
 
     def damped(
         self,
@@ -118,7 +119,7 @@ class Fitted:
 
     def changes(self, model: nn.Module) -> list[str]:
         """Names of the model's tensors that are not as they were."""
-        return differences(self.model, fingerprint(model))
+        return self.model.changes(model)
 
     @property
     def bases(self) -> BlockVectors:
