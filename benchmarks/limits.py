@@ -219,12 +219,12 @@ def passed_weights(model: nn.Module) -> int:
 # Limits of the machine
 
 
-def limits(size: int = 1536, megabytes: int = 256) -> dict[str, float]:
+def limits(size: int = 1024, megabytes: int = 256) -> dict[str, float]:
     """Rates of matrix products and of the disk."""
     found = {}
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float32, torch.float64):  # the best: others may be at work
         A = torch.randn(size, size, dtype=dtype)
-        seconds = best([timed(lambda A=A: A @ A) for _ in range(5)])
+        seconds = best([timed(lambda A=A: A @ A) for _ in range(9)])
         found[f"{str(dtype)[6:]} products, GFLOP/s"] = 2 * size**3 / seconds / 1e9
     content = os.urandom(2**20) * megabytes
     with tempfile.TemporaryDirectory() as folder:
