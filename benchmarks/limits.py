@@ -12,7 +12,8 @@ import platform
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -105,9 +106,11 @@ def measure(
     }
     bare(model, objective, plain[1:])  # warm
     found: dict[str, list[tuple[float, float]]] = {what: [] for what in work}
+    passed: dict[str, int] = {}
     for _ in range(repeats):
         for what, function in work.items():
-            found[what].append(timed(function))
+            with counted(model, what, passed):
+                found[what].append(timed(function))
     padded_tokens, real = count_tokens(plain)
     flops = 4 * passed_weights(model) * padded_tokens
     return {
@@ -118,6 +121,7 @@ def measure(
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "blocks": sum(p.requires_grad for p in model.parameters()),
         },
+        "tokens passed forward": passed,
         "limits": {"bare passes, GFLOP/s": flops / best(found["bare passes"]) / 1e9} | limits(),
         "seconds": {what: [wall for wall, _ in each] for what, each in found.items()},
         "CPU seconds": {what: [cpu for _, cpu in each] for what, each in found.items()},
@@ -209,6 +213,19 @@ def count_tokens(data: Iterable[DataLoader[Any]]) -> tuple[int, int]:
     return sum(mask.numel() for mask in masks), int(sum(mask.sum() for mask in masks))
 
 
+@contextmanager
+def counted(model: nn.Module, what: str, passed: dict[str, int]) -> Iterator[None]:
+    """Counts the tokens that the model sees, padding included: the work that no load changes."""
+    passed[what] = 0
+
+    def add(module: nn.Module, args: Any, kwargs: Mapping[str, Tensor]) -> None:
+        passed[what] += kwargs["input_ids"].numel()
+
+    handle = model.register_forward_pre_hook(add, with_kwargs=True)
+    yield
+    handle.remove()
+
+
 def passed_weights(model: nn.Module) -> int:
     """P: those that multiply each token, so that a token takes 2P operations each way."""
     named = model.named_parameters()
@@ -273,13 +290,14 @@ def ratios(seconds: Mapping[str, list[float]], what: str) -> float:
 def show(report: Mapping[str, Any]) -> None:
     settings, sizes = report["settings"], report["sizes"]
     title = f"{settings['name']}: n = {settings['train']}, m = {settings['queries']}"
-    table = Table("", "seconds", "ratio", "CPU seconds", "ratio", title=title)
+    table = Table("", "seconds", "ratio", "CPU seconds", "ratio", "tokens forward", title=title)
     for what in report["seconds"]:
         row = [what]
         for clock in ("seconds", "CPU seconds"):
             times = report[clock]
             row += [f"{median(times[what]):.2f}", f"{ratios(times, what):.2f}"]
-        table.add_row(*row)
+        passed = report["tokens passed forward"][what]
+        table.add_row(*row, f"{passed / sizes['tokens with padding']:.2f}")
     console = Console()
     console.print(table)
     for part in ("sizes", "stages", "limits"):
