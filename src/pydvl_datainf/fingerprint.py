@@ -2,11 +2,14 @@
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+
+Mark: TypeAlias = tuple[int, int, int]
 
 
 def fingerprint(model: nn.Module) -> dict[str, int]:
@@ -29,6 +32,65 @@ def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str
     """The names whose tensors changed, came or went."""
     names = dict.fromkeys((*before, *after))
     return [name for name in names if before.get(name) != after.get(name)]
+
+
+WHOLE = 2**20
+"""Bytes up to which a frozen tensor is read whole each time."""
+PIECES, PIECE = 64, 2**9
+"""Of a larger one that seems to be as before so many pieces, of so many bytes, are read."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a model contained, and a quick look at whether it still does.
+
+    Trainable and small tensors are read whole each time. A large frozen one is, too, unless it is
+    in the same place, counts as many changes in place, and has the same bytes in 64 pieces that are
+    evenly spread. So what passes unseen is a change to a few entries of such a tensor, made behind
+    torch's back: through `.data`, or an array that shares its memory.
+
+    Args:
+        checksums: of every parameter and buffer, by `fingerprint`.
+    """
+
+    checksums: Mapping[str, int]
+    _marks: dict[str, Mark] = field(default_factory=dict, init=False)
+
+    def changes(self, model: nn.Module) -> list[str]:
+        """Compares a model with what was seen.
+
+        Args:
+            model: on any device.
+
+        Returns:
+            Names of tensors that differ, came or went.
+        """
+        now: dict[str, int] = {}
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            is_large = not tensor.requires_grad and tensor.numel() * tensor.element_size() > WHOLE
+            mark = _mark(tensor) if is_large else None
+            is_same = mark is not None and self._marks.get(name) == mark
+            now[name] = self.checksums[name] if is_same else zlib.crc32(as_bytes(tensor))
+            if mark is not None and now[name] == self.checksums.get(name):
+                self._marks[name] = mark
+        return differences(self.checksums, now)
+
+    def __getstate__(self) -> Mapping[str, int]:
+        return self.checksums  # places in memory are those of this process
+
+    def __setstate__(self, checksums: Mapping[str, int]) -> None:
+        self.checksums, self._marks = checksums, {}
+
+
+def _mark(tensor: Tensor) -> Mark | None:
+    """Where a plain tensor is, its count of changes, and a checksum of pieces; otherwise None."""
+    is_plain = tensor.layout == torch.strided and tensor.is_contiguous()
+    is_plain = is_plain and not (tensor.is_conj() or tensor.is_neg() or tensor.is_inference())
+    if not is_plain:
+        return None
+    flat = tensor.detach().view(-1).view(torch.uint8)
+    pieces = flat.as_strided((PIECES, PIECE), ((len(flat) - PIECE) // (PIECES - 1), 1))
+    return tensor.data_ptr(), tensor._version, zlib.crc32(as_bytes(pieces))
 
 
 class DataChecksum:

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import dense
 from pydvl_datainf import DataInfInfluence, StoreError, run_influences
 from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
-from pydvl_datainf.runner.stages import Stages
 
 N, M = 13, 5
 NAME = "training_loss"
@@ -62,11 +62,11 @@ def kept(tmp_path_factory):
 
 
 @pytest.fixture
-def old(tmp_path, monkeypatch):
+def old(tmp_path, kept):
     """A run of a version that knew no training losses, with the count of its gradients."""
-    with monkeypatch.context() as patch:
-        patch.setattr(Stages, "_training_losses", lambda stages: None)
-        run(tmp_path / "old.zarr", rows="zarr", self_influence=True)
+    store = Store(shutil.copytree(kept, tmp_path / "old.zarr"))
+    store.delete(NAME)
+    store.finish(["self_influence"])
     return tmp_path / "old.zarr"
 
 
@@ -90,8 +90,9 @@ def test_given_damping_takes_no_rows_for_them(tmp_path):
     close(run(tmp_path / "run.zarr", influence=influence).training_loss(), truth())
 
 
-def test_a_stop_among_the_losses_keeps_those_that_are_there(tmp_path, monkeypatch, kept):
-    store, calls, write = tmp_path / "run.zarr", [], tasks.write_losses
+def test_a_stop_among_the_losses_keeps_those_that_are_there(old, monkeypatch, kept):
+    """Premise: they do not come with gradients where the rows of an old run are there."""
+    store, calls, write = old, [], tasks.write_losses
 
     def stopping(tile, context, inputs):
         calls.append(tile)
@@ -103,7 +104,7 @@ def test_a_stop_among_the_losses_keeps_those_that_are_there(tmp_path, monkeypatc
         patch.setattr(tasks, "write_losses", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(store, rows="zarr", self_influence=True)
-    with pytest.raises(StoreError, match="is not complete"):
+    with pytest.raises(StoreError, match="has no training losses"):
         InfluenceRun(store).training_loss()
     first = (store / NAME / "c/0").stat().st_mtime_ns
     gradients = InfluenceRun(store).attrs["gradients"]

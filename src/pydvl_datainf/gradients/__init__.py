@@ -24,9 +24,17 @@ class GradientEngine(Protocol):
         ...
 
 
+class LossGradientEngine(GradientEngine, Protocol):
+    """One that knows the losses too, from the passes that give their gradients."""
+
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes the same rows, and beside them, under `LOSS`, the losses, (B, 1)."""
+        ...
+
+
 def gradient_engine(
     kind: Gradients, model: nn.Module, objective: Objective, blocks: Blocks
-) -> GradientEngine:
+) -> LossGradientEngine:
     """The engine that `kind` names.
 
     Args:
@@ -43,7 +51,7 @@ def gradient_engine(
     Raises:
         ModelError: if there is no such kind.
     """
-    engine: GradientEngine
+    engine: LossGradientEngine
     if kind == "functional":
         engine = FunctionalEngine(model, objective, blocks)
     elif kind in ("auto", "capture"):
@@ -53,4 +61,11 @@ def gradient_engine(
     return PaddingCheckEngine(engine, model)
 
 
-__all__ = ["CaptureEngine", "FunctionalEngine", "GradientEngine", "Gradients", "gradient_engine"]
+__all__ = [
+    "CaptureEngine",
+    "FunctionalEngine",
+    "GradientEngine",
+    "Gradients",
+    "LossGradientEngine",
+    "gradient_engine",
+]

@@ -1,8 +1,8 @@
 """Batches of tokens cut by a budget: texts of like length together, without common padding."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from pydvl_datainf.objectives.tokens import IGNORED, has_tokens
 from pydvl_datainf.vectors import BlockVectors, concatenated
 
 if TYPE_CHECKING:
-    from pydvl_datainf.gradients import GradientEngine
+    from pydvl_datainf.gradients import GradientEngine, LossGradientEngine
 
 Tokens: TypeAlias = Mapping[str, Tensor]
 
@@ -37,7 +37,7 @@ class ByLengthEngine:
         BatchError: if the number is not positive.
     """
 
-    def __init__(self, engine: "GradientEngine", max_tokens: int):
+    def __init__(self, engine: "GradientEngine | LossGradientEngine", max_tokens: int):
         if type(max_tokens) is not int or max_tokens < 1:
             raise BatchError(f"max_tokens must be a positive number or None, got {max_tokens!r}.")
         self.engine = engine
@@ -57,24 +57,35 @@ class ByLengthEngine:
             NonFiniteError: if a gradient is not finite; with the position in the batch.
             ObjectiveError: if a sample has no loss; with the positions in the batch.
         """
+        return self._joined(batch, self.engine.rows)
+
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes the same, and beside them, under `LOSS`, the losses, (B, 1)."""
+        return self._joined(batch, cast("LossGradientEngine", self.engine).rows_with_losses)
+
+    def _joined(self, batch: Batch, compute: Callable[[Batch], BlockVectors]) -> BlockVectors:
         order, parts = [], []
         for where, piece in pieces_by_length(batch, self.max_tokens):
             order.append(where)
-            parts.append(self._rows(piece, where))
+            parts.append(_computed(compute, piece, where))
         back = torch.cat(order).argsort()
         return OrderedDict((block, v[back]) for block, v in concatenated(parts).items())
 
-    def _rows(self, piece: Tokens, where: Tensor) -> BlockVectors:
-        try:
-            return self.engine.rows(piece)
-        except NonFiniteError as error:
-            sample = int(where[error.sample])
-            told = f"Sample {sample} of the batch, computed with others of its length: {error}"
-            raise NonFiniteError(told, sample) from error
-        except ObjectiveError as error:
-            numbers = ", ".join(str(i) for i in where.tolist())
-            told = f"{error} (Samples are taken by length; these are {numbers} of their batch.)"
-            raise ObjectiveError(told) from error
+
+def _computed(
+    compute: Callable[[Batch], BlockVectors], piece: Tokens, where: Tensor
+) -> BlockVectors:
+    """What is computed of a piece; errors name the samples by their place in the batch."""
+    try:
+        return compute(piece)
+    except NonFiniteError as error:
+        sample = int(where[error.sample])
+        told = f"Sample {sample} of the batch, computed with others of its length: {error}"
+        raise NonFiniteError(told, sample) from error
+    except ObjectiveError as error:
+        numbers = ", ".join(str(i) for i in where.tolist())
+        told = f"{error} (Samples are taken by length; these are {numbers} of their batch.)"
+        raise ObjectiveError(told) from error
 
 
 def by_length(engine: "GradientEngine", max_tokens: int | None) -> "GradientEngine":

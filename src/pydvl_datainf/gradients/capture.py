@@ -21,6 +21,7 @@ from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
 from pydvl_datainf.gradients.checks import Tolerance, check_finite_rows, check_steady
 from pydvl_datainf.gradients.comparison import check_any_sample, compared, give_up_misplaced
+from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.passes import Checked, Inputs, Pass, Passes
 from pydvl_datainf.gradients.paths import path_of
 from pydvl_datainf.gradients.places import BeginAgainError, Places
@@ -39,6 +40,10 @@ _OF_IMAGES = "their layers may see images, or patches of them, in place of sampl
 SAMPLES_PER_CHECK = 128
 """One sample in so many is computed alone too, to find what the graph does not show."""
 
+LENGTHS, SAMPLES_PER_LENGTH = 8, 32
+"""After so many lengths of batches, a new one waits until so many samples have had no such check:
+batches that are cut by a budget of tokens are of many lengths."""
+
 
 class CaptureEngine:
     """Gradients by capture.
@@ -51,9 +56,9 @@ class CaptureEngine:
     have as many rows for each sample. Layers whose inputs were picked by numbers or masks are given
     up in any batch whose rows are not the samples' in turn. What the graph does not show, such as
     values that mix samples, is searched for by computing a sample drawn at random alone: one in
-    128, one of the second, fourth, eighth ... batch, and one of the first batch of each length. A
-    fault in a share f of the samples stays unseen in n of them with a chance of about
-    (1 - f)^(n/128).
+    128, one of the second, fourth, eighth ... batch, and one of the first batch of each length (but
+    of no more than one in 32 samples, once there were eight lengths). A fault in a share f of the
+    samples stays unseen in n of them with a chance of about (1 - f)^(n/128).
 
     Args:
         model: left exactly as it was: parameters, `.grad`, mode, hooks and the random state.
@@ -85,6 +90,23 @@ class CaptureEngine:
             ModelError: if the model is unsupported, or per-sample gradients are not defined.
             OutOfMemoryError: if the device has too little memory.
         """
+        rows = self.rows_with_losses(batch)
+        del rows[LOSS]
+        return rows
+
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes gradients as `rows` does, and gives the losses of the same pass beside them.
+
+        Args:
+            batch: as there.
+
+        Returns:
+            The same, and under `LOSS` the losses, (B, 1), in the dtype of the rows.
+
+        Raises:
+            ModelError: as there.
+            OutOfMemoryError: as there.
+        """
         if not self._kinds:
             check_model(self.model)
         check_mode(self.model)
@@ -96,26 +118,24 @@ class CaptureEngine:
             kind = (signature(batch), length == 1, tolerance, self.model.training)
             checked = self._kinds.get(kind, Checked())
             inputs = Inputs(batch, length, parameters, dtype, tolerance, checked)
-            rows = self._alone(inputs) if length == 1 else self._together(inputs)
+            losses, rows = self._alone(inputs) if length == 1 else self._captured(inputs)
+            if left := parameters.keys() - rows.keys():
+                rows = self._completed(inputs, losses, rows, left)
             self._kinds[kind] = checked
         vectors = self.blocks.gather(rows)
         check_finite_rows(vectors)
+        vectors[LOSS] = losses[:, None].to(dtype)
         return vectors
 
-    def _alone(self, inputs: Inputs) -> Rows:
-        """The row of a batch of one, which plain autograd gives itself."""
+    def _alone(self, inputs: Inputs) -> tuple[Tensor, Rows]:
+        """Loss and row of a batch of one, which plain autograd gives itself."""
         losses = self._passes.losses(inputs.batch)
         if not inputs.checked.checks:
             path_of(losses, inputs.parameters)
             check_steady(losses, self._passes.losses(inputs.batch), inputs.tolerance)
             inputs.checked.note(1)
-        return {n: g[None] for n, g in inputs.gradient(losses, inputs.parameters).items()}
-
-    def _together(self, inputs: Inputs) -> Rows:
-        """The rows of a batch of several, by capture as far as it explains them."""
-        losses, rows = self._captured(inputs)
-        left = inputs.parameters.keys() - rows.keys()
-        return self._completed(inputs, losses, rows, left) if left else rows
+        gradient = inputs.gradient(losses, inputs.parameters)
+        return losses.detach(), {name: g[None] for name, g in gradient.items()}
 
     def _captured(self, inputs: Inputs) -> tuple[Tensor, Rows]:
         """Losses, and rows of all parameters that capture explains, however often it begins."""
@@ -157,7 +177,8 @@ class CaptureEngine:
         checked.batches += 1
         checked.unchecked += length
         is_due = checked.unchecked >= SAMPLES_PER_CHECK or checked.batches.bit_count() == 1
-        if is_due or length not in checked.lengths:
+        waits = len(checked.lengths) >= LENGTHS and checked.unchecked < SAMPLES_PER_LENGTH
+        if is_due or not (length in checked.lengths or waits):
             check_any_sample(self._passes, done, rows)
         return rows
 

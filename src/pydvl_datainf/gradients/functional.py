@@ -20,6 +20,7 @@ from pydvl_datainf.gradients.checks import (
     check_finite_rows,
     check_independent,
 )
+from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.supported import (
     check_mode,
     check_model,
@@ -61,6 +62,24 @@ class FunctionalEngine:
             DataInfError: whatever the objective refuses.
             OutOfMemoryError: if the device has too little memory.
         """
+        rows = self.rows_with_losses(batch)
+        del rows[LOSS]
+        return rows
+
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes gradients as `rows` does, and gives the losses of the same pass beside them.
+
+        Args:
+            batch: as there.
+
+        Returns:
+            The same, and under `LOSS` the losses, (B, 1), in the dtype of the rows.
+
+        Raises:
+            ModelError: as there.
+            DataInfError: as there.
+            OutOfMemoryError: as there.
+        """
         check_model(self.model)
         check_mode(self.model)
         selected = selected_parameters(self.model, self.blocks.shapes)
@@ -92,6 +111,7 @@ class FunctionalEngine:
         # Detached from trainable parameters outside the blocks.
         vectors = self.blocks.gather({name: v.detach().to(dtype) for name, v in rows.items()})
         check_finite_rows(vectors)
+        vectors[LOSS] = losses.detach()[:, None].to(dtype)
         return vectors
 
 

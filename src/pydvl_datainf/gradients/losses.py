@@ -10,8 +10,8 @@ from pydvl_datainf.gradients.supported import check_mode, check_model, different
 from pydvl_datainf.objectives import ImageLayout, Objective, check_losses
 from pydvl_datainf.vectors import BlockVectors
 
-LOSS = "loss"
-"""The one block of the rows of `LossEngine`."""
+LOSS = "loss."
+"""Under which losses go beside the blocks of rows, or alone: no module's name ends so."""
 
 
 class LossEngine:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from pydvl_datainf.batches import Batch, signature
 from pydvl_datainf.gradients.by_length import MASK, Tokens, lengths_of, trimmed
 from pydvl_datainf.gradients.checks import Tolerance
+from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.vectors import BlockVectors
 
 if TYPE_CHECKING:
-    from pydvl_datainf.gradients import GradientEngine
+    from pydvl_datainf.gradients import LossGradientEngine
 
 IDS = "input_ids"
 
@@ -31,7 +32,7 @@ class PaddingCheckEngine:
         model: whose gradients they are.
     """
 
-    def __init__(self, engine: "GradientEngine", model: nn.Module):
+    def __init__(self, engine: "LossGradientEngine", model: nn.Module):
         self.engine = engine
         self.model = model
         self._seen: set[Any] = set()  # kinds of batches, and on which sides the padding was
@@ -45,7 +46,13 @@ class PaddingCheckEngine:
         Returns:
             For each block the gradients as rows, shape (B, d_l).
         """
-        rows = self.engine.rows(batch)
+        rows = self.rows_with_losses(batch)
+        del rows[LOSS]
+        return rows
+
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes the same, and beside them, under `LOSS`, the losses, (B, 1)."""
+        rows = self.engine.rows_with_losses(batch)
         if isinstance(batch, Mapping) and (masks := _masks(batch, self.model)):
             left = _padding_behind([mask.flip(1) for mask in masks.values()])
             right = _padding_behind(masks.values())

@@ -23,6 +23,7 @@ from pydvl_datainf.batches import (
     batch_length,
     batch_named,
     batch_to,
+    slice_batch,
     split_batch,
 )
 from pydvl_datainf.errors import SourceError
@@ -303,11 +304,11 @@ def check_repeatable(data: Any) -> None:
 
 
 def count_samples(reader: Reader) -> int:
-    """The number of samples, at least one; the first batch is tried out: errors come early."""
+    """The number of samples, at least one; the first is tried out: errors come early."""
     count = 0
     for batch in reader.batches():
         if count == 0:
-            reader.engine.rows(batch)
+            reader.engine.rows(slice_batch(batch, 0, 1))
         count += batch_length(batch)
     return _check_some(count)
 

@@ -24,7 +24,7 @@ from pydvl_datainf.batches import (
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, SourceError
-from pydvl_datainf.fingerprint import DataChecksum, fingerprint
+from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
 from pydvl_datainf.gradients.by_length import by_length
 from pydvl_datainf.gradients.compressed import CompressedRows
@@ -162,7 +162,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         seen = DataChecksum()
         for batch in data:
             seen.add(batch_named(self.images.by_sample(batch)))
-        return seen.sums == self._fit.data and fingerprint(self.model) == self._fit.model
+        return seen.sums == self._fit.data and not self._fit.model.changes(self.model)
 
     def with_regularization(
         self, regularization: Damping, *, damping_scale: float | None = None
@@ -481,6 +481,21 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             For each block gradients as rows, shape (B, d_l).
         """
         return self._rows(self._batch(x, y))
+
+    def gradients_with_losses_by_block(
+        self, x: Inputs, y: Tensor | None = None
+    ) -> "OrderedDict[str, Tensor]":
+        """As `loss_gradients_by_block`, with the losses, which the same passes give.
+
+        Args:
+            x: inputs (B, ...), or a mapping that carries its labels.
+            y: targets (B, ...); None with a mapping.
+
+        Returns:
+            For each block gradients as rows, shape (B, d_l), and under `LOSS` the losses, (B, 1).
+        """
+        pieces = split_batch(self._batch(x, y), self.batch_size)
+        return concatenated([self._engine.rows_with_losses(piece) for piece in pieces])
 
     def test_gradients_by_block(
         self, x: Inputs, y: Tensor | None = None

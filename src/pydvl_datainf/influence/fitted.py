@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.errors import ModelError, SourceError
-from pydvl_datainf.fingerprint import differences, fingerprint
+from pydvl_datainf.fingerprint import Seen
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.sources import MemoryRows, RowSource, sum_norms
 from pydvl_datainf.gradients.supported import preserved_rng
@@ -29,7 +29,7 @@ class Fitted:
         norms: sums of the squared norms of the rows, where λ needed them.
         damping: λ of each block.
         device: of the rows.
-        model: checksums of the model's tensors.
+        model: what it contained.
         data: checksums of the data's tensors.
         has_fixed_order: whether every pass yields the samples in one order.
         methods: what takes the place of the inverse in each block, with what is known of it.
@@ -40,7 +40,7 @@ class Fitted:
     norms: SquaredNorms | None
     damping: Mapping[str, float]
     device: torch.device
-    model: Mapping[str, int]
+    model: Seen
     data: Mapping[str, int]
     has_fixed_order: bool
     methods: Mapping[str, Method]
@@ -77,10 +77,9 @@ class Fitted:
         Raises:
             ModelError: if any differs.
         """
-        now = fingerprint(model)
-        if now == self.model:
+        changed = self.model.changes(model)
+        if not changed:
             return
-        changed = differences(self.model, now)
         some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
         raise ModelError(
             f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pydvl_datainf.errors import ModelError
-from pydvl_datainf.fingerprint import DataChecksum, differences, fingerprint
+from pydvl_datainf.fingerprint import DataChecksum, Seen, differences, fingerprint
 from pydvl_datainf.gradients.compressed import read_compressed
 from pydvl_datainf.gradients.sources import Reader, RowsKept, RowSource, has_fixed_order, read_rows
 from pydvl_datainf.gradients.supported import preserved_rng
@@ -63,7 +63,7 @@ def read_fitted(
         norms,
         resolve_damping(given, norms, widths, dtype, scale),
         reader.device,
-        after,
+        Seen(after),
         data.sums,
         has_fixed_order(reader.data),
         dict.fromkeys(widths, method),

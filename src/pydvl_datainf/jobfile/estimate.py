@@ -39,12 +39,10 @@ class Rates:
 
     Args:
         units: tokens (without padding) or images whose gradients are computed in a second.
-        losses: the same, of which losses are.
         flops: floating point operations in a second, in products of the shape that the inverse has.
     """
 
     units: float
-    losses: float
     flops: float
 
 
@@ -288,15 +286,14 @@ def _time(
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
     count += again * sum(lengths) // len(lengths)
     number = runs * (train * plan.n + test * plan.m + again)
-    each = count / rates.units, sum(lengths) / rates.losses, operations(plan, model) / rates.flops
+    each = count / rates.units, operations(plan, model) / rates.flops
     count *= runs
     seconds = tuple(runs * part for part in each)
     return {
         "Gradients": f"{number:,}, of {count:,} {unit}",
         "Measured": f"{rates.units:,.0f} {unit} a second",
         "For gradients": duration(seconds[0]),
-        "For training losses": duration(seconds[1]),
-        "For the inverse and the scores": duration(seconds[2]),
+        "For the inverse and the scores": duration(seconds[1]),
         "Together": f"about {duration(sum(seconds))} in one process, divided by workers",
     }
 
@@ -304,7 +301,7 @@ def _time(
 def measured_rates(
     prepared: Prepared, plan: Plan, influence: BlockwiseInfluence, precision: str
 ) -> Rates:
-    """Times gradients and losses of a few training samples, short and long, and a product.
+    """Times gradients of a few training samples, short and long, and a product.
 
     Args:
         prepared: the job's data.
@@ -321,19 +318,16 @@ def measured_rates(
     size = min(PROBED, plan.step, len(samples))
     starts = np.linspace(0, len(samples) - size, PROBES).astype(int)
     parts = [by_length[start : start + size].tolist() for start in starts]
-    seconds, loss_seconds, units = 0.0, 0.0, 0
+    seconds, units = 0.0, 0
     for first, part in enumerate([parts[-1], *parts]):
         batch = samples.collate([samples[i] for i in part])
         start = perf_counter()
         influence.loss_gradients_by_block(batch)
-        middle = perf_counter()
-        influence.losses(batch)
         if first:  # before that, gradients were compared with plain ones
-            seconds += middle - start
-            loss_seconds += perf_counter() - middle
+            seconds += perf_counter() - start
             units += sum(lengths[i] for i in part)
     flops = _flops(plan, influence.model_device, getattr(torch, precision))
-    return Rates(units / seconds, units / loss_seconds, flops)
+    return Rates(units / seconds, flops)
 
 
 def _flops(plan: Plan, device: torch.device, dtype: torch.dtype) -> float:

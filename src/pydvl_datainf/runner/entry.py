@@ -10,6 +10,7 @@ import numpy as np
 
 from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import ModelError, PlanError, SourceError, StoreError, StoreExistsError
+from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import ENDS, arrays_of, moments_of, opened
@@ -105,7 +106,9 @@ def index_side(
 
 
 def check_names(model: Description) -> None:
-    """Refuses names of modules that no file can hold."""
+    """Refuses names of modules that no file can hold, and of blocks the one that losses have."""
+    if LOSS in model.members:
+        raise ModelError(f"A run keeps losses under '{LOSS}'. Give the block another name.")
     for name in (*model.members, *model.model):
         try:
             str(name).encode()

@@ -70,6 +70,7 @@ class Stages:
         """
         self._sound = {name: self.store.sound(name) for name in self._names()}
         if self.spec.train is not None:
+            self.store.require(TRAINING_LOSS, *self.store.layouts[TRAINING_LOSS])
             self._rows()
             self._choose_damping()
             self._energy()
@@ -135,7 +136,7 @@ class Stages:
         """Whole rows that are kept until they are projected."""
         parts, widths = tasks.sample_parts(self.spec), self.spec.parameters
         done = set(range(len(parts)))
-        for b, width in enumerate(widths.values()):
+        for b, width in enumerate([*widths.values(), 1]):  # the last is that of losses
             name, shape = tasks.sample_name(b), (parts.total, width)
             self.store.require(name, shape, (parts.size, width), self.spec.dtype, None)
             done &= self._complete(name, axis=0)
@@ -302,10 +303,9 @@ class Stages:
             self._map("norms", tasks.write_rows, missing)
 
     def _training_losses(self) -> None:
-        """A forward pass of its own, so that a run that lacks them takes no gradients again."""
+        """Those that did not come with gradients, in forward passes: no gradient is taken again."""
         if self.spec.train is None:
             return
-        self.store.require(TRAINING_LOSS, *self.store.layouts[TRAINING_LOSS])
         done = {c[0] for c in self.store.sound(TRAINING_LOSS)}
         missing = [j for j in range(len(self.spec.plan.train)) if j not in done]
         self._map("training losses", tasks.write_losses, missing)

@@ -9,6 +9,7 @@ import torch
 
 from pydvl_datainf.batches import Batch, batch_length
 from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
+from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.inverse.agreement import agreement, influences_of_both
 from pydvl_datainf.inverse.compression import Compression, leading_directions
 from pydvl_datainf.results.arrays import BASES, WORK
@@ -24,7 +25,7 @@ SAMPLE = f"{WORK}/{BASES}"
 
 
 def sample_name(block: int) -> str:
-    """The array of the whole rows of a block that are kept until they are projected."""
+    """The array of whole rows of a block kept until they are projected; behind them, of losses."""
     return f"{SAMPLE}/{block}"
 
 
@@ -94,7 +95,7 @@ def whole_rows(tile: int, context: Context, inputs: Inputs) -> Iterator[tuple[sl
         inputs: the model and the data.
 
     Yields:
-        From which sample of the tile to which, and their rows.
+        From which sample of the tile to which, their rows, and under `LOSS` their losses.
     """
     spec, wanted = context.spec, context.spec.plan.train[tile]
     assert inputs.train is not None  # rows of a query are stored
@@ -106,7 +107,7 @@ def whole_rows(tile: int, context: Context, inputs: Inputs) -> Iterator[tuple[sl
         device = device_of(inputs)
         return OrderedDict(
             (block, torch.tensor(context.store.read(sample_name(b), place), device=device))
-            for b, block in enumerate(spec.widths)
+            for b, block in enumerate([*spec.widths, LOSS])
         )
 
     def rows_of(batch: Batch) -> BlockVectors:
@@ -144,7 +145,7 @@ def _rows_in_batch(chosen: Positions, context: Context, inputs: Inputs) -> Itera
 
 def _new(context: Context, inputs: Inputs, batch: Batch) -> BlockVectors:
     x, y = (batch, None) if isinstance(batch, Mapping) else batch
-    rows = inputs.influence.loss_gradients_by_block(x, y)
+    rows = inputs.influence.gradients_with_losses_by_block(x, y)
     context.gradients += batch_length(batch)
     return rows
 

@@ -83,7 +83,8 @@ class Context:
             rows: which of those of training samples.
 
         Yields:
-            From which sample to which (counted within those that are wanted), and their rows.
+            From which sample to which (counted within those that are wanted), and their rows; with
+            the losses, under `LOSS`, beside the gradients of training samples.
 
         Raises:
             ModelError: if a gradient is not finite; names the sample.
@@ -95,7 +96,7 @@ class Context:
                 return self.projected(inputs, inputs.influence.test_gradients_by_block(x, y))
             if rows != SCORED:
                 return inputs.influence.curvature_rows_by_block(x, y)
-            return inputs.influence.loss_gradients_by_block(x, y)
+            return inputs.influence.gradients_with_losses_by_block(x, y)
 
         for place, made in self.each(inputs, data, index, wanted, rows_of):
             self.gradients += rows.each * (place.stop - place.start)

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.inverse.compression import remainders
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.results.half_precision import encode
+from pydvl_datainf.results.record import TRAINING_LOSS
 from pydvl_datainf.results.row_sets import SCORED, RowSet
 from pydvl_datainf.runner.tasks.bases import whole_rows
 from pydvl_datainf.runner.tasks.context import Context, split
@@ -44,14 +46,14 @@ def new_rows(
     encoder: "_Encoder | None" = None,
     call: Callable[..., None] = lambda function, *arguments: function(*arguments),
 ) -> Iterator[tuple[slice, BlockVectors]]:
-    """Computes the rows of a tile, and at its end stores their norms and, if wanted, them.
+    """Computes the rows of a tile; at its end stores norms and losses and, if wanted, the rows.
 
     Args:
         tile: which.
         context: of the run.
         inputs: the model and the data.
         of: which rows.
-        encoder: stores them; None = one that leaves the norms that are there.
+        encoder: stores them; None = one that leaves norms and losses that are there.
         call: calls a function with arguments, now or soon.
 
     Yields:
@@ -66,7 +68,8 @@ def new_rows(
     if spec.compression is not None:
         computed = whole_rows(tile, context, inputs)
     for place, rows in computed:
-        call(encoder.add, place, rows, context.projected(inputs, rows))
+        losses = rows.pop(LOSS, None)
+        call(encoder.add, place, rows, context.projected(inputs, rows), losses)
         if spec.plan.rows == "memory":
             kept.append(rows)
         yield place, rows
@@ -76,19 +79,20 @@ def new_rows(
 
 
 class _Encoder:
-    """Norms of the rows of a tile, and the rows in half precision where they are stored.
+    """Norms and losses of a tile, and its rows in half precision where they are stored.
 
     Tile after tile in the same memory: new pages cost as much as what is written there.
 
     Args:
         context: of the run.
         of: which rows.
-        norms_too: store norms even where some are, which may be damaged.
+        norms_too: store norms and losses even where some are, which may be damaged.
     """
 
     def __init__(self, context: Context, of: RowSet, *, norms_too: bool = False):
         self.context, self.of, self.norms_too = context, of, norms_too
         self.norms: list[Tensor] = []
+        self.losses: list[Tensor] = []
         self.scales: list[Tensor] = []
         self.outside: list[Tensor] = []
         self.halves: list[Tensor] = []
@@ -97,8 +101,12 @@ class _Encoder:
             shapes = ((of.each * plan.train_tile, width) for _, width in plan.pieces)
             self.halves = [torch.empty(shape, dtype=torch.float16) for shape in shapes]
 
-    def add(self, place: slice, whole: BlockVectors, rows: BlockVectors) -> None:
+    def add(
+        self, place: slice, whole: BlockVectors, rows: BlockVectors, losses: Tensor | None
+    ) -> None:
         """The rows of some samples of the tile, as they are stored, after those before them."""
+        if losses is not None:
+            self.losses.append(losses[:, 0].cpu())
         norms = {block: squared_norms(v) for block, v in whole.items()}
         self.norms.append(_columns(norms))
         if rows is not whole:
@@ -120,7 +128,11 @@ class _Encoder:
         store, of = self.context.store, self.of
         wanted = of.of(self.context.spec.plan.train[tile])
         norms, scales, outside = torch.cat(self.norms).numpy(), self.scales, self.outside
-        self.norms, self.scales, self.outside = [], [], []
+        losses = self.losses
+        self.norms, self.scales, self.outside, self.losses = [], [], [], []
+        # Losses first: where the rest is, they are, and are not computed by themselves.
+        if losses and (self.norms_too or not store.has(TRAINING_LOSS, (tile,))):
+            store.write(TRAINING_LOSS, wanted, torch.cat(losses).numpy())
         if self.norms_too or not store.has(of.norms, (tile, 0)):
             store.write(of.norms, wanted, norms)
         if not self.halves:

@@ -1,4 +1,4 @@
-"""The losses of training samples into the store."""
+"""The losses of training samples into the store, where they did not come with the gradients."""
 
 import torch
 
