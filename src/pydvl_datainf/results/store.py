@@ -21,6 +21,7 @@ from zarr.errors import GroupNotFoundError
 from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import WORK, Array, Layout
 from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
+from pydvl_datainf.results.plain import write_chunk
 from pydvl_datainf.results.stored import FORMAT, FORMAT_VERSION, Stored
 
 _PARTIAL = re.compile(r"zarr\.[0-9a-f]{32}\.partial")
@@ -300,6 +301,23 @@ class Store(Stored):
             raise ValueError(f"'{name}' takes {shape} at {where}, got {np.shape(values)}.")
         with self._writing():
             self.array(name)[where] = values
+
+    def write_rows(self, name: str, rows: slice, values: Array) -> None:
+        """Writes the rows of a chunk, as `write` does, and at once where they lie so in files.
+
+        Args:
+            name: of the array.
+            rows: from which to which.
+            values: of these rows.
+
+        Raises:
+            ValueError: as `write` does.
+        """
+        if self._is_plain(name):
+            with self._writing():
+                if write_chunk(self._folder(name), self.array(name), rows, values):
+                    return
+        self.write(name, rows, values)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.arrays import WORK, Array, Layout, is_compressed
 from pydvl_datainf.results.chunks import FREE, NAMED, Chunk, guarded, lacking
 from pydvl_datainf.results.places import as_location
+from pydvl_datainf.results.plain import is_plain, read_rows
 
 FORMAT = "pydvl-datainf influences"
 FORMAT_VERSION = 2
@@ -260,6 +261,35 @@ class Stored:
             return self._read(name, where)
         finally:  # afterwards, since a run can be replaced while it is read
             self.check_same_run()
+
+    def read_into(self, memory: Array, name: str, rows: slice) -> Array:
+        """Reads rows of an array, into memory that is there if they lie in files as in memory.
+
+        Args:
+            memory: for that many rows.
+            name: of the array.
+            rows: from which to which.
+
+        Returns:
+            The values: `memory`, or an array of its own.
+
+        Raises:
+            StoreError: as `read` does.
+        """
+        if not self._is_plain(name) or not read_rows(
+            self._folder(name), self.array(name), rows, memory
+        ):
+            return self.read(name, rows)  # which tells what is wrong, if anything is
+        self.check_same_run()
+        return memory
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether an array is in files here, as its numbers are in memory."""
+        return type(self._files) is LocalStore and is_plain(self.array(name))
+
+    def _folder(self, name: str) -> Path:
+        assert self.path is not None  # for arrays in files
+        return self.path / name
 
     def _read(self, name: str, where: Any) -> Array:
         array, touched = self.array(name), self._touched(name, where)
