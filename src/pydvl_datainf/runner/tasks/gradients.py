@@ -78,7 +78,7 @@ def new_rows(
 class _Encoder:
     """Norms of the rows of a tile, and the rows in half precision where they are stored.
 
-    Tile after tile in the same memory: new pages cost as much as what is written there.
+    Tile after tile in the same memory.
 
     Args:
         context: of the run.
@@ -95,7 +95,9 @@ class _Encoder:
         plan = context.spec.plan
         if plan.rows == "zarr":
             shapes = ((of.each * plan.train_tile, width) for _, width in plan.pieces)
-            self.halves = [torch.empty(shape, dtype=torch.float16) for shape in shapes]
+            self.halves = [
+                context.memory(f"tile {p}", shape, torch.float16) for p, shape in enumerate(shapes)
+            ]
 
     def add(self, place: slice, whole: BlockVectors, rows: BlockVectors) -> None:
         """The rows of some samples of the tile, as they are stored, after those before them."""
@@ -129,7 +131,7 @@ class _Encoder:
             store.write("outside_norms", wanted, torch.cat(outside).numpy())
         store.write(of.scales, wanted, torch.cat(scales).numpy())
         for p, halves in enumerate(self.halves):  # rows last: where they are, their scales are
-            store.write(of.name(p), wanted, halves[: len(norms)].numpy())
+            store.write_rows(of.name(p), wanted, halves[: len(norms)].numpy())
 
 
 @contextmanager
