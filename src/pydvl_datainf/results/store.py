@@ -299,25 +299,13 @@ class Store(Stored):
         shape = tuple(size for at, size, _ in chosen if isinstance(at, slice))
         if np.shape(values) != shape:
             raise ValueError(f"'{name}' takes {shape} at {where}, got {np.shape(values)}.")
+        chunk = self._only_chunk(name, chosen)
         with self._writing():
-            self.array(name)[where] = values
-
-    def write_rows(self, name: str, rows: slice, values: Array) -> None:
-        """Writes the rows of a chunk, as `write` does, and at once where they lie so in files.
-
-        Args:
-            name: of the array.
-            rows: from which to which.
-            values: of these rows.
-
-        Raises:
-            ValueError: as `write` does.
-        """
-        if self._is_plain(name):
-            with self._writing():
-                if write_chunk(self._folder(name), self.array(name), rows, values):
-                    return
-        self.write(name, rows, values)
+            if chunk is None:
+                self.array(name)[where] = values
+            else:
+                inner = np.reshape(values, [size for _, size, _ in chosen])
+                write_chunk(self._folder(name), self.array(name), chunk, inner)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ class _Encoder:
             store.write("outside_norms", wanted, torch.cat(outside).numpy())
         store.write(of.scales, wanted, torch.cat(scales).numpy())
         for p, halves in enumerate(self.halves):  # rows last: where they are, their scales are
-            store.write_rows(of.name(p), wanted, halves[: len(norms)].numpy())
+            store.write(of.name(p), wanted, halves[: len(norms)].numpy())
 
 
 @contextmanager
