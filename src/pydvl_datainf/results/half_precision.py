@@ -31,8 +31,11 @@ def encode(
     # Not less than what the dtype of the rows tells from zero.
     divisors = torch.where(rms > 0, rms, 1.0).clamp_min(torch.finfo(rows.dtype).tiny)
     quotients = rows / divisors.to(rows.dtype)[:, None]
-    halves = quotients.half()
-    out.copy_(halves)
+    # Rounded where they are: what goes to another device takes half as long, and none comes back.
+    halves = out if out.device == rows.device else torch.empty_like(quotients, dtype=out.dtype)
+    halves.copy_(quotients)
+    if halves is not out:
+        out.copy_(halves)
     lengths = squared_norms(quotients.copy_(halves)).sqrt()  # faster than from half precision
     scales = torch.where(rms > 0, norms / torch.where(lengths > 0, lengths, 1.0), 0.0)
     return scales.to(rows.dtype)

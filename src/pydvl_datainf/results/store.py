@@ -21,6 +21,7 @@ from zarr.errors import GroupNotFoundError
 from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import WORK, Array, Layout
 from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
+from pydvl_datainf.results.plain import write_chunk
 from pydvl_datainf.results.stored import FORMAT, FORMAT_VERSION, Stored
 
 _PARTIAL = re.compile(r"zarr\.[0-9a-f]{32}\.partial")
@@ -298,8 +299,13 @@ class Store(Stored):
         shape = tuple(size for at, size, _ in chosen if isinstance(at, slice))
         if np.shape(values) != shape:
             raise ValueError(f"'{name}' takes {shape} at {where}, got {np.shape(values)}.")
+        chunk = self._only_chunk(name, chosen)
         with self._writing():
-            self.array(name)[where] = values
+            if chunk is None:
+                self.array(name)[where] = values
+            else:
+                inner = np.reshape(values, [size for _, size, _ in chosen])
+                write_chunk(self._folder(name), self.array(name), chunk, inner)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.arrays import WORK, Array, Layout, is_compressed
 from pydvl_datainf.results.chunks import FREE, NAMED, Chunk, guarded, lacking
 from pydvl_datainf.results.places import as_location
+from pydvl_datainf.results.plain import is_plain, only_chunk, read_chunk, read_rows
 
 FORMAT = "pydvl-datainf influences"
 FORMAT_VERSION = 2
@@ -261,8 +262,48 @@ class Stored:
         finally:  # afterwards, since a run can be replaced while it is read
             self.check_same_run()
 
+    def read_into(self, memory: Array, name: str, rows: slice) -> Array:
+        """Reads rows of an array, into memory that is there if they lie in files as in memory.
+
+        Args:
+            memory: for that many rows.
+            name: of the array.
+            rows: from which to which.
+
+        Returns:
+            The values: `memory`, or an array of its own.
+
+        Raises:
+            StoreError: as `read` does.
+        """
+        if not self._is_plain(name) or not read_rows(
+            self._folder(name), self.array(name), rows, memory
+        ):
+            return self.read(name, rows)  # which tells what is wrong, if anything is
+        self.check_same_run()
+        return memory
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether an array is in files here, as its numbers are in memory."""
+        return type(self._files) is LocalStore and is_plain(self.array(name))
+
+    def _only_chunk(self, name: str, chosen: Sequence[tuple[Any, int, range]]) -> Chunk | None:
+        """The plain chunk that a selection is, if it is one."""
+        _, sizes, chunks = zip(*chosen, strict=True) if chosen else ((), (), ())
+        return only_chunk(self.array(name), sizes, chunks) if self._is_plain(name) else None
+
+    def _folder(self, name: str) -> Path:
+        assert self.path is not None  # for arrays in files
+        return self.path / name
+
     def _read(self, name: str, where: Any) -> Array:
-        array, touched = self.array(name), self._touched(name, where)
+        array, chosen = self.array(name), self._chosen(name, where)
+        chunk = self._only_chunk(name, chosen)
+        whole = None if chunk is None else read_chunk(self._folder(name), array, chunk)
+        if whole is not None:
+            inner = (slice(size) if isinstance(at, slice) else 0 for at, size, _ in chosen)
+            return np.asarray(whole[tuple(inner)])
+        touched = [chunks for _, _, chunks in chosen]
         self._check_count(name, touched)
         try:
             values = np.asarray(array[where])
@@ -292,10 +333,6 @@ class Stored:
         first, count = lacking(touched, self.present(name))
         if count:
             raise self._damaged(_keys_of(name, first), count)
-
-    def _touched(self, name: str, where: Any) -> list[range]:
-        """The chunks, along each axis, that numbers, slices and perhaps an ellipsis read from."""
-        return [chunks for _, _, chunks in self._chosen(name, where)]
 
     def _chosen(self, name: str, where: Any) -> list[tuple[Any, int, range]]:
         """Along each axis the number or slice, how much of it that is, and in which chunks."""

@@ -374,9 +374,12 @@ def _needs(
     widest, chunk = max(width for _, width in pieces), _chunk(asked, train_tile, held)
     whole = 2 * asked.rows * widest
     chunk_bytes = 2 * asked.each * train_tile * widest
-    # Once, while some chunks are on their way; or tile by tile, of which one is being read.
-    read = whole + CHUNKS_IN_TRANSIT * chunk_bytes if whole <= held else 2 * chunk_bytes
-    read = min(read, 2 * whole)
+    # Once, while some chunks are on their way; or tile by tile, of which one is being read, beside
+    # the memory of other pieces.
+    sizes = (2 * asked.rows * width for _, width in pieces)
+    at_once = max((size for size in sizes if size <= held), default=0)
+    transit = (CHUNKS_IN_TRANSIT if whole <= held else 2) * chunk_bytes
+    read = min(at_once + transit, 2 * whole)
     in_float64 = [8 * asked.rows * width for width in asked.widths]
     decoded = max((size for size in in_float64 if size <= held // DECODED_SHARE), default=0)
     fixed = read + decoded + 3 * chunk * d * p + solver

@@ -110,6 +110,7 @@ def perform(item: tuple[Any, Any], context: Context, inputs: Inputs) -> int:
         How many gradients it computed.
     """
     task, wanted = item
+    context.begin(task)
     before = context.gradients
     task(wanted, context, inputs)
     return context.gradients - before

@@ -99,8 +99,10 @@ def _write(scores: Tensor, block: str | None, wanted: PieceWork, context: Contex
             b = list(spec.widths).index(block)
             write_tiles(context, plan.tiles_of(q), j, values[:, None, tile], slice(b, b + 1))
         elif spec.adds_parts:
-            part = values[:, tile].numpy()
-            context.store.write(parts_name(wanted.piece), (plan.group(q), tile), part)
+            name, first = parts_name(wanted.piece), plan.group(q).start
+            for i in plan.tiles_of(q):
+                own = slice(plan.test[i].start - first, plan.test[i].stop - first)
+                context.store.write(name, (plan.test[i], tile), values[own, tile].numpy())
         else:
             write_tiles(context, plan.tiles_of(q), j, values[:, tile])
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -41,6 +42,8 @@ class Context:
     gradients: int = 0
     kept: dict[tuple[RowSet, int], list[BlockVectors]] = field(default_factory=dict)
     held: tuple[Any, Any] | None = None
+    _task: Any = None
+    _memory: dict[str, Tensor] = field(default_factory=dict)
     _batch: tuple[int, int, Batch] | None = None
     _is_checked: bool = False
     _bases: "BlockVectors | None" = None
@@ -180,12 +183,43 @@ class Context:
         known = f" (id {ids[position]!r})" if ids is not None else ""
         return ModelError(f"Position {position} of the {side} data{known}: {error}")
 
-    def read_rows(self, name: str, where: Any) -> Array:
+    def memory(
+        self,
+        what: str,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """The same memory in each of the tasks of a kind: new pages cost more than what goes there.
+
+        Args:
+            what: it is for.
+            shape: of a matrix.
+            dtype: of it.
+            device: where it is; None = where programs run.
+
+        Returns:
+            The matrix, with whatever was there.
+        """
+        size = prod(shape)
+        if what not in self._memory or len(self._memory[what]) < size:
+            self._memory.pop(what, None)  # first: both would be there at once
+            self._memory[what] = torch.empty(size, dtype=dtype, device=device or "cpu")
+        return self._memory[what][:size].view(shape)
+
+    def begin(self, task: Any) -> None:
+        """Gives back the memory of tasks of another kind."""
+        if task is not self._task:
+            self._memory.clear()
+        self._task = task
+
+    def read_rows(self, name: str, where: Any, memory: Array | None = None) -> Array:
         """Reads from the store of the training rows, which may be another run's.
 
         Args:
             name: of the array.
             where: which part.
+            memory: where to, if it is rows that lie in files as in memory.
 
         Returns:
             The values.
@@ -193,7 +227,8 @@ class Context:
         Raises:
             StoreError: if that run was replaced meanwhile.
         """
-        values, store, meant = self.rows_store.read(name, where), self.rows_store, self.spec.rows_of
+        store, meant = self.rows_store, self.spec.rows_of
+        values = store.read(name, where) if memory is None else store.read_into(memory, name, where)
         # Afterwards: the other run may be replaced at any time.
         if meant is not None and meant != store.attributes["fingerprint"]:
             raise StoreError(

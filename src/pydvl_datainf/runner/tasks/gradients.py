@@ -81,7 +81,7 @@ def new_rows(
 class _Encoder:
     """Norms and losses of a tile, and its rows in half precision where they are stored.
 
-    Tile after tile in the same memory: new pages cost as much as what is written there.
+    Tile after tile in the same memory.
 
     Args:
         context: of the run.
@@ -99,7 +99,9 @@ class _Encoder:
         plan = context.spec.plan
         if plan.rows == "zarr":
             shapes = ((of.each * plan.train_tile, width) for _, width in plan.pieces)
-            self.halves = [torch.empty(shape, dtype=torch.float16) for shape in shapes]
+            self.halves = [
+                context.memory(f"tile {p}", shape, torch.float16) for p, shape in enumerate(shapes)
+            ]
 
     def add(
         self, place: slice, whole: BlockVectors, rows: BlockVectors, losses: Tensor | None

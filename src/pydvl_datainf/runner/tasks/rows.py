@@ -41,10 +41,10 @@ class PieceRows:
         spec, plan = context.spec, context.spec.plan
         self._n = rows.each * plan.n
         self._held: Stored | None = None
-        self._decoded: Tensor | None = None
         self._outside: Tensor | None = None
         if plan.rows == "zarr" and 2 * spec.n_rows * plan.pieces[p][1] <= plan.held:
-            self._held = read_stored(context, p, slice(0, plan.n), rows)
+            memory = context.memory(rows.folder, (self._n, plan.pieces[p][1]), torch.float16)
+            self._held = read_stored(context, p, slice(0, plan.n), rows, memory)
 
     def of_block(self, block: str) -> Chunks:
         """The rows of a block, in pieces; decoded once where there is room for all of them.
@@ -59,8 +59,9 @@ class PieceRows:
         width = self.context.spec.widths[block]
         if not self._is_decoded_once(width):
             return partial(self._chunks, block)
-        n = self._n
-        chunks = list(self._chunks(block, self._memory()[: n * width].view(n, width)))
+        what, dtype = f"{self.rows.folder} decoded", getattr(torch, self.context.spec.precision)
+        shape, device = (self._n, width), device_of(self.inputs)
+        chunks = list(self._chunks(block, self.context.memory(what, shape, dtype, device)))
         return lambda: chunks
 
     def weighed(self, block: str, method: Method, chunks: Chunks) -> Chunks:
@@ -98,18 +99,6 @@ class PieceRows:
     def _is_decoded_once(self, width: int) -> bool:
         spec, plan = self.context.spec, self.context.spec.plan
         return plan.rows == "zarr" and 8 * spec.n_rows * width <= plan.held // DECODED_SHARE
-
-    def _memory(self) -> Tensor:
-        """Where each block's rows are decoded in turn: new pages cost more than what goes there."""
-        if self._decoded is None:
-            spec = self.context.spec
-            widths = (spec.widths[block] for block in spec.piece(self.p))
-            widest = max(width for width in widths if self._is_decoded_once(width))
-            dtype = getattr(torch, spec.precision)
-            self._decoded = torch.empty(
-                self._n * widest, dtype=dtype, device=device_of(self.inputs)
-            )
-        return self._decoded
 
     def _chunks(self, block: str, into: Tensor | None = None) -> Iterator[Tensor]:
         context, tiles = self.context, self.context.spec.plan.train
@@ -171,10 +160,27 @@ def kept_rows(
         done += length
 
 
-def read_stored(context: Context, p: int, samples: slice, of: RowSet = SCORED) -> Stored:
-    """The rows of some training samples in a piece of blocks, as they are in the store."""
-    halves = context.read_rows(of.name(p), of.of(samples))
-    scales = context.read_rows(of.scales, of.of(samples))[:, context.spec.blocks(p)]
+def read_stored(
+    context: Context, p: int, samples: slice, of: RowSet = SCORED, memory: Tensor | None = None
+) -> Stored:
+    """The rows of some training samples in a piece of blocks, as they are in the store.
+
+    Args:
+        context: of the run.
+        p: the piece.
+        samples: from which to which.
+        of: which rows.
+        memory: for them; None = new.
+
+    Returns:
+        Rows in half precision, if possible in that memory, and their scales.
+    """
+    rows = of.of(samples)
+    if memory is None:
+        width = context.spec.plan.pieces[p][1]
+        memory = torch.empty(rows.stop - rows.start, width, dtype=torch.float16)
+    halves = context.read_rows(of.name(p), rows, memory.numpy())
+    scales = context.read_rows(of.scales, rows)[:, context.spec.blocks(p)]
     return torch.from_numpy(halves), torch.from_numpy(scales).clone()
 
 
