@@ -8,9 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pydvl_datainf.quantised import statistics_of
+
 
 def fingerprint(model: nn.Module) -> dict[str, int]:
-    """Computes a CRC-32 of the bytes of every parameter and buffer.
+    """Computes a CRC-32 of the bytes of every parameter and buffer, and of scales beside them.
 
     It looks at the content, since version counters miss what is written through `.data` or a shared
     array. It reads the whole model: about a quarter of a second for each gigabyte in main memory.
@@ -19,9 +21,9 @@ def fingerprint(model: nn.Module) -> dict[str, int]:
         model: on any device.
 
     Returns:
-        For each name of a parameter or buffer its checksum.
+        For each name of a parameter or buffer, or of what quantised weights go with, its checksum.
     """
-    tensors = chain(model.named_parameters(), model.named_buffers())
+    tensors = chain(model.named_parameters(), model.named_buffers(), statistics_of(model))
     return {name: zlib.crc32(as_bytes(tensor)) for name, tensor in tensors}
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.adapters import check_adapters
+from pydvl_datainf.quantised import check_unpacked, unpacked
 
 SMALLER = "To need less memory, lower batch_size, or for texts max_tokens."
 """What helps where a device has too little memory for the gradients of a batch."""
@@ -25,9 +26,10 @@ def check_model(model: nn.Module) -> None:
 
     Raises:
         ModelError: if it is compiled, scripted, sharded, offloaded, or wrapped for several devices,
-            or if its adapters are disabled.
+            if its weights are packed for inference, or if its adapters are disabled.
     """
     check_adapters(model)
+    check_unpacked(model)
     for name, module in model.named_modules():
         kind, where = type(module).__name__, f" ('{name}')" if name else ""
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
@@ -164,6 +166,7 @@ def differentiating(model: nn.Module) -> Iterator[None]:
         with (
             nullcontext() if card is None else _recurrence_without_cudnn(model, card),
             preserved_rng(*devices),
+            unpacked(model),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
