@@ -54,19 +54,15 @@ def check_unpacked(model: nn.Module) -> None:
             )
 
 
-def forbid_packing(model: nn.Module) -> list[nn.Module]:
+def forbid_packing(model: nn.Module) -> None:
     """Keeps bitsandbytes from packing weights on a CPU, from now on.
 
     Args:
         model: is changed.
-
-    Returns:
-        The layers in which it was allowed.
     """
-    layers = [module for module in model.modules() if vars(module).get(_PACKS)]
-    for layer in layers:
-        setattr(layer, _PACKS, False)
-    return layers
+    for module in model.modules():
+        if hasattr(module, _PACKS):
+            setattr(module, _PACKS, False)
 
 
 @contextmanager
@@ -79,7 +75,9 @@ def unpacked(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    layers = forbid_packing(model)
+    layers = [module for module in model.modules() if vars(module).get(_PACKS)]
+    for layer in layers:
+        setattr(layer, _PACKS, False)
     try:
         yield
     finally:
