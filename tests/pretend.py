@@ -97,14 +97,21 @@ class _Moved(torch.autograd.Function):
     """The same numbers elsewhere; gradients go the way back."""
 
     @staticmethod
-    def forward(context, tensor, device):
-        context.device = tensor.device
+    def forward(tensor, device):
         inner = _inner(tensor).clone()
         return inner if device.type == "cpu" else OnCard(inner, device.index or 0)
 
     @staticmethod
+    def setup_context(context, inputs, output):
+        context.device = _device(inputs[0])
+
+    @staticmethod
     def backward(context, grad):
         return _Moved.apply(grad, context.device), None
+
+    @staticmethod
+    def vmap(info, dims, tensor, device):
+        return _Moved.apply(tensor, device), dims[0]
 
 
 class Cards(TorchFunctionMode):
@@ -129,9 +136,16 @@ def _to(tensor, *args, **kwargs):
     device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
     if args and isinstance(args[0], torch.Tensor):
         device, dtype = args[0].device, args[0].dtype
-    if device is not None and _place(device) != _place(tensor.device):
+    if device is not None and _place(device) != _place(_device(tensor)):
         tensor = _Moved.apply(tensor, device)
     return tensor if dtype is None else torch._C.TensorBase.to(tensor, dtype)
+
+
+def _device(tensor):
+    """Also of what vmap and grad wrap."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.device
 
 
 def _place(device):

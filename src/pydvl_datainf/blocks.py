@@ -100,10 +100,23 @@ class Blocks:
         """D, the width of the flat vector."""
         return sum(prod(shape) for shape in self.shapes.values())
 
-    def gather(self, rows: Mapping[str, Tensor]) -> BlockVectors:
-        """Per-parameter vectors (B, *shape), joined to per-block vectors (B, d_l)."""
+    def gather(
+        self, rows: Mapping[str, Tensor], device: torch.device | None = None
+    ) -> BlockVectors:
+        """Per-parameter vectors (B, *shape), joined to per-block vectors (B, d_l).
+
+        Args:
+            rows: for each parameter its vectors.
+            device: where they are brought; None = they are on one.
+
+        Returns:
+            For each block its vectors.
+        """
+        flat = {name: rows[name].unsqueeze(-1).flatten(1) for name in self.shapes}
+        if device is not None:
+            flat = {name: vectors.to(device) for name, vectors in flat.items()}
         return OrderedDict(
-            (block, _joined([rows[name].unsqueeze(-1).flatten(1) for name in names]))
+            (block, _joined([flat[name] for name in names]))
             for block, names in self.members.items()
         )
 

@@ -1,7 +1,7 @@
 """What a model or data contains, as checksums: to notice that it changed, however."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeAlias, cast
@@ -9,11 +9,13 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from pydvl_datainf.quantised import statistics_of
+
 Mark: TypeAlias = tuple[int, int, int]
 
 
 def fingerprint(model: nn.Module) -> dict[str, int]:
-    """Computes a CRC-32 of the bytes of every parameter and buffer.
+    """Computes a CRC-32 of the bytes of every parameter and buffer, and of scales beside them.
 
     It looks at the content, since version counters miss what is written through `.data` or a shared
     array. It reads the whole model: about a quarter of a second for each gigabyte in main memory.
@@ -22,10 +24,13 @@ def fingerprint(model: nn.Module) -> dict[str, int]:
         model: on any device.
 
     Returns:
-        For each name of a parameter or buffer its checksum.
+        For each name of a parameter or buffer, or of what quantised weights go with, its checksum.
     """
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    return {name: zlib.crc32(as_bytes(tensor)) for name, tensor in tensors}
+    return {name: zlib.crc32(as_bytes(tensor)) for name, tensor in _tensors_of(model)}
+
+
+def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(model.named_parameters(), model.named_buffers(), statistics_of(model))
 
 
 def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
@@ -66,7 +71,7 @@ class Seen:
             Names of tensors that differ, came or went.
         """
         now: dict[str, int] = {}
-        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        for name, tensor in _tensors_of(model):
             is_large = not tensor.requires_grad and tensor.numel() * tensor.element_size() > WHOLE
             mark = _mark(tensor) if is_large else None
             is_same = mark is not None and self._marks.get(name) == mark

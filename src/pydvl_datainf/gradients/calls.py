@@ -64,8 +64,9 @@ class Call:
             if rules is None:
                 return self._mapped_rows(g, dtype)
             (x,) = (*self.args, *self.kwargs.values())  # other calls are not recorded
+            # What moves a layer's input to its device does so behind this hook.
+            x, g = x.to(g.device), g.to(dtype)
             x = x.to(dtype) if x.is_floating_point() else x
-            g = g.to(dtype)
             if self.each > 1:
                 x, g = self._by_sample(x), self._by_sample(g)
             return {name: rules[local](module, x, g) for local, name in owned.items()}
@@ -77,7 +78,10 @@ class Call:
     def _mapped_rows(self, g: Tensor, dtype: torch.dtype) -> Rows:
         """The rows of a layer without rules, whose call is mapped over the samples."""
         owned = self.layer.owned
-        args, kwargs = pytree.tree_map(self._by_sample, (self.args, dict(self.kwargs)))
+        given = pytree.tree_map_only(
+            Tensor, lambda t: t.to(g.device), (self.args, dict(self.kwargs))
+        )
+        args, kwargs = pytree.tree_map(self._by_sample, given)
         with torch.no_grad():  # by the parameters of modules inside
             g = self._by_sample(g)
             new = module_rows(self.layer.module, args, kwargs, g, owned, self.place)

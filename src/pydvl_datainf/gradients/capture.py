@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, batch_length, signature
 from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
 from pydvl_datainf.gradients.checks import Tolerance, check_finite_rows, check_steady
@@ -112,8 +113,8 @@ class CaptureEngine:
         check_mode(self.model)
         parameters = selected_parameters(self.model, self.blocks.shapes)
         length, dtype = batch_length(batch), rows_dtype(parameters.values())
-        device = next(iter(parameters.values())).device
-        with differentiating(self.model, device):
+        device = devices_of(self.model)[0]
+        with differentiating(self.model):
             tolerance = Tolerance.of(self.model, device)
             kind = (signature(batch), length == 1, tolerance, self.model.training)
             checked = self._kinds.get(kind, Checked())
@@ -122,7 +123,7 @@ class CaptureEngine:
             if left := parameters.keys() - rows.keys():
                 rows = self._completed(inputs, losses, rows, left)
             self._kinds[kind] = checked
-        vectors = self.blocks.gather(rows)
+        vectors = self.blocks.gather(rows, device)
         check_finite_rows(vectors)
         vectors[LOSS] = losses[:, None].to(dtype)
         return vectors

@@ -25,10 +25,10 @@ class Tolerance:
     def of(cls, model: nn.Module, device: torch.device) -> "Tolerance":
         """That of the coarsest arithmetic in the model."""
         dtypes = {p.dtype for p in model.parameters()}
-        if torch.is_autocast_enabled(device.type):
-            dtypes.add(torch.get_autocast_dtype(device.type))
+        kinds = {device.type, *(p.device.type for p in model.parameters())}
+        dtypes |= {torch.get_autocast_dtype(k) for k in kinds if torch.is_autocast_enabled(k)}
         found = [_TOLERANCES[d] for d in dtypes & _TOLERANCES.keys()]
-        if torch.float32 in dtypes and device.type == "cuda" and _rounds_to_tf32():
+        if torch.float32 in dtypes and "cuda" in kinds and _rounds_to_tf32():
             found.append(_TF32)
         return max(found, key=lambda t: t.loss)
 

@@ -39,7 +39,7 @@ def compared(passes: Passes, inputs: Inputs) -> tuple[Tensor, Rows]:
     called = {name for use in done.uses for name in use.names}
     give_up(truth.keys() - called - passes.places.unexplained, OUTSIDE)
     rows = passes.rows(done)
-    sums = {name: torch.einsum("b,b...->...", weights, r) for name, r in rows.items()}
+    sums = {name: torch.einsum("b,b...->...", weights.to(r.device), r) for name, r in rows.items()}
     give_up(inputs.tolerance.unequal(sums, truth), _NOT_THE_SUM)
     for i in (0, inputs.length - 1):
         give_up(_unlike_alone(passes, done, rows, i), _NOT_ALONE)

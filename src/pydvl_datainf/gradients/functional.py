@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pydvl_datainf.batches import Batch, copy_batch, signature
 from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.gradients.checks import (
     Tolerance,
@@ -92,9 +93,9 @@ class FunctionalEngine:
             losses: Tensor = functional_call(module, named, (one,))
             return losses[0]
 
-        device = next(iter(parameters.values())).device
+        device = devices_of(self.model)[0]
         try:
-            with differentiating(self.model, device):
+            with differentiating(self.model):
                 rows, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(parameters, batch)
                 check_finite_losses(losses, batch)
                 if signature(batch) not in self._checked:
@@ -109,7 +110,8 @@ class FunctionalEngine:
             ) from error
         dtype = rows_dtype(parameters.values())
         # Detached from trainable parameters outside the blocks.
-        vectors = self.blocks.gather({name: v.detach().to(dtype) for name, v in rows.items()})
+        detached = {name: v.detach().to(dtype) for name, v in rows.items()}
+        vectors = self.blocks.gather(detached, device)
         check_finite_rows(vectors)
         vectors[LOSS] = losses.detach()[:, None].to(dtype)
         return vectors

@@ -44,7 +44,7 @@ class LossEngine:
         check_model(self.model)
         check_mode(self.model)
         # With gradients, which an objective may take of its own.
-        with differentiating(self.model, next(self.model.parameters()).device):
+        with differentiating(self.model):
             given = self.images.as_given(copy_batch(batch))
             losses = check_losses(self.objective.losses(self.model, given), batch).detach()
         check_finite_losses(losses, batch)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.gradients.calls import only_tensor
 from pydvl_datainf.gradients.passes import Passes, backward
 from pydvl_datainf.gradients.places import Places
@@ -147,11 +148,10 @@ class LayerMoments:
             OutOfMemoryError: if the device has too little memory.
         """
         passes = Passes(self.model, self.objective, Places(self.model, strict=False))
-        device = next(self.model.parameters()).device
         weights = None
         if self.relabel is not None:
             batch, weights = self.relabel(batch)
-        with differentiating(self.model, device):
+        with differentiating(self.model):
             with self._recorded() as calls:
                 losses = passes.losses(batch)
             total = losses.sum() if weights is None else losses @ weights.to(losses)
@@ -186,9 +186,10 @@ class LayerMoments:
 
     def _add_call(self, module: nn.Module, x: Tensor, g: Tensor) -> None:
         """Adds one call's part to the blocks that have parameters of the module."""
-        x, g = _positions(module, x, g)
+        x, g = _positions(module, x.to(g.device), g)
         if not g.numel():
             return
+        device = devices_of(self.model)[0]
         size = torch.linalg.vector_norm(g, dim=1, dtype=torch.float64)
         # Narrower numbers have no room for what is dropped here beside what is not.
         dtype = torch.promote_types(g.dtype, torch.float32)
@@ -198,7 +199,8 @@ class LayerMoments:
             if module in layer.modules:
                 inputs = layer.inputs(module, x)
                 A, S = self.sums.get(block, (0, 0))
-                self.sums[block] = A + inputs.mT @ inputs, S + g.mT @ g
+                xx, gg = ((rows.mT @ rows).to(device) for rows in (inputs, g))
+                self.sums[block] = A + xx, S + gg
 
 
 def _positions(module: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

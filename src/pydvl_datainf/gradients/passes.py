@@ -202,7 +202,8 @@ class Passes:
             if grad is not None and not new:
                 unmapped |= set(use.names)
             for name, value in new.items():
-                rows[name] = rows[name] + value if name in rows else value
+                here = value.to(done.inputs.parameters[name].device)
+                rows[name] = rows[name] + here if name in rows else here
         if unmapped:
             self.places.give_up(unmapped, "their layers cannot be called for one sample")
         return {

@@ -52,14 +52,14 @@ def perturbation_rows(
     check_model(model)
     check_mode(model)
     parameters = selected_parameters(model, blocks.shapes)
-    with differentiating(model, batch[0].device):
+    with differentiating(model):
         x = batch[0].detach().clone().requires_grad_()
         losses = check_losses(objective.losses(model, (x, batch[1])), batch)
         grads = torch.autograd.grad(
             losses.sum(), list(parameters.values()), create_graph=True, materialize_grads=True
         )
         total = blocks.gather(
-            {name: g.unsqueeze(0) for name, g in zip(parameters, grads, strict=True)}
+            {name: g.unsqueeze(0) for name, g in zip(parameters, grads, strict=True)}, x.device
         )
         return {
             block: torch.stack(list(_derivatives(total[block][0], vectors, x)))

@@ -9,24 +9,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.adapters import check_adapters
+from pydvl_datainf.quantised import check_unpacked, unpacked
 
 SMALLER = "To need less memory, lower batch_size, or for texts max_tokens."
 """What helps where a device has too little memory for the gradients of a batch."""
 
 
 def check_model(model: nn.Module) -> None:
-    """Checks that the layers of a model can be watched and that it sits on one device.
+    """Checks that the layers of a model can be watched, and that all of its weights are there.
 
     Args:
-        model: about to be differentiated.
+        model: about to be differentiated; its layers may lie on several devices.
 
     Raises:
-        ModelError: if it is compiled, scripted, wrapped for several devices, or spread over them,
-            or if its adapters are disabled.
+        ModelError: if it is compiled, scripted, sharded, offloaded, or wrapped for several devices,
+            if its weights are packed for inference, or if its adapters are disabled.
     """
     check_adapters(model)
+    check_unpacked(model)
     for name, module in model.named_modules():
         kind, where = type(module).__name__, f" ('{name}')" if name else ""
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
@@ -36,18 +39,45 @@ def check_model(model: nn.Module) -> None:
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"The model{where} is scripted. Pass the Python module it came from.")
-        if kind in ("DataParallel", "DistributedDataParallel"):
+        if kind in ("DataParallel", "DistributedDataParallel", "DeepSpeedEngine"):
             raise ModelError(f"The model{where} is wrapped in {kind}. Pass model.module.")
         if kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
-            raise ModelError(
-                f"The model{where} is sharded ({kind}): no process sees a whole gradient. Gather "
-                "it into a plain module on one device."
-            )
-    devices = sorted({str(p.device) for p in model.parameters()})
-    if len(devices) > 1 or "meta" in devices:
+            raise ModelError(_sharded(f"The model{where}", kind))
+    for name, p in model.named_parameters():
+        if type(p).__name__ == "DTensor" or hasattr(p, "ds_id"):
+            raise ModelError(_sharded(f"'{name}' of the model", "DTensor, or ZeRO stage 3"))
+    absent = [name for name, p in model.named_parameters() if p.is_meta]
+    if absent:
         raise ModelError(
-            f"The parameters of the model are on {', '.join(devices)}; they must all be on one "
-            "device that holds data. Load it without a device map, or move it by model.to(device)."
+            f"{len(absent)} parameters of the model have no values where they are ({absent[0]} "
+            'first): a device map put them on "cpu" or "disk" beside a card, from which accelerate '
+            "fetches them for each pass, or they were never loaded. Load the model with a "
+            "device_map that has cards alone, with fewer bits (8 or 4), or whole on the CPU."
+        )
+
+
+def _sharded(what: str, how: str) -> str:
+    return (
+        f"{what} is sharded ({how}): no process sees a whole gradient. Gather it into a plain "
+        "module; where that does not fit on one device, load it with a device_map, which spreads "
+        "whole layers over several."
+    )
+
+
+def check_movable(model: nn.Module) -> None:
+    """Checks that a model may be sent to another device.
+
+    Args:
+        model: any.
+
+    Raises:
+        ModelError: if it is spread over several.
+    """
+    devices = devices_of(model)
+    if len(devices) > 1:
+        raise ModelError(
+            f"The model is spread over {', '.join(map(str, devices))}, where its layers expect "
+            "their inputs, so it stays there. Load it again with another device_map."
         )
 
 
@@ -118,12 +148,11 @@ def rows_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
 
 
 @contextmanager
-def differentiating(model: nn.Module, device: torch.device) -> Iterator[None]:
+def differentiating(model: nn.Module) -> Iterator[None]:
     """The settings under which gradients are computed, whatever those of the caller.
 
     Args:
         model: about to be differentiated.
-        device: of the model.
 
     Yields:
         Nothing.
@@ -131,10 +160,13 @@ def differentiating(model: nn.Module, device: torch.device) -> Iterator[None]:
     Raises:
         OutOfMemoryError: if the device has too little memory, with advice.
     """
+    devices = devices_of(model)
+    card = next((device for device in devices if device.type == "cuda"), None)
     try:
         with (
-            _recurrence_without_cudnn(model, device) if device.type == "cuda" else nullcontext(),
-            preserved_rng(device),
+            nullcontext() if card is None else _recurrence_without_cudnn(model, card),
+            preserved_rng(*devices),
+            unpacked(model),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
@@ -159,15 +191,15 @@ def _recurrence_without_cudnn(model: nn.Module, device: torch.device) -> Iterato
 
 
 @contextmanager
-def preserved_rng(device: torch.device) -> Iterator[None]:
+def preserved_rng(*devices: torch.device) -> Iterator[None]:
     """Restores the state of torch's global random number generators on leaving.
 
     Args:
-        device: whose generator is restored beside the CPU's.
+        devices: whose generators are restored beside the CPU's.
 
     Yields:
         Nothing.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    cards = [device for device in devices if device.type == "cuda"]
+    with torch.random.fork_rng(devices=cards):
         yield

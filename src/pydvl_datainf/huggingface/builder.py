@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.huggingface.placement import device_called
 from pydvl_datainf.huggingface.selection import Parameters, select_parameters
 from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Damping, Method, check_method
 from pydvl_datainf.objectives import Objective
@@ -29,7 +29,8 @@ class InfluenceBuilder:
         files: where the model is.
         objective: gives one loss for each sample.
         parameters: which take part.
-        device: "cpu", "cuda", or "auto" (CUDA where there is a device).
+        device: "cpu", "cuda", "auto" (CUDA where there is a device), or "spread" (where the files
+            were loaded).
         regularization: λ, or "auto".
         block_structure: "module" or the value of a pyDVL `BlockMode`.
         batch_size: samples in one gradient computation.
@@ -74,31 +75,13 @@ class InfluenceBuilder:
         )
 
 
-def device_called(name: str) -> torch.device:
-    """The device that an option names.
-
-    Args:
-        name: "cpu", "cuda", or "auto" (CUDA where there is a device).
-
-    Returns:
-        The device.
-
-    Raises:
-        ModelError: if it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError('device="cuda", but torch sees no CUDA device. Say "cpu" or "auto".')
-    return torch.device(name)
-
-
 def move_model(model: nn.Module, device: torch.device) -> None:
-    """Moves a model in place; a quantized one stays where it was loaded, which is where it can be.
+    """Moves a model in place; one that was loaded onto its devices, as quantised ones are, stays.
 
     Args:
         model: any.
         device: where to.
     """
-    if not getattr(model, "is_quantized", False):
+    is_placed = bool(getattr(model, "hf_device_map", None))
+    if not is_placed and not getattr(model, "is_quantized", False):
         model.to(device)

@@ -1,10 +1,10 @@
-"""The packages of the extras [hf] and [diffusers], imported when they are needed."""
+"""The packages of the extras [hf], [quantized] and [diffusers], imported when they are needed."""
 
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-EXTRAS = {"diffusers": "diffusers", "PIL": "diffusers"}
+EXTRAS = {"bitsandbytes": "quantized", "diffusers": "diffusers", "PIL": "diffusers"}
 """Which packages are not in the extra [hf]."""
 
 

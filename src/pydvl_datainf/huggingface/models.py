@@ -15,6 +15,8 @@ from torch import nn
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.huggingface.extra import imported
 from pydvl_datainf.huggingface.folders import AGAIN, PICKLE, absence, check_folder
+from pydvl_datainf.huggingface.placement import Quantization, placement
+from pydvl_datainf.quantised import forbid_packing
 
 Task: TypeAlias = Literal[
     "causal-lm", "preference", "seq2seq-lm", "sequence-classification", "token-classification"
@@ -52,6 +54,9 @@ class ModelFiles:
         attention: "sdpa", "eager" or another that transformers knows; None = its choice.
         trust_remote_code: whether code that comes with the model may run.
         trust_pickle: whether weights may be pickles, where there are no safetensors.
+        device: where weights are loaded that cannot be moved afterwards: quantised ones, or, by
+            "spread", those of a model that is spread over all cards.
+        quantization: "4bit" or "8bit", by bitsandbytes; None = weights as they are stored.
     """
 
     task: Task
@@ -62,13 +67,18 @@ class ModelFiles:
     attention: str | None = None
     trust_remote_code: bool = False
     trust_pickle: bool = False
+    device: str = "auto"
+    quantization: Quantization | None = None
 
     def check(self) -> None:
         """Looks through the folders of model and adapter; names on the hub are left to loading.
 
         Raises:
+            ModuleNotFoundError: if weights are to be quantised, and bitsandbytes is not there.
             ModelError: if a folder or file is missing, damaged, or a pickle that is not trusted.
         """
+        if self.quantization is not None:
+            imported("bitsandbytes")
         if (folder := _existing(self.model)).exists():
             self._check_is_no_adapter(folder)
             # Beside an adapter's configuration transformers takes the base that it names.
@@ -175,6 +185,7 @@ class ModelFiles:
         """
         kind = getattr(imported("transformers"), AUTO_CLASSES[self.task])
         wanted = {} if self.attention is None else {"attn_implementation": self.attention}
+        placed = placement(self.device, self.quantization)
         with loading("the model", source, "config.json"), quiet_transformers():
             model, loaded = kind.from_pretrained(
                 source,
@@ -184,7 +195,9 @@ class ModelFiles:
                 use_safetensors=None if self.trust_pickle else True,
                 output_loading_info=True,
                 **wanted,
+                **placed,
             )
+        forbid_packing(model)  # which generating an answer would do
         self._set_padding(model)
         return model, loaded["missing_keys"]
 

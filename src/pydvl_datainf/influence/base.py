@@ -23,6 +23,7 @@ from pydvl_datainf.batches import (
     split_batch,
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import BatchError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
@@ -32,7 +33,12 @@ from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.relabelled import Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
-from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
+from pydvl_datainf.gradients.supported import (
+    check_model,
+    check_movable,
+    preserved_rng,
+    rows_dtype,
+)
 from pydvl_datainf.influence.arguments import checked_mode, given_samples
 from pydvl_datainf.influence.fitted import Fitted, check_order
 from pydvl_datainf.influence.fitted_samples import (
@@ -203,8 +209,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     @property
     def model_device(self) -> torch.device:
-        """Where the parameters in blocks are now, however they got there."""
-        return self.model.get_parameter(next(iter(self.blocks.shapes))).device
+        """Where batches go and rows are: that of the model's first parameter now."""
+        return devices_of(self.model)[0]
 
     @property
     def block_names(self) -> list[str]:
@@ -703,6 +709,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             The instance itself.
         """
+        check_movable(self.model)
         super().to(torch.device(device))
         for objective in (self.objective, self.test_objective):
             move(objective, torch.device(device))

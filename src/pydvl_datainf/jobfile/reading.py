@@ -232,10 +232,25 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
     if job.top_k is not None and job.by_block:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
     yield from _of_method(job)
+    yield from _of_placement(job)
     if job.scheduler is not None and job.jobs is not None:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."
     if job.training is not None and job.checkpoints is None:
         yield from _of_training(job.training, has_adapter=job.adapter is not None)
+
+
+def _of_placement(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not go with how the model is loaded."""
+    if job.quantization is not None and job.parameters == "all":
+        yield (
+            ("parameters",),
+            "'parameters: all' would leave out the quantised weights, which have no gradients; let "
+            "them be adapters, adapters+heads or patterns.",
+        )
+    if job.device == "spread" and job.task == "denoising":
+        yield ("device",), "'device: spread' does not belong to task denoising."
+    if job.device == "spread" and job.training is not None:
+        yield ("device",), "'training' tunes on one device; let 'device' be auto, cpu or cuda."
 
 
 def _of_method(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:

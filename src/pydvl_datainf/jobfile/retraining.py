@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pydvl_datainf.errors import JobError
-from pydvl_datainf.huggingface.builder import device_called, move_model
+from pydvl_datainf.huggingface.builder import move_model
 from pydvl_datainf.huggingface.models import ModelFiles
+from pydvl_datainf.huggingface.placement import device_called
 from pydvl_datainf.huggingface.untuned import load_untuned, seeded
 from pydvl_datainf.jobfile.data import Side
 from pydvl_datainf.jobfile.paths import model_in, path_in

@@ -96,6 +96,7 @@ FIELDS = {
     "max_length": TEXTS,
     "max_tokens": TEXTS,
     "attention": TEXTS,
+    "quantization": TEXTS,
     "trust_remote_code": TEXTS,
     "training": TEXTS,
     "quoting": TEXTS,
@@ -261,8 +262,10 @@ class Job(_Part):
         self_influence: whether self-influences are computed.
         exact_sample: training samples over which the inverse is compared with the exact one: as
             many as `memory` allows, up to 256, or a number; 0 = it is not.
-        device: where gradients are computed.
+        device: where gradients are computed; spread = over all cards, where the model is too large
+            for one.
         dtype: of the weights.
+        quantization: of the weights of linear layers, by bitsandbytes: 4bit (NF4) or 8bit.
         attention: its implementation in transformers.
         trust_remote_code: whether code that comes with the model may run.
         trust_pickle: whether weights may be pickles, where there are no safetensors.
@@ -323,8 +326,9 @@ class Job(_Part):
     by_block: Truth = False
     self_influence: Truth = False
     exact_sample: Literal["auto"] | Position = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "spread"] = "auto"
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
+    quantization: Literal["4bit", "8bit"] | None = None
     attention: Text | None = None
     trust_remote_code: Truth = False
     trust_pickle: Truth = False

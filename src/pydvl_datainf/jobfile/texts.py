@@ -127,6 +127,8 @@ def files_of(job: Job, folder: Path) -> ModelFiles:
         attention=job.attention,
         trust_remote_code=job.trust_remote_code,
         trust_pickle=job.trust_pickle,
+        device=job.device,
+        quantization=job.quantization,
     )
 
 

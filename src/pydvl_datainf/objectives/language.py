@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ObjectiveError
 from pydvl_datainf.objectives.tokens import (
     IGNORED,
@@ -75,6 +76,11 @@ class CausalLM:
         if "logits_to_keep" in accepted:
             # The output layer is a large part of the work, and most of a prompt needs none of it.
             keep = (targets != IGNORED).any(0).nonzero()[:, 0]
+            if len(devices_of(model)) > 1:  # the positions would not be where the output layer is
+                first = int(keep[0]) if len(keep) else 0
+                logits = model(**inputs, logits_to_keep=labels.shape[1] - first).logits[:, :-1]
+                name = type(self).__name__
+                return token_losses(logits, targets[:, first:], self.reduction, name)
             logits = model(**inputs, logits_to_keep=keep).logits
             return token_losses(logits, targets[:, keep], self.reduction, type(self).__name__)
         # Tuned prompts, if any, stand before the first token.

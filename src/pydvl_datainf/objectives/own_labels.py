@@ -16,6 +16,7 @@ from pydvl_datainf.objectives.language import CausalLM
 from pydvl_datainf.objectives.output_loss import OutputLoss
 from pydvl_datainf.objectives.protocol import Objective
 from pydvl_datainf.objectives.tokens import IGNORED, raised, without_padding
+from pydvl_datainf.quantised import unpacked
 
 MASK = "attention_mask"
 
@@ -63,7 +64,7 @@ def label_logits(objective: Objective, model: nn.Module, batch: Batch) -> LabelL
     Raises:
         ObjectiveError: if the loss is none of these.
     """
-    with torch.no_grad():
+    with torch.no_grad(), unpacked(model):
         if type(objective) is OutputLoss:
             return _of_outputs(objective, model, batch)
         if isinstance(batch, Mapping) and type(objective) in _KNOWN:

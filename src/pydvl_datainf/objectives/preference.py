@@ -13,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from pydvl_datainf.batches import Batch, batch_to
 from pydvl_datainf.errors import ObjectiveError
 from pydvl_datainf.objectives.language import CausalLM
+from pydvl_datainf.quantised import unpacked
 
 SIDES = ("chosen", "rejected")
 
@@ -121,7 +122,7 @@ def reference_log_probabilities(
         raise ObjectiveError("Expected a list of batches, got one batch. Put it into a list.")
     device = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {side: [] for side in SIDES}
-    with torch.no_grad(), _as_reference(model, adapter):
+    with torch.no_grad(), unpacked(model), _as_reference(model, adapter):
         for batch in batches:
             for side in SIDES:
                 parts[side].append(log_probabilities(model, batch_to(batch, device), side).cpu())

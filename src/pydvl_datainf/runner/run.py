@@ -241,6 +241,8 @@ def _work(
     size = getattr(influence, "batch_size", None)
     queries = as_batched(test, size, "test")
     inputs = Inputs(influence, queries, None if kept else as_batched(train, size, "training"))
+    if not executor.shares_memory:
+        inputs.check_sendable()
     with store.locked():
         if kept:
             kept.check_apart(store)

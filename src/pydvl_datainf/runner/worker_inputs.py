@@ -10,6 +10,7 @@ import cloudpickle
 import torch
 
 from pydvl_datainf.batches import slice_batch
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError, NonFiniteError
 from pydvl_datainf.fingerprint import fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence, EnsembleInfluence
@@ -133,6 +134,19 @@ class Inputs:
         """The model, where its method is EK-FAC."""
         assert isinstance(self.influence, EkfacInfluence)  # the run has layers
         return self.influence
+
+    def check_sendable(self) -> None:
+        """Checks that other processes can have the model.
+
+        Raises:
+            ModelError: if it is spread over several devices, and not built where it is needed.
+        """
+        given = self._given
+        if isinstance(given, BlockwiseInfluence) and len(devices_of(given.model)) > 1:
+            raise ModelError(
+                "A model that is spread over several devices cannot be sent to other processes. "
+                "Leave out n_jobs and client, or pass a function that builds it in each of them."
+            )
 
     def describe(self) -> Description:
         """What the client must know of the model."""
