@@ -63,6 +63,11 @@ class ModelFiles:
     trust_remote_code: bool = False
     trust_pickle: bool = False
 
+    @property
+    def tuned(self) -> str:
+        """Where what was tuned is: the adapter, or the model."""
+        return self.model if self.adapter is None else self.adapter
+
     def check(self) -> None:
         """Looks through the folders of model and adapter; names on the hub are left to loading.
 

@@ -25,7 +25,12 @@ from pydvl_datainf.batches import (
 from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.errors import BatchError, DampingError, ModelError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
-from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
+from pydvl_datainf.gradients import (
+    AdamPreconditioner,
+    GradientEngine,
+    Gradients,
+    gradient_engine,
+)
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.losses import LOSS, LossEngine
@@ -92,6 +97,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
+        preconditioner: AdamPreconditioner | None = None,
     ):
         check_model(model)
         self.blocks = Blocks.from_model(model, block_structure)
@@ -115,7 +121,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
         self.batch_size = batch_size
         self.progress = progress
-        engine = gradient_engine(gradients, model, self.objective, self.blocks)
+        self.preconditioner = preconditioner
+        engine = gradient_engine(gradients, model, self.objective, self.blocks, preconditioner)
         if curvature not in ("empirical", "gauss-newton"):
             raise ModelError(f'curvature must be "empirical" or "gauss-newton", got {curvature!r}.')
         if curvature != "empirical" and self.compression is not None:
@@ -135,8 +142,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
         self._engine = self._test_engine = by_length(engine)
         if self.test_objective is not None:
-            asked = gradient_engine(gradients, model, self.test_objective, self.blocks)
-            self._test_engine = by_length(asked)
+            asked = (gradients, model, self.test_objective, self.blocks, preconditioner)
+            self._test_engine = by_length(gradient_engine(*asked))
         self._losses = by_length(LossEngine(model, self.objective))
         self._fit: Fitted | None = None
 
@@ -772,6 +779,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return fitted.solve(forms, vectors, residuals, self.inverse.weighed)
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
+        if self.preconditioner is not None:
+            factors = self.preconditioner.times(factors, self.blocks)
         narrow = self._narrowed(factors)  # as what they are multiplied with: a graph of the model
         pieces = [
             perturbation_rows(self.model, self.objective, self.blocks, narrow, piece)

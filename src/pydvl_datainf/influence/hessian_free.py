@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import DampingError
-from pydvl_datainf.gradients import Gradients
+from pydvl_datainf.gradients import AdamPreconditioner, Gradients
 from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
 from pydvl_datainf.inverse.methods import HESSIAN_FREE, SCALED_HESSIAN_FREE
@@ -41,6 +41,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         rank: as in `DataInfInfluence`.
         basis_sample: as in `DataInfInfluence`.
         basis_seed: as in `DataInfInfluence`.
+        preconditioner: as in `DataInfInfluence`.
         scaled: whether the products of block l are divided by λ_l. Otherwise every λ_l is one.
 
     Raises:
@@ -64,6 +65,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
+        preconditioner: AdamPreconditioner | None = None,
         scaled: bool = False,
     ):
         self.inverse = SCALED_HESSIAN_FREE if scaled else HESSIAN_FREE
@@ -82,6 +84,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
             rank=rank,
             basis_sample=basis_sample,
             basis_seed=basis_seed,
+            preconditioner=preconditioner,
         )
 
     def with_regularization(

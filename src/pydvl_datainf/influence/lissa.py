@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pydvl_datainf.blocks import BlockStructure
-from pydvl_datainf.gradients import Gradients
+from pydvl_datainf.gradients import AdamPreconditioner, Gradients
 from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping, Inputs
 from pydvl_datainf.inverse.lissa import Lissa
@@ -43,6 +43,7 @@ class LissaInfluence(BlockwiseInfluence):
         rank: as in `DataInfInfluence`.
         basis_sample: as in `DataInfInfluence`.
         basis_seed: as in `DataInfInfluence`.
+        preconditioner: as in `DataInfInfluence`.
         iterations: the most steps.
         tolerance: the residual at which a sample's steps end.
 
@@ -68,6 +69,7 @@ class LissaInfluence(BlockwiseInfluence):
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
+        preconditioner: AdamPreconditioner | None = None,
         iterations: int = 100,
         tolerance: float = 1e-2,
     ):
@@ -87,6 +89,7 @@ class LissaInfluence(BlockwiseInfluence):
             rank=rank,
             basis_sample=basis_sample,
             basis_seed=basis_seed,
+            preconditioner=preconditioner,
         )
 
     def residuals_by_block(self, x: Inputs, y: Tensor | None = None) -> "OrderedDict[str, Tensor]":

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import JobError
-from pydvl_datainf.huggingface import InfluenceBuilder
+from pydvl_datainf.huggingface import InfluenceBuilder, ModelFiles
 from pydvl_datainf.huggingface.builder import Files
 from pydvl_datainf.jobfile.data import Material, Side, placed_in_words
 from pydvl_datainf.jobfile.images import checked_files, image_material
@@ -171,6 +171,7 @@ def builder_of(
         A builder.
     """
     on_images = job.task == "denoising"
+    has_adam = job.preconditioner is not None and isinstance(files, ModelFiles)
     return InfluenceBuilder(
         files,
         objective,
@@ -184,6 +185,7 @@ def builder_of(
         max_tokens=None if on_images else job.max_tokens,
         method=job.method,
         test_objective=asked or (None if job.query is None else QUERIES[job.task]()),
+        checkpoint=files.tuned if has_adam else None,
     )
 
 

@@ -267,6 +267,12 @@ def _of_method(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             ("rows",),
             "method ekfac needs whole rows; let 'rows' be zarr, or 'method' be exact.",
         )
+    if job.method == "ekfac" and job.preconditioner is not None:
+        yield (
+            ("preconditioner",),
+            "method ekfac needs the gradients of layers as matrices; let 'method' be exact or "
+            "datainf, or leave 'preconditioner' out.",
+        )
     for name in ("rank", "basis_sample", "basis_seed"):
         if getattr(job, name) is not None and job.rows != "compressed":
             yield (

@@ -93,6 +93,7 @@ FIELDS = {
     "timesteps": ("denoising",),
     "noise": ("denoising",),
     "curvature": ("causal-lm", "sequence-classification", "token-classification"),
+    "preconditioner": TEXTS,
     "max_length": TEXTS,
     "max_tokens": TEXTS,
     "attention": TEXTS,
@@ -246,6 +247,8 @@ class Job(_Part):
         curvature: what the inverse is made of in place of the gradients at the given labels.
         curvature_labels: all classes, or labels that the model draws, as EK-FAC does.
         label_seed: of the draws.
+        preconditioner: the coordinates in which gradients are taken: those of the Adam whose state
+            a transformers Trainer left beside the adapter, or the model that was tuned whole.
         blocks: what is a block.
         rows: where gradients of training samples are kept.
         rank: of compressed rows: numbers that are kept of a block (256 if nothing else is said).
@@ -311,6 +314,7 @@ class Job(_Part):
     curvature: Literal["gauss-newton"] | None = None
     curvature_labels: Literal["auto", "all", "drawn"] | None = None
     label_seed: Position | None = None
+    preconditioner: Literal["adam"] | None = None
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
     rows: Literal["auto", "memory", "zarr", "compressed", "recompute"] = "auto"
     rank: Count | None = None

@@ -12,7 +12,7 @@ from dask.utils import format_bytes
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.record import COMPRESSION, TEST_OBJECTIVE
+from pydvl_datainf.results.record import COMPRESSION, PRECONDITIONER, TEST_OBJECTIVE
 
 RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
 
@@ -87,10 +87,18 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
             else "not chosen yet"
         ),
         "Method": told["method"],
+        **_coordinates(told),
         **({} if run.residual is None else {"Largest residual": f"{run.residual:.2g}"}),
         "Objective": told["objective"],
         **({"Objective of test samples": told[TEST_OBJECTIVE]} if TEST_OBJECTIVE in told else {}),
     }
+
+
+def _coordinates(told: Mapping[str, Any]) -> dict[str, str]:
+    """Of gradients, where they are not those of the parameters."""
+    if PRECONDITIONER not in told:
+        return {}
+    return {"Gradients in coordinates of": f"Adam after {told[PRECONDITIONER]['step']:,} steps"}
 
 
 def _parts(run: InfluenceRun, place: Callable[[str], str]) -> Iterator[tuple[str, str]]:

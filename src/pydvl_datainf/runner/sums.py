@@ -25,6 +25,7 @@ from pydvl_datainf.results.record import (
     COMPRESSION,
     EXTRAS,
     NO_ROWS,
+    PRECONDITIONER,
     SELF_INFLUENCE,
     TEST_OBJECTIVE,
     sealed_attributes,
@@ -37,7 +38,7 @@ from pydvl_datainf.sums import checked_weights, sum_name
 ALIKE = ("objective", TEST_OBJECTIVE, "training samples", "test samples", "query groups")
 """Parts of the fingerprint that are the same in all runs of a sum."""
 
-OF_ONE_METHOD = (SETTINGS, "layers", CURVATURE, COMPRESSION)
+OF_ONE_METHOD = (SETTINGS, "layers", CURVATURE, PRECONDITIONER, COMPRESSION)
 """Parts of the fingerprint that a sum has not: they are those of a method, or of rows."""
 
 COPIED = ("block", "width")
