@@ -89,6 +89,7 @@ class Prepared:
             "by_block": self.job.by_block,
             "self_influence": self.job.self_influence,
             "exact_sample": self.job.exact_sample,
+            "normalize": self.job.normalize,
             "ids": ids or None,
             "metadata": {
                 **{name: side.columns for name, side in self.sides.items()},

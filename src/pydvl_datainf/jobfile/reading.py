@@ -231,6 +231,11 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (), "'adapter' is required: without it the model is the reference of a preference."
     if job.top_k is not None and job.by_block:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
+    if job.normalize is not None and job.self_influence:
+        yield (
+            ("normalize",),
+            "'normalize' and 'self_influence' exclude each other: the two would be in other units.",
+        )
     yield from _of_method(job)
     if job.scheduler is not None and job.jobs is not None:
         yield ("jobs",), "'scheduler' and 'jobs' exclude each other; name one."

@@ -262,6 +262,7 @@ class Job(_Part):
         top_k: how many scores are kept at either end for each test sample; all otherwise.
         by_block: whether scores of each block are kept.
         self_influence: whether self-influences are computed.
+        normalize: unit divides the influences of a training sample by the norm of its gradient.
         exact_sample: training samples over which the inverse is compared with the exact one: as
             many as `memory` allows, up to 256, or a number; 0 = it is not.
         device: where gradients are computed.
@@ -326,6 +327,7 @@ class Job(_Part):
     top_k: Count | None = None
     by_block: Truth = False
     self_influence: Truth = False
+    normalize: Literal["unit"] | None = None
     exact_sample: Literal["auto"] | Position = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"

@@ -30,6 +30,9 @@ COMPRESSION = "compression"
 PRECONDITIONER = "preconditioner"
 """An entry of the fingerprint, only where gradients are in the coordinates of an optimizer."""
 
+NORMALIZE = "normalize"
+"""An entry of the fingerprint, only where scores are divided by the norms of training rows."""
+
 OF_ONE_INVERSE = ("squared_norms", "curvature_norms", "damping", APPROXIMATION)
 """Arrays that a sum of runs has not: each of its parts has its own."""
 
@@ -275,6 +278,8 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield f"fingerprint: {CURVATURE} is {_short(said[CURVATURE])}"
     if PRECONDITIONER in said and not _is_preconditioner(said[PRECONDITIONER]):
         yield f"fingerprint: {PRECONDITIONER} is {_short(said[PRECONDITIONER])}"
+    if said.get(NORMALIZE, "unit") != "unit":
+        yield f"fingerprint: {NORMALIZE} is {_short(said[NORMALIZE])}"
     yield from _misfits("plan: ", _PLAN, plan)
     if said["method"] == EKFAC.name:
         yield from _misfits("fingerprint: ", {"layers": _are_layers}, said)
