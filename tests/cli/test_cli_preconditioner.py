@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dense
-from commands import done, refused
+from commands import done, failed
 from jobs import changed
 from pydvl_datainf import InfluenceRun, JobError
 from pydvl_datainf.huggingface import ModelFiles, read_records
@@ -73,7 +73,7 @@ def test_a_job_takes_the_state_beside_its_adapter(tuned, folder, tuned_by_adam):
 
 def test_what_does_not_go_is_refused_before_data_is_read(folder):
     changed(folder, preconditioner="adam", train="absent.jsonl")
-    told = refused("run", folder / "job.yaml", "--no-progress")
+    told = failed(2, "run", folder / "job.yaml", "--no-progress")
     assert "There is no file" in told
     assert "optimizer.pt" in told
     changed(folder, method="ekfac")

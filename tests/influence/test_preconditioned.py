@@ -51,7 +51,10 @@ def identity(rows, λ):
 MATRICES = {
     "datainf": (DataInfInfluence, dense.datainf_matrix),
     "exact": (ExactInfluence, dense.exact_matrix),
-    "lissa": (partial(LissaInfluence, iterations=5000, tolerance=1e-12), dense.exact_matrix),
+    "lissa": (
+        partial(LissaInfluence, damping_scale=30, iterations=500, tolerance=1e-11),
+        lambda rows, λ: dense.exact_matrix(rows, 30 * λ),
+    ),
     "plain": (HessianFreeInfluence, identity),
     "scaled": (partial(HessianFreeInfluence, scaled=True), dense.scaled_identity),
 }

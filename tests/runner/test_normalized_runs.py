@@ -19,8 +19,11 @@ from pydvl_datainf import (
     run_influences,
     sum_runs,
 )
+from pydvl_datainf.jobfile.estimate import gradients
 from pydvl_datainf.results.record import faults, sealed_attributes
 from pydvl_datainf.results.selection import select_samples
+from pydvl_datainf.runner.batched_data import as_batched
+from pydvl_datainf.runner.worker_inputs import Inputs
 
 N, M, ZERO = 11, 5, 3
 BLOCKS = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}
@@ -65,6 +68,11 @@ def expected(matrix, damping=None):
     return torch.where(norms > 0, scores / norms, 0.0)
 
 
+def described(kind, regularization):
+    influence = KINDS[kind][0](network(), hinge, regularization)
+    return Inputs(influence, as_batched([TEST], None, "test"), None).describe()
+
+
 def run(store, kind="datainf", train=None, **options):
     made = KINDS[kind][0](network(), hinge, options.pop("regularization", "auto"))
     data = train or [tuple(t[:6] for t in TRAIN), tuple(t[6:] for t in TRAIN)]
@@ -95,6 +103,8 @@ def test_scores_are_those_of_gradients_of_length_one(tmp_path, kind, rows, regul
     with pytest.raises(AssertionError):  # negative control
         close(plain.scores[:], total, 1e-2)
     found.check()
+    passes = gradients(found.plan, described(kind, regularization), normalizes=True)
+    assert found.attrs["gradients"] == passes[0] * N + passes[1] * M
 
 
 def test_blocks_the_best_and_pieces(tmp_path):
