@@ -191,7 +191,7 @@ def _scale(name: str, group: Settings, state: Mapping[str, Any]) -> Tensor:
     v = state["exp_avg_sq"].detach()
     v = v.to(torch.promote_types(v.dtype, torch.float32))
     corrected = v / (1 - group["betas"][1] ** int(state["step"]))
-    scale = (corrected.sqrt() + group["eps"]).rsqrt()
+    scale: Tensor = (corrected.sqrt() + group["eps"]).rsqrt()
     if not scale.isfinite().all():
         raise OptimizerError(
             f"The optimizer's state of '{name}' gives scales that are not finite: it is not finite "

@@ -172,7 +172,7 @@ def builder_of(
         A builder.
     """
     on_images = job.task == "denoising"
-    has_adam = job.preconditioner is not None and isinstance(files, ModelFiles)
+    checkpoint = files.tuned if job.preconditioner and isinstance(files, ModelFiles) else None
     return InfluenceBuilder(
         files,
         objective,
@@ -186,7 +186,7 @@ def builder_of(
         max_tokens=None if on_images else job.max_tokens,
         method=job.method,
         test_objective=asked or (None if job.query is None else QUERIES[job.task]()),
-        checkpoint=files.tuned if has_adam else None,
+        checkpoint=checkpoint,
     )
 
 
