@@ -129,6 +129,10 @@ class Recipe:
 
     def fit(self, indices, seed):
         """A model tuned on some of the texts."""
+        return self.tune(indices, seed)[0]
+
+    def tune(self, indices, seed):
+        """The same, and the optimizer that tuned it."""
         setting = self.setting
         train = taken(load(self.glue, setting)[0], torch.as_tensor(indices))
         torch.manual_seed(seed)
@@ -150,7 +154,7 @@ class Recipe:
                 optimizer.step()
         for name, parameter in top.named_parameters():
             parameter.requires_grad_("lora_" in name)
-        return top
+        return top, optimizer
 
     def __call__(self, indices, seed):
         """The losses of the test texts."""

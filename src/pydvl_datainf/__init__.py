@@ -13,6 +13,7 @@ from pydvl_datainf.errors import (
     ModelError,
     NonFiniteError,
     ObjectiveError,
+    OptimizerError,
     PlanError,
     SourceError,
     StoreError,
@@ -22,6 +23,7 @@ from pydvl_datainf.errors import (
 with warnings.catch_warnings():
     # Importing pyDVL 0.10 announces deprecations of its own.
     warnings.simplefilter("ignore", FutureWarning)
+    from pydvl_datainf.gradients import AdamPreconditioner
     from pydvl_datainf.huggingface import influence_from_trainer
     from pydvl_datainf.influence import (
         DataInfInfluence,
@@ -51,6 +53,7 @@ from pydvl_datainf.objectives import (
 )
 
 __all__ = [
+    "AdamPreconditioner",
     "AnswerMargin",
     "ApproximationError",
     "BatchError",
@@ -73,6 +76,7 @@ __all__ = [
     "NonFiniteError",
     "Objective",
     "ObjectiveError",
+    "OptimizerError",
     "PlanError",
     "Preference",
     "Reward",

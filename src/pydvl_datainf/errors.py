@@ -25,6 +25,10 @@ class ModelError(DataInfError, ValueError):
     """A model has no per-sample gradients, hides them, or changed after it was fitted."""
 
 
+class OptimizerError(DataInfError, ValueError):
+    """The state of an optimizer is missing, that of another kind, or not that of the model."""
+
+
 class SourceError(DataInfError, ValueError):
     """The training data cannot be read again, is empty, or came in another size or order."""
 

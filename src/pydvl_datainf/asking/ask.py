@@ -12,6 +12,7 @@ from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import TokenSamples
 from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.record import NORMALIZE
 from pydvl_datainf.runner.run import run_influences
 from pydvl_datainf.runner.train_side import StoredRows
 from pydvl_datainf.runner.worker_inputs import Built
@@ -104,6 +105,7 @@ def ask(
         metadata={"test": columns},
         overwrite=overwrite,
         progress=progress,
+        normalize=run.attrs["fingerprint"].get(NORMALIZE),
     )
 
 

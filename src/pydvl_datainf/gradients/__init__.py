@@ -10,6 +10,7 @@ from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.capture import CaptureEngine
 from pydvl_datainf.gradients.functional import FunctionalEngine
 from pydvl_datainf.gradients.padding import PaddingCheckEngine
+from pydvl_datainf.gradients.preconditioned import AdamPreconditioner, PreconditionedEngine
 from pydvl_datainf.objectives import Objective
 from pydvl_datainf.vectors import BlockVectors
 
@@ -33,7 +34,11 @@ class LossGradientEngine(GradientEngine, Protocol):
 
 
 def gradient_engine(
-    kind: Gradients, model: nn.Module, objective: Objective, blocks: Blocks
+    kind: Gradients,
+    model: nn.Module,
+    objective: Objective,
+    blocks: Blocks,
+    preconditioner: AdamPreconditioner | None = None,
 ) -> LossGradientEngine:
     """The engine that `kind` names.
 
@@ -44,12 +49,14 @@ def gradient_engine(
         model: whose gradients are taken.
         objective: gives one loss per sample.
         blocks: the parameters that are differentiated.
+        preconditioner: of the coordinates that rows are in; None = those of the parameters.
 
     Returns:
         The engine, which warns where padding changes gradients.
 
     Raises:
         ModelError: if there is no such kind.
+        OptimizerError: if the preconditioner is not that of the model.
     """
     engine: LossGradientEngine
     if kind == "functional":
@@ -58,10 +65,14 @@ def gradient_engine(
         engine = CaptureEngine(model, objective, blocks, strict=kind == "capture")
     else:
         raise ModelError(f'gradients must be "auto", "capture" or "functional", got {kind!r}.')
-    return PaddingCheckEngine(engine, model)
+    engine = PaddingCheckEngine(engine, model)
+    if preconditioner is None:
+        return engine
+    return PreconditionedEngine(engine, preconditioner.rows(blocks))
 
 
 __all__ = [
+    "AdamPreconditioner",
     "CaptureEngine",
     "FunctionalEngine",
     "GradientEngine",

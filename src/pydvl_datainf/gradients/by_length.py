@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydvl_datainf.gradients import GradientEngine, LossGradientEngine
 
 Tokens: TypeAlias = Mapping[str, Tensor]
+Engine = TypeVar("Engine", bound="GradientEngine")
 
 MASK = "attention_mask"
 DECODER = "decoder_"
@@ -88,7 +89,7 @@ def _computed(
         raise ObjectiveError(told) from error
 
 
-def by_length(engine: "GradientEngine", max_tokens: int | None) -> "GradientEngine":
+def by_length(engine: Engine, max_tokens: int | None) -> "Engine | ByLengthEngine":
     """An engine that takes texts by length where there is a budget of tokens, or itself."""
     return engine if max_tokens is None else ByLengthEngine(engine, max_tokens)
 

@@ -15,6 +15,7 @@ from pydvl_datainf.huggingface.diffusion import DiffusionFiles
 from pydvl_datainf.huggingface.encoder import Encoder
 from pydvl_datainf.huggingface.images import ImageReader, ImageSamples, read_arrays
 from pydvl_datainf.huggingface.models import ModelFiles, Task
+from pydvl_datainf.huggingface.optimizer import read_adam
 from pydvl_datainf.huggingface.records import read_records
 from pydvl_datainf.huggingface.selection import Parameters, Selection, select_parameters
 from pydvl_datainf.huggingface.tokens import TokenSamples
@@ -39,6 +40,7 @@ __all__ = [
     "TrainerInfluence",
     "TranslationEncoder",
     "influence_from_trainer",
+    "read_adam",
     "read_arrays",
     "read_records",
     "select_parameters",

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from pydvl_datainf.huggingface.optimizer import read_adam
 from pydvl_datainf.huggingface.placement import device_called
 from pydvl_datainf.huggingface.selection import Parameters, select_parameters
 from pydvl_datainf.influence import METHODS, BlockwiseInfluence, Damping, Method, check_method
@@ -39,6 +40,7 @@ class InfluenceBuilder:
         damping_scale: what λ that are chosen automatically are multiplied by.
         settings: further arguments of the method's class, such as `iterations` of LiSSA.
         test_objective: what is asked of test samples in place of their loss.
+        checkpoint: folder of a Trainer, whose Adam is the preconditioner; None = there is none.
     """
 
     files: Files
@@ -53,6 +55,7 @@ class InfluenceBuilder:
     damping_scale: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     test_objective: Objective | None = None
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -60,6 +63,8 @@ class InfluenceBuilder:
     def __call__(self) -> BlockwiseInfluence:
         """Builds the influence model, not fitted."""
         model = self.files.load()
+        # Before parameters are chosen: those that were trained require gradients.
+        adam = None if self.checkpoint is None else read_adam(self.checkpoint, model)
         select_parameters(model, self.parameters)
         move_model(model, device_called(self.device))
         return METHODS[self.method](
@@ -72,6 +77,7 @@ class InfluenceBuilder:
             damping_scale=self.damping_scale,
             **self.settings,
             test_objective=self.test_objective,
+            preconditioner=adam,
         )
 
 

@@ -70,6 +70,11 @@ class ModelFiles:
     device: str = "auto"
     quantization: Quantization | None = None
 
+    @property
+    def tuned(self) -> str:
+        """Where what was tuned is: the adapter, or the model."""
+        return self.model if self.adapter is None else self.adapter
+
     def check(self) -> None:
         """Looks through the folders of model and adapter; names on the hub are left to loading.
 

@@ -26,7 +26,12 @@ from pydvl_datainf.blocks import Blocks, BlockStructure
 from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import BatchError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
-from pydvl_datainf.gradients import GradientEngine, Gradients, gradient_engine
+from pydvl_datainf.gradients import (
+    AdamPreconditioner,
+    GradientEngine,
+    Gradients,
+    gradient_engine,
+)
 from pydvl_datainf.gradients.by_length import by_length
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.losses import LOSS, LossEngine
@@ -96,6 +101,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
+        preconditioner: AdamPreconditioner | None = None,
     ):
         check_model(model)
         check_settings(batch_size, rows, curvature)
@@ -113,14 +119,15 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         # Solvers that cannot be joined hold all rows, so there is nothing to save.
         self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
         self.batch_size, self.progress = batch_size, progress
-        engine = gradient_engine(gradients, model, self.objective, self.blocks)
+        self.preconditioner = preconditioner
+        engine = gradient_engine(gradients, model, self.objective, self.blocks, preconditioner)
         self.curvature_engine = curvature_engine(
             curvature, engine, model, self.objective, labels, label_seed, max_tokens
         )
         self._engine = self._test_engine = by_length(engine, max_tokens)
         if self.test_objective is not None:
-            asked = gradient_engine(gradients, model, self.test_objective, self.blocks)
-            self._test_engine = by_length(asked, max_tokens)
+            asked = (gradients, model, self.test_objective, self.blocks, preconditioner)
+            self._test_engine = by_length(gradient_engine(*asked), max_tokens)
         self._losses = by_length(LossEngine(model, self.objective), max_tokens)
         self._fit: Fitted | None = None
 
@@ -751,6 +758,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return concatenated([engine.rows(piece) for piece in bar])
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
+        if self.preconditioner is not None:
+            factors = self.preconditioner.times(factors, self.blocks)
         # As what they are multiplied with: a graph of the model.
         narrow = scores_by_block(factors, self.dtype)
         pieces = [

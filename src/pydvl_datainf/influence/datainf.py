@@ -65,6 +65,10 @@ class DataInfInfluence(BlockwiseInfluence):
             whole. None = 256.
         basis_sample: training samples that the directions are learned from; None = 2 · rank.
         basis_seed: another number chooses others.
+        preconditioner: the state of the Adam that trained the model, whose coordinates all
+            gradients are taken in, of training and test samples: each is multiplied by
+            (√v̂ + ε)^(-1/2), so that products are divided by √v̂ + ε as Adam's steps are. λ follows
+            from these; factors and gradients that are returned are in them. None = plain gradients.
 
     Raises:
         BlockError: if the block structure does not fit the model.
@@ -76,6 +80,7 @@ class DataInfInfluence(BlockwiseInfluence):
             choice of labels.
         SourceError: if there is no such choice of `rows`, a number of compressed rows is out of
             range, or rows are to be compressed with the curvature of others.
+        OptimizerError: if a parameter in blocks has no state in the preconditioner.
         BatchError: if batch_size or max_tokens is not a positive integer.
     """
 

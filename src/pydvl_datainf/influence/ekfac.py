@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, split_batch
 from pydvl_datainf.blocks import BlockStructure
-from pydvl_datainf.errors import BlockError, ObjectiveError
+from pydvl_datainf.errors import BlockError, ObjectiveError, OptimizerError
 from pydvl_datainf.gradients import Gradients
 from pydvl_datainf.gradients.by_length import pieces_by_length
 from pydvl_datainf.gradients.moments import LayerMoments, LinearBlock, linear_blocks
@@ -60,9 +60,11 @@ class EkfacInfluence(BlockwiseInfluence):
             distribution, one for each label that there is, by the content of the sample. This takes
             the gradients of all training samples once more, and rows of both while it is fitted.
         label_seed: another number makes other draws; the same sample gets the same ones.
+        preconditioner: None; the Kronecker factors are those of plain gradients.
 
     Raises:
         BlockError: if no block is a linear layer.
+        OptimizerError: if a preconditioner is given.
         SourceError: if rows are to be computed again.
         ObjectiveError: if there is no such choice of labels.
     """
@@ -85,7 +87,14 @@ class EkfacInfluence(BlockwiseInfluence):
         test_objective: Loss | None = None,
         labels: Literal["given", "drawn"] = "given",
         label_seed: int = 0,
+        preconditioner: None = None,
     ):
+        if preconditioner is not None:
+            raise OptimizerError(
+                "EK-FAC rotates the gradient of a layer as a matrix, which is none in Adam's "
+                "coordinates. Use ExactInfluence or DataInfInfluence, or leave the preconditioner "
+                "out."
+            )
         if labels not in ("given", "drawn"):
             raise ObjectiveError(f'labels must be "given" or "drawn", got {labels!r}.')
         is_drawn = labels == "drawn"

@@ -6,7 +6,7 @@ from torch import nn
 
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import DampingError
-from pydvl_datainf.gradients import Gradients
+from pydvl_datainf.gradients import AdamPreconditioner, Gradients
 from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.settings import Damping, Loss
@@ -40,6 +40,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         rank: as in `DataInfInfluence`.
         basis_sample: as in `DataInfInfluence`.
         basis_seed: as in `DataInfInfluence`.
+        preconditioner: as in `DataInfInfluence`.
         scaled: whether the products of block l are divided by λ_l. Otherwise every λ_l is one.
 
     Raises:
@@ -63,6 +64,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
+        preconditioner: AdamPreconditioner | None = None,
         scaled: bool = False,
     ):
         self.inverse = SCALED_HESSIAN_FREE if scaled else HESSIAN_FREE
@@ -81,6 +83,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
             rank=rank,
             basis_sample=basis_sample,
             basis_seed=basis_seed,
+            preconditioner=preconditioner,
         )
 
     def with_regularization(

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from pydvl_datainf.blocks import BlockStructure
-from pydvl_datainf.gradients import Gradients
+from pydvl_datainf.gradients import AdamPreconditioner, Gradients
 from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.settings import Damping, Inputs, Loss
@@ -41,6 +41,7 @@ class LissaInfluence(BlockwiseInfluence):
         rank: as in `DataInfInfluence`.
         basis_sample: as in `DataInfInfluence`.
         basis_seed: as in `DataInfInfluence`.
+        preconditioner: as in `DataInfInfluence`.
         iterations: the most steps.
         tolerance: the residual at which a sample's steps end.
 
@@ -66,6 +67,7 @@ class LissaInfluence(BlockwiseInfluence):
         rank: int | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
+        preconditioner: AdamPreconditioner | None = None,
         iterations: int = 100,
         tolerance: float = 1e-2,
     ):
@@ -85,6 +87,7 @@ class LissaInfluence(BlockwiseInfluence):
             rank=rank,
             basis_sample=basis_sample,
             basis_seed=basis_seed,
+            preconditioner=preconditioner,
         )
 
     def residuals_by_block(self, x: Inputs, y: Tensor | None = None) -> "OrderedDict[str, Tensor]":

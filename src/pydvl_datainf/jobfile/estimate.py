@@ -95,12 +95,13 @@ def plan_of(prepared: Prepared, model: Description, store: Store) -> Plan:
         executor.close()
 
 
-def gradients(plan: Plan, model: Description) -> tuple[int, int]:
+def gradients(plan: Plan, model: Description, *, normalizes: bool = False) -> tuple[int, int]:
     """Gradients that a run computes for its scores.
 
     Args:
         plan: how it is cut.
         model: what is known of it.
+        normalizes: whether scores are divided by norms, which are computed before them.
 
     Returns:
         How often those of the training samples, and how often those of the test samples.
@@ -109,7 +110,9 @@ def gradients(plan: Plan, model: Description) -> tuple[int, int]:
     if plan.rows != "recompute":
         return 1 + own, 1
     norms = 0 if len(model.fixed_damping) == len(model.widths) else 1
-    return len(plan.groups) + (model.method.passes * len(plan.groups) + norms) * max(1, own), 1
+    before = 1 if normalizes and (own or not norms) else 0
+    passes = model.method.passes * len(plan.groups) + norms
+    return before + len(plan.groups) + passes * max(1, own), 1
 
 
 def bytes_passing(plan: Plan, model: Description) -> int:
@@ -276,7 +279,8 @@ def _time(
     runs: int,
 ) -> dict[str, str]:
     rates = measured_rates(prepared, plan, influence, model.method.precision(model.dtype))
-    train, test = gradients(plan, model)
+    normalizes = prepared.job.normalize is not None
+    train, test = gradients(plan, model, normalizes=normalizes)
     unit = prepared.material.unit
     lengths = prepared.material.train.samples.lengths
     m = len(prepared.material.test.samples)

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import JobError
-from pydvl_datainf.huggingface import InfluenceBuilder
+from pydvl_datainf.huggingface import InfluenceBuilder, ModelFiles
 from pydvl_datainf.huggingface.builder import Files
 from pydvl_datainf.jobfile.data import Material, Side, placed_in_words
 from pydvl_datainf.jobfile.images import checked_files, image_material
@@ -89,6 +89,7 @@ class Prepared:
             "by_block": self.job.by_block,
             "self_influence": self.job.self_influence,
             "exact_sample": self.job.exact_sample,
+            "normalize": self.job.normalize,
             "ids": ids or None,
             "metadata": {
                 **{name: side.columns for name, side in self.sides.items()},
@@ -171,6 +172,7 @@ def builder_of(
         A builder.
     """
     on_images = job.task == "denoising"
+    checkpoint = files.tuned if job.preconditioner and isinstance(files, ModelFiles) else None
     return InfluenceBuilder(
         files,
         objective,
@@ -184,6 +186,7 @@ def builder_of(
         max_tokens=None if on_images else job.max_tokens,
         method=job.method,
         test_objective=asked or (None if job.query is None else QUERIES[job.task]()),
+        checkpoint=checkpoint,
     )
 
 

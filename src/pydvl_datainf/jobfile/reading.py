@@ -231,6 +231,11 @@ def _of_meaning(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (), "'adapter' is required: without it the model is the reference of a preference."
     if job.top_k is not None and job.by_block:
         yield ("by_block",), "'top_k' keeps total scores only; leave out one of the two."
+    if job.normalize is not None and job.self_influence:
+        yield (
+            ("normalize",),
+            "'normalize' and 'self_influence' exclude each other: the two would be in other units.",
+        )
     yield from _of_method(job)
     yield from _of_placement(job)
     if job.scheduler is not None and job.jobs is not None:
@@ -281,6 +286,12 @@ def _of_method(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("rows",),
             "method ekfac needs whole rows; let 'rows' be zarr, or 'method' be exact.",
+        )
+    if job.method == "ekfac" and job.preconditioner is not None:
+        yield (
+            ("preconditioner",),
+            "method ekfac needs the gradients of layers as matrices; let 'method' be exact or "
+            "datainf, or leave 'preconditioner' out.",
         )
     for name in ("rank", "basis_sample", "basis_seed"):
         if getattr(job, name) is not None and job.rows != "compressed":

@@ -93,6 +93,7 @@ FIELDS = {
     "timesteps": ("denoising",),
     "noise": ("denoising",),
     "curvature": ("causal-lm", "sequence-classification", "token-classification"),
+    "preconditioner": TEXTS,
     "max_length": TEXTS,
     "max_tokens": TEXTS,
     "attention": TEXTS,
@@ -247,6 +248,8 @@ class Job(_Part):
         curvature: what the inverse is made of in place of the gradients at the given labels.
         curvature_labels: all classes, or labels that the model draws, as EK-FAC does.
         label_seed: of the draws.
+        preconditioner: the coordinates in which gradients are taken: those of the Adam whose state
+            a transformers Trainer left beside the adapter, or the model that was tuned whole.
         blocks: what is a block.
         rows: where gradients of training samples are kept.
         rank: of compressed rows: numbers that are kept of a block (256 if nothing else is said).
@@ -260,6 +263,7 @@ class Job(_Part):
         top_k: how many scores are kept at either end for each test sample; all otherwise.
         by_block: whether scores of each block are kept.
         self_influence: whether self-influences are computed.
+        normalize: unit divides the influences of a training sample by the norm of its gradient.
         exact_sample: training samples over which the inverse is compared with the exact one: as
             many as `memory` allows, up to 256, or a number; 0 = it is not.
         device: where gradients are computed; spread = over all cards, where the model is too large
@@ -314,6 +318,7 @@ class Job(_Part):
     curvature: Literal["gauss-newton"] | None = None
     curvature_labels: Literal["auto", "all", "drawn"] | None = None
     label_seed: Position | None = None
+    preconditioner: Literal["adam"] | None = None
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
     rows: Literal["auto", "memory", "zarr", "compressed", "recompute"] = "auto"
     rank: Count | None = None
@@ -325,6 +330,7 @@ class Job(_Part):
     top_k: Count | None = None
     by_block: Truth = False
     self_influence: Truth = False
+    normalize: Literal["unit"] | None = None
     exact_sample: Literal["auto"] | Position = "auto"
     device: Literal["auto", "cpu", "cuda", "spread"] = "auto"
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"

@@ -20,6 +20,7 @@ from pydvl_datainf.huggingface import (
     TranslationEncoder,
 )
 from pydvl_datainf.huggingface.encoder import UnusableError
+from pydvl_datainf.huggingface.optimizer import checked_file
 from pydvl_datainf.huggingface.records import Place, Placed
 from pydvl_datainf.huggingface.tokens import Encoded
 from pydvl_datainf.jobfile.data import Material, Side, columns_of
@@ -53,6 +54,7 @@ def text_material(job: Job, folder: Path, progress: bool) -> Material:
     files = files_of(job, folder)
     with absent_folders_named(folder, job.model, job.adapter):
         files.check()
+        _check_optimizer(job, files)
         heads = files.adapter_heads()
         config = files.config()
         encoder, padding = encoder_of(job, files.tokenizer(), config), files.padding()
@@ -104,8 +106,15 @@ def check_text_files(job: Job, folder: Path) -> None:
     files = files_of(job, folder)
     with absent_folders_named(folder, job.model, job.adapter):
         files.check()
+        _check_optimizer(job, files)
         files.adapter_heads()
         files.config()
+
+
+def _check_optimizer(job: Job, files: ModelFiles) -> None:
+    """Finds early that the state of the optimizer is not there."""
+    if job.preconditioner is not None:
+        checked_file(files.tuned)
 
 
 def files_of(job: Job, folder: Path) -> ModelFiles:

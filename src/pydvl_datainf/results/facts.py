@@ -12,7 +12,7 @@ from dask.utils import format_bytes
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.record import COMPRESSION, TEST_OBJECTIVE
+from pydvl_datainf.results.record import COMPRESSION, NORMALIZE, PRECONDITIONER, TEST_OBJECTIVE
 
 RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
 
@@ -87,10 +87,22 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
             else "not chosen yet"
         ),
         "Method": told["method"],
+        **_units(told),
         **({} if run.residual is None else {"Largest residual": f"{run.residual:.2g}"}),
         "Objective": told["objective"],
         **({"Objective of test samples": told[TEST_OBJECTIVE]} if TEST_OBJECTIVE in told else {}),
     }
+
+
+def _units(told: Mapping[str, Any]) -> dict[str, str]:
+    """In what gradients and influences are, where it is not that of the parameters alone."""
+    facts = {}
+    if PRECONDITIONER in told:
+        step = told[PRECONDITIONER]["step"]
+        facts["Gradients in coordinates of"] = f"Adam after {step:,} steps"
+    if NORMALIZE in told:
+        facts["Influences divided by"] = "the norm of each training gradient"
+    return facts
 
 
 def _parts(run: InfluenceRun, place: Callable[[str], str]) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from pydvl_datainf.results.record import (
     APPROXIMATION,
     COMPRESSION,
     EXTRAS,
+    NORMALIZE,
     SELF_INFLUENCE,
     TRAINING_LOSS,
 )
@@ -331,6 +332,11 @@ class InfluenceRun:
                 rows it used is gone, was replaced or is not followed.
         """
         self.check_complete()
+        if NORMALIZE in self.attrs["fingerprint"]:
+            raise StoreError(
+                f"The influences in {self._store} are divided by the norms of training gradients, "
+                "and self-influences would be in another unit. Make a run without normalize."
+            )
         if self.attrs["rows_in"] is not None:
             return self.run_of_rows().self_influence()
         if not self.has_self_influence:
@@ -387,7 +393,7 @@ class InfluenceRun:
     @property
     def has_self_influence(self) -> bool:
         """Whether self-influences are there."""
-        return self._rows_run_has(SELF_INFLUENCE)
+        return NORMALIZE not in self.attrs["fingerprint"] and self._rows_run_has(SELF_INFLUENCE)
 
     def _rows_run_has(self, name: str) -> bool:
         try:

@@ -27,6 +27,12 @@ TEST_OBJECTIVE = "test objective"
 COMPRESSION = "compression"
 """An entry of the fingerprint, only where rows are compressed."""
 
+PRECONDITIONER = "preconditioner"
+"""An entry of the fingerprint, only where gradients are in the coordinates of an optimizer."""
+
+NORMALIZE = "normalize"
+"""An entry of the fingerprint, only where scores are divided by the norms of training rows."""
+
 OF_ONE_INVERSE = ("squared_norms", "curvature_norms", "damping", APPROXIMATION)
 """Arrays that a sum of runs has not: each of its parts has its own."""
 
@@ -194,6 +200,12 @@ def _is_curvature(value: Any) -> bool:
     return others == {"labels": "all"}
 
 
+def _is_preconditioner(value: Any) -> bool:
+    names = {"kind": str, "step": int, "checksum": str}
+    is_whole = type(value) is dict and value.keys() == names.keys()
+    return is_whole and all(type(value[name]) is kind for name, kind in names.items())
+
+
 _ATTRIBUTES: dict[str, Fits] = {
     "method": _is(str),
     "sign": _is(str),
@@ -264,6 +276,10 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield f"fingerprint: {TEST_OBJECTIVE} is {_short(said[TEST_OBJECTIVE])}"
     if CURVATURE in said and not _is_curvature(said[CURVATURE]):
         yield f"fingerprint: {CURVATURE} is {_short(said[CURVATURE])}"
+    if PRECONDITIONER in said and not _is_preconditioner(said[PRECONDITIONER]):
+        yield f"fingerprint: {PRECONDITIONER} is {_short(said[PRECONDITIONER])}"
+    if said.get(NORMALIZE, "unit") != "unit":
+        yield f"fingerprint: {NORMALIZE} is {_short(said[NORMALIZE])}"
     yield from _misfits("plan: ", _PLAN, plan)
     if said["method"] == EKFAC.name:
         yield from _misfits("fingerprint: ", {"layers": _are_layers}, said)

@@ -16,7 +16,13 @@ from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import ENDS, arrays_of, moments_of, opened
 from pydvl_datainf.results.metadata import digest, json_of
 from pydvl_datainf.results.plan import Plan
-from pydvl_datainf.results.record import EXTRAS, TEST_OBJECTIVE, is_sum, sealed_attributes
+from pydvl_datainf.results.record import (
+    EXTRAS,
+    NORMALIZE,
+    TEST_OBJECTIVE,
+    is_sum,
+    sealed_attributes,
+)
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex
@@ -35,6 +41,8 @@ def asked_of(
 ) -> dict[str, Any]:
     """What the test data and the options add to the fingerprint of a run."""
     own = {} if test_objective is None else {TEST_OBJECTIVE: test_objective}
+    if options.normalize is not None:
+        own[NORMALIZE] = options.normalize
     return {
         **own,
         "test samples": tests.n,

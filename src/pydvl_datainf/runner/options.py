@@ -34,6 +34,7 @@ class RunOptions:
     rank: int | None = None
     basis_sample: int | None = None
     basis_seed: int = 0
+    normalize: Literal["unit"] | None = None
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -47,6 +48,13 @@ class RunOptions:
             )
         if self.top_k is not None and self.by_block:
             raise PlanError("top_k keeps total scores only; leave out top_k or by_block.")
+        if self.normalize not in (None, "unit"):
+            raise PlanError(f'normalize must be "unit" or None, got {self.normalize!r}.')
+        if self.normalize is not None and self.self_influence:
+            raise PlanError(
+                "normalize divides influences by the norms of training gradients, and "
+                "self-influences would be in another unit; leave out one of the two."
+            )
         if self.tile is not None and len(self.tile) != 2:
             raise PlanError(f"tile must be (test, train) samples, got {self.tile!r}.")
         self.bytes  # noqa: B018

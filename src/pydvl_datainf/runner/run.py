@@ -16,7 +16,7 @@ from pydvl_datainf.results.layout import column_type, extras_in, has_extra
 from pydvl_datainf.results.metadata import columns_of, group_codes
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.record import EXTRAS, SELF_INFLUENCE, compression_said
+from pydvl_datainf.results.record import EXTRAS, NORMALIZE, SELF_INFLUENCE, compression_said
 from pydvl_datainf.results.row_sets import rows_each
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
@@ -63,6 +63,7 @@ def run_influences(
     rank: int | None = None,
     basis_sample: int | None = None,
     basis_seed: int = 0,
+    normalize: Literal["unit"] | None = None,
 ) -> InfluenceRun:
     """Computes the influence of each training sample on each test sample, into a Zarr store.
 
@@ -116,6 +117,9 @@ def run_influences(
             whole. None = 256. A query has those of the run whose rows it uses.
         basis_sample: training samples that the directions are learned from; None = 2 · rank.
         basis_seed: another number chooses others.
+        normalize: "unit" divides all influences of a training sample by the norm of its gradient
+            over all blocks, so that they are those of a gradient of length 1; 0 where it is zero.
+            The inverse is made of the gradients as they are. None = do not.
 
     Returns:
         The complete run.
@@ -146,6 +150,7 @@ def run_influences(
         rank=rank,
         basis_sample=basis_sample,
         basis_seed=basis_seed,
+        normalize=normalize,
     )
     if isinstance(train, InfluenceRun):
         train.store.check_same_run()
@@ -184,6 +189,8 @@ def compute_self_influence(
     """
     made = run.run_of_rows()
     made.check_complete()
+    if NORMALIZE in made.attrs["fingerprint"]:
+        return made.self_influence()  # says why there are none
     if SELF_INFLUENCE in made.attrs["extras"] and has_extra(made.store, SELF_INFLUENCE):
         return made.self_influence()
     if made.plan.rows != "zarr":
@@ -311,6 +318,7 @@ def _spec(
         compression=training.compression,
         whole=model.widths,
         curvature=rows_each(fingerprint),
+        normalizes=options.normalize is not None,
     )
 
 

@@ -21,7 +21,7 @@ from pydvl_datainf.results.layout import (
     moments_name,
 )
 from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE, TRAINING_LOSS
-from pydvl_datainf.results.row_sets import RowSet
+from pydvl_datainf.results.row_sets import SCORED, RowSet
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.executors import Executor
@@ -81,8 +81,10 @@ class Stages:
         # What a complete run had is made again where it is damaged, asked for or not.
         self.self_influence |= SELF_INFLUENCE in self.store.attributes["extras"]
         if self.shared[1] is not None:  # with model and data
+            if self.spec.normalizes:
+                self._norms((SCORED,))
             self._scores()
-        self._norms()
+        self._norms(self.spec.row_sets)
         self._training_losses()
         if self.self_influence:
             self._self_influence()
@@ -293,11 +295,11 @@ class Stages:
         there = store.sound(tasks.CANDIDATES) & store.sound(tasks.CANDIDATE_SCORES)
         return {(i, j) for i, j in store.sound(tasks.SUMS) if (i, j, 0, 0) in there}
 
-    def _norms(self) -> None:
-        """Norms that no other stage had to compute, because a run went on after them."""
+    def _norms(self, sets: Sequence[RowSet]) -> None:
+        """Norms that no other stage had to compute, or not yet."""
         if self.spec.train is None:
             return
-        for rows in self.spec.row_sets:
+        for rows in sets:
             done = {c[0] for c in self.store.sound(rows.norms)}
             missing = [(rows, (j,)) for j in range(len(self.spec.plan.train)) if j not in done]
             self._map("norms", tasks.write_rows, missing)

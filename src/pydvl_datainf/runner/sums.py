@@ -25,6 +25,8 @@ from pydvl_datainf.results.record import (
     COMPRESSION,
     EXTRAS,
     NO_ROWS,
+    NORMALIZE,
+    PRECONDITIONER,
     SELF_INFLUENCE,
     TEST_OBJECTIVE,
     sealed_attributes,
@@ -34,10 +36,17 @@ from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.entry import UNDONE, about, check_same
 from pydvl_datainf.sums import checked_weights, sum_name
 
-ALIKE = ("objective", TEST_OBJECTIVE, "training samples", "test samples", "query groups")
+ALIKE = (
+    "objective",
+    TEST_OBJECTIVE,
+    NORMALIZE,
+    "training samples",
+    "test samples",
+    "query groups",
+)
 """Parts of the fingerprint that are the same in all runs of a sum."""
 
-OF_ONE_METHOD = (SETTINGS, "layers", CURVATURE, COMPRESSION)
+OF_ONE_METHOD = (SETTINGS, "layers", CURVATURE, PRECONDITIONER, COMPRESSION)
 """Parts of the fingerprint that a sum has not: they are those of a method, or of rows."""
 
 COPIED = ("block", "width")

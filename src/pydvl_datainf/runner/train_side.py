@@ -14,6 +14,7 @@ from pydvl_datainf.results.linked_rows import rows_store
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
     COMPRESSION,
+    PRECONDITIONER,
     compression_entry,
     compression_said,
     is_sum,
@@ -25,6 +26,7 @@ from pydvl_datainf.runner.batched_data import BatchIndex
 from pydvl_datainf.runner.worker_inputs import Description
 
 _EMPIRICAL = "that of the training gradients"
+_PLAIN = "those of the parameters"
 
 CLOSE = 1e-5
 """Up to which λ are the same: a model that was fitted on the same data has them up to rounding."""
@@ -173,6 +175,15 @@ class StoredRows:
                 f"The inverse of {self.store} is made of other rows: its curvature is {made}, and "
                 f"{asked} is asked for. Query it with the same curvature, labels and label_seed, "
                 "or make a run of its own."
+            )
+        made, asked = (
+            said or _PLAIN for said in (theirs.get(PRECONDITIONER), model.preconditioner)
+        )
+        if made != asked:
+            raise ModelError(
+                f"The gradients of {self.store} are in other coordinates: its preconditioner is "
+                f"{made}, and {asked} is asked for. Query it with the state of the optimizer that "
+                "it was made with, or make a run of its own."
             )
         own = {key: value for key, value in model.fingerprint.items() if key != "damping"}
         other = differences({key: theirs[key] for key in own if key in theirs}, own)

@@ -20,6 +20,7 @@ from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.inverse.methods import METHODS, method_entries
 from pydvl_datainf.objectives.description import described
 from pydvl_datainf.results.arrays import CURVATURE
+from pydvl_datainf.results.record import PRECONDITIONER
 from pydvl_datainf.runner.batched_data import BatchedData
 
 Built: TypeAlias = BlockwiseInfluence | Callable[[], BlockwiseInfluence]
@@ -45,6 +46,7 @@ class Description:
         test_objective: in words, where test samples have one of their own.
         curvature: what tells the rows that the inverse is made of, where they are not those of the
             gradients, with their number for each training sample as "rows".
+        preconditioner: what tells the coordinates of all rows, where they are an optimizer's.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -60,6 +62,7 @@ class Description:
     layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
     test_objective: str | None = None
     curvature: Mapping[str, Any] = field(default_factory=dict)
+    preconditioner: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -72,6 +75,7 @@ class Description:
             method_entries(self.method)
             | ({"layers": layers} if layers else {})
             | ({CURVATURE: dict(self.curvature)} if self.curvature else {})
+            | ({PRECONDITIONER: dict(self.preconditioner)} if self.preconditioner else {})
             | {
                 "objective": self.objective,
                 "dtype": self.dtype,
@@ -173,6 +177,9 @@ class Inputs:
             if influence.test_objective
             else None,
             curvature=self._curvature(influence),
+            preconditioner=influence.preconditioner.told(influence.blocks)
+            if influence.preconditioner
+            else {},
         )
 
     def _curvature(self, influence: BlockwiseInfluence) -> Mapping[str, Any]:

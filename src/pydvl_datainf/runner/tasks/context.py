@@ -7,6 +7,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,13 @@ class Context:
     def damping(self) -> dict[str, float]:
         """λ of each block, from the store."""
         return dict(zip(self.spec.widths, self.store.read("damping").tolist(), strict=True))
+
+    @cached_property
+    def row_norms(self) -> Tensor:
+        """The norm of each training row over all blocks, (n,), from the store: all are there."""
+        tiles = self.spec.plan.train
+        squares = (self.store.read("squared_norms", tile).sum(1) for tile in tiles)
+        return torch.from_numpy(np.concatenate(list(squares))).sqrt()
 
     def computed(
         self,

@@ -55,6 +55,9 @@ def write_tiles(
     """
     spec, plan, wanted = context.spec, context.spec.plan, context.spec.plan.train[j]
     first = plan.test[tiles[0]].start
+    if spec.normalizes:
+        norms = context.row_norms[wanted]
+        scores = torch.where(norms > 0, scores / norms, 0.0)  # of zero rows they are 0
     for i in tiles:
         queries = plan.test[i]
         own = scores[queries.start - first : queries.stop - first]

@@ -37,6 +37,7 @@ class RunSpec:
         whole: d_l of each block, where rows are compressed.
         curvature: rows of each training sample that only the inverse is made of; 0 = it is made of
             those that are scored.
+        normalizes: whether scores are divided by the norms of training rows.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class RunSpec:
     compression: Compression | None = None
     whole: Mapping[str, int] = field(default_factory=dict)
     curvature: int = 0
+    normalizes: bool = False
 
     @property
     def parameters(self) -> Mapping[str, int]:
