@@ -34,7 +34,7 @@ from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import check_model, preserved_rng, rows_dtype
 from pydvl_datainf.influence.fitted import Fitted, check_order
-from pydvl_datainf.inverse.compression import compression_of
+from pydvl_datainf.inverse.compression import Rank, compression_of
 from pydvl_datainf.inverse.damping import (
     check_finite,
     check_representable,
@@ -89,7 +89,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         labels: Labels = "auto",
         label_seed: int = 0,
         test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
-        rank: int | None = None,
+        rank: Rank | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
     ):
@@ -279,6 +279,15 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             NotFittedException: before `fit`.
         """
         return self._fitted().energy(self.blocks.names)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """For each block how many numbers of a row are kept: parameters, or coordinates.
+
+        Raises:
+            NotFittedException: before `fit`.
+        """
+        return self._fitted().ranks(self.blocks.widths)
 
     @property
     def fitted_data(self) -> Mapping[str, int] | None:

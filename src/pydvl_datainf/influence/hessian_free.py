@@ -10,6 +10,7 @@ from pydvl_datainf.errors import DampingError
 from pydvl_datainf.gradients import Gradients
 from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping
+from pydvl_datainf.inverse.compression import Rank
 from pydvl_datainf.inverse.methods import HESSIAN_FREE, SCALED_HESSIAN_FREE
 from pydvl_datainf.objectives import Objective
 
@@ -61,7 +62,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         progress: bool = False,
         damping_scale: float | None = None,
         test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
-        rank: int | None = None,
+        rank: Rank | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
         scaled: bool = False,

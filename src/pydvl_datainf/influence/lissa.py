@@ -10,6 +10,7 @@ from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.gradients import Gradients
 from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence, Damping, Inputs
+from pydvl_datainf.inverse.compression import Rank
 from pydvl_datainf.inverse.lissa import Lissa
 from pydvl_datainf.objectives import Objective
 
@@ -65,7 +66,7 @@ class LissaInfluence(BlockwiseInfluence):
         progress: bool = False,
         damping_scale: float | None = None,
         test_objective: Objective | Callable[[Any, Tensor], Tensor] | None = None,
-        rank: int | None = None,
+        rank: Rank | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
         iterations: int = 100,

@@ -58,14 +58,15 @@ def planned(
     Raises:
         PlanError: if nothing fits, or rows are compressed and the inverse is made of others.
     """
-    compression = training.compression
+    most = training.opened()
+    compression = most.compression
     shapes = {} if compression is None else compression.shapes(model.widths, training.n)
     sample = 0 if compression is None else len(compression.kept_whole(training.n))
     asked = RunSize(
         n=training.n,
         m=m,
         m_samples=tests.n,
-        widths=tuple(row_widths(model, training).values()),
+        widths=tuple(row_widths(model, most).values()),
         itemsize=np.dtype(model.dtype).itemsize,
         longest=max(training.longest, *tests.lengths),
         method=model.method,
@@ -95,7 +96,7 @@ def planned(
         )
     _check_same_compression(options, training)
     rows = "zarr" if compression else rows
-    return make_plan(
+    plan = make_plan(
         asked,
         memory=options.bytes,
         rows=rows,
@@ -103,6 +104,7 @@ def planned(
         tile=tile,
         pieces=pieces,
     )
+    return plan.narrowed(list(row_widths(model, training).values()))
 
 
 def row_widths(model: Description, training: NewRows | StoredRows) -> Mapping[str, int]:
