@@ -36,7 +36,10 @@ RANK = 256
 """The rank where none is given, and the largest that is chosen."""
 
 SHARE = 0.95
-"""Of the energy of the rows that a basis is learned from: what one of chosen rank holds."""
+"""Of the energy of the rows that a basis is learned from: what one of chosen rank holds.
+
+The least share that kept the retraining score of whole rows, see benchmarks/chosen_ranks.py.
+"""
 
 CHECKED = 64
 """Training samples whose influences tell what compression changes."""
