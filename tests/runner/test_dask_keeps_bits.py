@@ -13,7 +13,7 @@ from pydvl_datainf.results.reader import InfluenceRun
 from stopped_run import TIMEOUT, Pause, build, chunks, run, unwatched
 from undisturbed import assert_same
 
-pytestmark = pytest.mark.usefixtures("fork_server")
+pytestmark = [pytest.mark.usefixtures("fork_server"), pytest.mark.slow]
 
 COMPRESSED = {"rows": "compressed", "basis_sample": 9, "self_influence": True}
 KINDS = {
@@ -56,7 +56,6 @@ def test_workers_leave_the_same_bits(tmp_path, client, here, kind):
     assert_same(tmp_path / "run.zarr", here / kind)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_so_they_do_after_one_was_killed(tmp_path, client, here, kind):
     store = tmp_path / "run.zarr"
