@@ -254,7 +254,7 @@ def dead():
 @pytest.mark.parametrize(
     ("settings", "error", "match"),
     [
-        ({"rank": 0}, PlanError, "rank must be an integer of at least 1, got 0"),
+        ({"rank": 0}, PlanError, 'rank must be an integer of at least 1 or "auto", got 0'),
         ({"basis_sample": -1}, PlanError, "basis_sample must be an integer of at least 1"),
         ({"rows": "zarr"}, PlanError, "are those of compressed rows"),
         ({"memory": 3000}, PlanError, "bytes of memory are too few"),

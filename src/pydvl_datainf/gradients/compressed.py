@@ -64,6 +64,11 @@ class CompressedRows:
                 for block, C in coordinates.items()
             )
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Numbers that are kept of each block."""
+        return {block: C.shape[1] for block, C in self.kept[0].items()}
+
     def sum_outside(self) -> dict[str, float]:
         """For each block Σ_i (‖g_i‖² − ‖c_i‖²)."""
         return {b: sum(float(s[b].sum()) for s in self.outside) for b in self.outside[0]}
@@ -104,13 +109,13 @@ def read_compressed(
     first, again = DataChecksum(), DataChecksum()
     chosen = compression.positions(n)
     sample = concatenated(list(_rows_of(replace(reader, seen=first), chosen)))
-    bases = compression.bases(sample)
+    bases = compression.learned(sample).bases(sample)
     if not has_fixed_order(reader.data):
         chosen, sample = chosen[:0], OrderedDict()
     kept, outside, sums, done = [], [], dict[str, float](), 0
     for batch in replace(reader, seen=again).batches("gradients"):
         rows = joined_rows(batch, done, chosen, lambda at: _at(sample, at), reader.engine.rows)
-        coordinates = projected(rows, bases)
+        coordinates = projected(rows, bases, torch.float64)
         kept.append(coordinates)
         outside.append(remainders(rows, coordinates))
         for block, vectors in rows.items():

@@ -63,7 +63,7 @@ from pydvl_datainf.influence.settings import (
     check_settings,
     curvature_engine,
 )
-from pydvl_datainf.inverse.compression import compression_of
+from pydvl_datainf.inverse.compression import Rank, compression_of
 from pydvl_datainf.inverse.damping import given_damping, given_scale
 from pydvl_datainf.inverse.method import Method
 from pydvl_datainf.objectives import ImageLayout, OutputLoss, as_objective
@@ -98,7 +98,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         labels: Labels = "auto",
         label_seed: int = 0,
         test_objective: Loss | None = None,
-        rank: int | None = None,
+        rank: Rank | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
         preconditioner: AdamPreconditioner | None = None,
@@ -270,6 +270,15 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             NotFittedException: before `fit`.
         """
         return self._fitted().energy(self.blocks.names)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """For each block how many numbers of a row are kept: parameters, or coordinates.
+
+        Raises:
+            NotFittedException: before `fit`.
+        """
+        return self._fitted().ranks(self.blocks.widths)
 
     @property
     def fitted_data(self) -> Mapping[str, int] | None:

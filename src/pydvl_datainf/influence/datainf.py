@@ -62,8 +62,10 @@ class DataInfInfluence(BlockwiseInfluence):
             training samples keep the loss. Positive = more weight on k lowers it for t, so what is
             to be large, as a margin is, comes with a minus. None = the loss.
         rank: numbers that compressed rows keep of a block; blocks of no more parameters are kept
-            whole. None = 256.
-        basis_sample: training samples that the directions are learned from; None = 2 · rank.
+            whole. "auto" = of each block as few as hold 95% of the energy of the rows that its
+            directions are learned from, 256 at most. None = 256.
+        basis_sample: training samples that the directions are learned from; None = 2 · rank, or 512
+            with "auto".
         basis_seed: another number chooses others.
         preconditioner: the state of the Adam that trained the model, whose coordinates all
             gradients are taken in, of training and test samples: each is multiplied by

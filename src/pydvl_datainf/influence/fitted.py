@@ -105,9 +105,13 @@ class Fitted:
         whole = self.norms.sums
         return {b: 1 - outside[b] / whole[b] if whole[b] else 1.0 for b in blocks}
 
+    def ranks(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """For blocks of these widths how many numbers of a row are kept."""
+        return self.source.ranks if isinstance(self.source, CompressedRows) else dict(widths)
+
     def projected(self, vectors: BlockVectors) -> BlockVectors:
         """Vectors as the rows are: their coordinates, or themselves."""
-        return projected(vectors, self.bases)
+        return projected(vectors, self.bases, torch.float64)
 
     def lifted(self, vectors: BlockVectors) -> BlockVectors:
         """Whole vectors of what is as the rows are."""

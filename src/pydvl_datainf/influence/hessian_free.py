@@ -10,6 +10,7 @@ from pydvl_datainf.gradients import AdamPreconditioner, Gradients
 from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.settings import Damping, Loss
+from pydvl_datainf.inverse.compression import Rank
 from pydvl_datainf.inverse.methods import HESSIAN_FREE, SCALED_HESSIAN_FREE
 
 
@@ -61,7 +62,7 @@ class HessianFreeInfluence(BlockwiseInfluence):
         progress: bool = False,
         damping_scale: float | None = None,
         test_objective: Loss | None = None,
-        rank: int | None = None,
+        rank: Rank | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
         preconditioner: AdamPreconditioner | None = None,

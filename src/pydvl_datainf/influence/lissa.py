@@ -9,6 +9,7 @@ from pydvl_datainf.gradients import AdamPreconditioner, Gradients
 from pydvl_datainf.gradients.sources import RowsKept
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.settings import Damping, Inputs, Loss
+from pydvl_datainf.inverse.compression import Rank
 from pydvl_datainf.inverse.lissa import Lissa
 
 
@@ -64,7 +65,7 @@ class LissaInfluence(BlockwiseInfluence):
         progress: bool = False,
         damping_scale: float | None = None,
         test_objective: Loss | None = None,
-        rank: int | None = None,
+        rank: Rank | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
         preconditioner: AdamPreconditioner | None = None,

@@ -96,10 +96,25 @@ def influences_of_both(
     return product(less[""], C[""][checked]), product(whole[""], G[checked])
 
 
-def agreement(S: Tensor, T: Tensor) -> tuple[float, float]:
-    """‖S − T‖/‖T‖ of influences (m, k), and their rank correlation, 1 where it is not defined."""
-    correlation = _rank_correlation(S, T)
+def agreement(S: Tensor, T: Tensor, *, is_ordered: bool) -> tuple[float, float]:
+    """‖S − T‖/‖T‖ of influences, and their rank correlation.
+
+    Args:
+        S: influences of k samples, (m, k).
+        T: others.
+        is_ordered: whether samples differ, so that there is an order of their influences.
+
+    Returns:
+        Two numbers; the second is 1 where there is no order that could be lost.
+    """
+    correlation = _rank_correlation(S, T) if is_ordered else None
     return _error(S, T), 1.0 if correlation is None else correlation
+
+
+def are_copies(rows: Tensor) -> bool:
+    """Whether rows (k, d) are one and the same up to rounding: what orders them is noise then."""
+    largest = _norm(rows[0]) * float(torch.finfo(rows.dtype).eps) ** 0.5
+    return bool((torch.linalg.vector_norm(rows - rows[0], dim=1) <= largest).all())
 
 
 def _error(A: Tensor, E: Tensor) -> float:

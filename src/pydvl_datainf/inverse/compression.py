@@ -11,12 +11,14 @@ What v has outside of the basis is orthogonal to every ĝ and drops out of all i
 training samples. So a method works on coordinates as on rows of r numbers, with two exceptions:
 λ is that of the whole rows, and DataInf's weights are of their norms (`Method.weighed`).
 
-A block of no more than r parameters is kept whole.
+A block of no more than r parameters is kept whole. The rank r is given, or chosen for each block:
+the least whose directions hold a share of the energy of S (`SHARE`).
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +28,18 @@ from torch import Tensor
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.inverse.damping import squared_norms
-from pydvl_datainf.vectors import BlockVectors
+from pydvl_datainf.vectors import BlockVectors, length
+
+Rank = int | Literal["auto"]
 
 RANK = 256
+"""The rank where none is given, and the largest that is chosen."""
+
+SHARE = 0.95
+"""Of the energy of the rows that a basis is learned from: what one of chosen rank holds.
+
+The least share that kept the retraining score of whole rows, see benchmarks/chosen_ranks.py.
+"""
 
 CHECKED = 64
 """Training samples whose influences tell what compression changes."""
@@ -40,28 +51,57 @@ class Compression:
 
     Args:
         rank: r, directions in the basis of a block; blocks of no more parameters are kept whole.
+            "auto" = chosen for each block, `RANK` at most.
         basis_sample: b, training samples whose rows the bases are learned from, or all there are;
             None = 2 r, since the last of as many directions as samples are noise.
         basis_seed: of their choice.
+        ranks: what was chosen with "auto", block by block; None = nothing yet.
 
     Raises:
         SourceError: if a number is out of range.
     """
 
-    rank: int = RANK
+    rank: Rank = RANK
     basis_sample: int | None = None
     basis_seed: int = 0
+    ranks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        others = {"rank": ("auto",), "basis_sample": (None,), "basis_seed": ()}
         for name, least in (("rank", 1), ("basis_sample", 1), ("basis_seed", 0)):
             value = getattr(self, name)
-            is_number = type(value) is int and value >= least
-            if not is_number and not (name == "basis_sample" and value is None):
-                raise SourceError(f"{name} must be an integer of at least {least}, got {value!r}.")
+            if (type(value) is not int or value < least) and value not in others[name]:
+                told = ' or "auto"' if name == "rank" else ""
+                raise SourceError(
+                    f"{name} must be an integer of at least {least}{told}, got {value!r}."
+                )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ranks are to be chosen and are not yet."""
+        return self.rank == "auto" and self.ranks is None
+
+    @property
+    def largest(self) -> int:
+        """The largest rank of all."""
+        return RANK if self.rank == "auto" else self.rank
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a caller asks for it."""
+        return {name: getattr(self, name) for name in ("rank", "basis_sample", "basis_seed")}
+
+    def opened(self) -> "Compression":
+        """As it was before ranks were chosen; what it says of sizes then bounds them."""
+        return replace(self, ranks=None)
+
+    def with_ranks(self, ranks: Sequence[int]) -> "Compression":
+        """With what was chosen for each block."""
+        return replace(self, ranks=tuple(ranks))
 
     def sample_size(self, n: int) -> int:
         """How many of n training samples the bases are learned from."""
-        return min(n, self.basis_sample or 2 * self.rank)
+        return min(n, self.basis_sample or 2 * self.largest)
 
     def positions(self, n: int) -> npt.NDArray[np.int64]:
         """Which of n training samples those are, in ascending order."""
@@ -88,15 +128,34 @@ class Compression:
         return np.random.default_rng(self.basis_seed).permutation(n)
 
     def widths(self, widths: Mapping[str, int], n: int) -> dict[str, int]:
-        """For blocks of d_l parameters how many numbers of a row are kept."""
-        r = min(self.rank, self.sample_size(n))
-        return {block: d if d <= self.rank else r for block, d in widths.items()}
+        """For blocks of d_l parameters how many numbers of a row are kept, at most while open."""
+        if self.ranks is not None:
+            return dict(zip(widths, self.ranks, strict=True))
+        r = min(self.largest, self.sample_size(n))
+        if self.is_open:
+            return {block: min(d, r) for block, d in widths.items()}
+        return {block: d if d <= self.largest else r for block, d in widths.items()}
 
     def shapes(self, widths: Mapping[str, int], n: int) -> dict[int, tuple[int, int]]:
-        """(r, d_l) of the blocks that have a basis, by their number among all."""
+        """(r, d_l) of the blocks that have a basis, by their number; while open, of all."""
         kept = self.widths(widths, n)
         numbered = enumerate(widths.items())
-        return {b: (kept[block], d) for b, (block, d) in numbered if d > self.rank}
+        return {
+            b: (kept[block], d) for b, (block, d) in numbered if kept[block] < d or self.is_open
+        }
+
+    def learned(self, S: BlockVectors) -> "Compression":
+        """With ranks, if they are to be chosen.
+
+        Args:
+            S: for each block rows of the sample, (b, d_l).
+
+        Returns:
+            It, where nothing is to be chosen.
+        """
+        if not self.is_open:
+            return self
+        return self.with_ranks([least_rank(G, self.largest) for G in S.values()])
 
     def bases(self, S: BlockVectors) -> BlockVectors:
         """The bases, (r, d_l), of those blocks that are not kept whole.
@@ -107,19 +166,20 @@ class Compression:
         Returns:
             In the dtype of the rows.
         """
-        wide = ((block, G) for block, G in S.items() if G.shape[1] > self.rank)
-        return OrderedDict((block, leading_directions(G, self.rank)) for block, G in wide)
+        kept = self.widths({block: G.shape[1] for block, G in S.items()}, length(S))
+        wide = ((block, G, kept[block]) for block, G in S.items() if kept[block] < G.shape[1])
+        return OrderedDict((block, leading_directions(G, r)) for block, G, r in wide)
 
 
 def compression_of(
-    rows: str, rank: int | None, basis_sample: int | None, basis_seed: int
+    rows: str, rank: Rank | None, basis_sample: int | None, basis_seed: int
 ) -> Compression | None:
     """How rows are compressed; None where they are not.
 
     Args:
         rows: what happens to them.
-        rank: of the bases; None = chosen.
-        basis_sample: samples that they are learned from; None = chosen.
+        rank: of the bases, or "auto"; None = `RANK`.
+        basis_sample: samples that they are learned from; None = twice the rank.
         basis_seed: of the choice of these.
 
     Returns:
@@ -161,18 +221,48 @@ def leading_directions(S: Float[Tensor, "b d"], r: int) -> Float[Tensor, "k d"]:
     return B.to(S.dtype).contiguous()
 
 
-def projected(vectors: Mapping[str, Tensor], bases: Mapping[str, Tensor]) -> BlockVectors:
+def least_rank(S: Float[Tensor, "b d"], most: int) -> int:
+    """The least r whose leading directions hold `SHARE` of Σ‖g‖² over the rows of S.
+
+    Args:
+        S: rows.
+        most: no more than this.
+
+    Returns:
+        r, at least 1 and at most min(b, d).
+    """
+    b, d = S.shape
+    longer = S.double().mT if b <= d else S.double()
+    R = torch.linalg.qr(longer, mode="r")[1]
+    energy = torch.linalg.svdvals(R).square().cumsum(0)
+    return min(most, 1 + int((energy < SHARE * energy[-1]).sum()))
+
+
+def projected(
+    vectors: Mapping[str, Tensor],
+    bases: Mapping[str, Tensor],
+    within: torch.dtype | None = None,
+) -> BlockVectors:
     """Coordinates B v of vectors; those of blocks without a basis as they are.
+
+    Sums of d float32 products are wrong by about 1e-7 ‖v‖, which is much beside a small coordinate,
+    and the exact inverse multiplies small ones most; that bases are rounded matters far less.
 
     Args:
         vectors: for each block vectors as rows, (m, d_l).
         bases: for some blocks B, (r, d_l).
+        within: the dtype in which coordinates are computed; None = that of the vectors.
 
     Returns:
         (m, r) in the dtype of the vectors, or (m, d_l).
     """
+
+    def coordinates(v: Tensor, B: Tensor) -> Tensor:
+        dtype = within or v.dtype
+        return (v.to(dtype) @ B.to(dtype).mT).to(v.dtype)
+
     return OrderedDict(
-        (block, v @ bases[block].to(v.dtype).mT if block in bases else v)
+        (block, coordinates(v, bases[block]) if block in bases else v)
         for block, v in vectors.items()
     )
 

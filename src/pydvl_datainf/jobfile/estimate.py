@@ -253,6 +253,7 @@ def _plan(
     passing = bytes_passing(plan, model) + beside[1]
     several = {"Checkpoints": f"{runs:,}, one after the other, and their sum"} if runs > 1 else {}
     size = runs * (rows + scores) + (scores if runs > 1 else 0)
+    bound = ", at most: fewer are chosen" if prepared.job.rank == "auto" else ""
     return several | {
         "Rows": {
             "memory": "kept in memory",
@@ -260,7 +261,7 @@ def _plan(
             "recompute": "computed again for each pass",
         }[plan.rows]
         if prepared.job.rows != "compressed"
-        else f"kept on disk, {plan.n_parameters:,} numbers of a sample in half precision",
+        else f"kept on disk, {plan.n_parameters:,} numbers of a sample in half precision{bound}",
         "Tiles of scores": (
             f"{len(plan.test):,} x {len(plan.train):,}, of {plan.test_tile:,} test by "
             f"{plan.train_tile:,} training samples"

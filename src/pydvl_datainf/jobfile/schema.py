@@ -252,9 +252,10 @@ class Job(_Part):
             a transformers Trainer left beside the adapter, or the model that was tuned whole.
         blocks: what is a block.
         rows: where gradients of training samples are kept.
-        rank: of compressed rows: numbers that are kept of a block (256 if nothing else is said).
+        rank: of compressed rows: numbers that are kept of a block (256 if nothing else is said), or
+            as few as hold most of a sample's energy.
         basis_sample: training samples that their directions are learned from (2 · rank if nothing
-            else is said).
+            else is said; 512 where ranks are chosen).
         basis_seed: of the choice of these (0 if nothing else is said).
         memory: for our arrays, in bytes or as text.
         batch_size: samples that are read, and sorted by length, together; of images, those in one
@@ -321,7 +322,7 @@ class Job(_Part):
     preconditioner: Literal["adam"] | None = None
     blocks: Literal["module", "parameter_wise", "layer_wise", "full"] = "module"
     rows: Literal["auto", "memory", "zarr", "compressed", "recompute"] = "auto"
-    rank: Count | None = None
+    rank: Literal["auto"] | Count | None = None
     basis_sample: Count | None = None
     basis_seed: Position | None = None
     memory: Count | Amount = "2GiB"

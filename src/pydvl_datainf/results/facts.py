@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from dask.utils import format_bytes
 
 from pydvl_datainf.block_labels import block_labels
+from pydvl_datainf.inverse.compression import SHARE
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import COMPRESSION, NORMALIZE, PRECONDITIONER, TEST_OBJECTIVE
@@ -159,7 +161,7 @@ def _kept(run: InfluenceRun, names: Sequence[str], rows_in: str | None) -> dict[
         rows = "yes, in half precision"
     own = "yes" if "self_influence" in names else "no"
     if COMPRESSION in told and rows_in is None:
-        rows = f"yes, of each block {told[COMPRESSION]['rank']:,} coordinates at most"
+        rows = f"yes, of each block {_coordinates(told[COMPRESSION])}"
         own += ", of coordinates alone" if own == "yes" else ""
     return {
         "Scores kept": scores,
@@ -169,6 +171,19 @@ def _kept(run: InfluenceRun, names: Sequence[str], rows_in: str | None) -> dict[
         "Columns of training samples": _columns_in(names, "train_"),
         "Columns of test samples": _columns_in(names, "test_"),
     }
+
+
+def _coordinates(told: Mapping[str, Any]) -> str:
+    """How many are kept of a row."""
+    if told["rank"] != "auto":
+        return f"{told['rank']:,} coordinates at most"
+    if "ranks" not in told:
+        return f"as many coordinates as hold {SHARE:.0%} of a sample's energy: not chosen yet"
+    ranks = told["ranks"]
+    return (
+        f"{min(ranks):,} to {max(ranks):,} coordinates (median {median(ranks):,g}), chosen to hold "
+        f"{SHARE:.0%} of a sample's energy"
+    )
 
 
 def _columns_in(names: Sequence[str], prefix: str) -> str:

@@ -146,7 +146,7 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
         said["dtype"],
         by_block=said["by_block"],
         top_k=said["top_k"],
-        stores_rows=plan.rows == "zarr" and attributes["rows_in"] is None,
+        stores_rows=plan.rows == "zarr" and attributes["rows_in"] is None and not _is_open(said),
         columns=attributes["columns"],
         moments=_moments_said(attributes),
         bases=_bases_said(attributes),
@@ -168,10 +168,16 @@ def _bases_said(attributes: Mapping[str, Any]) -> dict[int, tuple[int, int]] | N
     """Shapes of the bases that a run keeps: a query has none of its own, nor a sum."""
     said, n = attributes["fingerprint"], attributes["plan"]["n"]
     compression = compression_said(said)
-    if compression is None or attributes["rows_in"] is not None:
+    if compression is None or attributes["rows_in"] is not None or compression.is_open:
         return None
     widths = dict(zip(said["blocks"], said[COMPRESSION]["widths"], strict=True))
     return compression.shapes(widths, n)
+
+
+def _is_open(said: Mapping[str, Any]) -> bool:
+    """Whether ranks are not chosen yet, so that nothing is known of rows."""
+    compression = compression_said(said)
+    return compression is not None and compression.is_open
 
 
 def column_type(dtype: Any) -> str:

@@ -6,7 +6,8 @@ all scores; the parts are added in the order of the blocks.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from math import ceil
 from typing import Any
 
@@ -125,6 +126,22 @@ class Plan:
         each = ceil(wanted / count) if wanted < self.n else self.train_tile
         chosen = (i * tiles // count for i in range(count))
         return [(j, min(each, self.train[j].stop - self.train[j].start)) for j in chosen]
+
+    def narrowed(self, widths: Sequence[int]) -> "Plan":
+        """The same for rows that have fewer numbers in some blocks.
+
+        Args:
+            widths: of all blocks, none more than before.
+
+        Returns:
+            The plan.
+        """
+        counts = [count for count, _ in self.pieces]
+        stops = list(accumulate(counts))
+        parts = [widths[stop - count : stop] for stop, count in zip(stops, counts, strict=True)]
+        pieces = tuple((len(part), sum(part)) for part in parts)
+        columns = min(self.columns, max(width for _, width in pieces))
+        return replace(self, pieces=pieces, n_parameters=sum(widths), columns=columns)
 
     def as_attributes(self) -> dict[str, Any]:
         """The plan as JSON can hold it."""

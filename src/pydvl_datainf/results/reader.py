@@ -23,6 +23,7 @@ from pydvl_datainf.results.record import (
     NORMALIZE,
     SELF_INFLUENCE,
     TRAINING_LOSS,
+    compression_said,
 )
 from pydvl_datainf.results.stored import Stored
 
@@ -37,7 +38,7 @@ class CompressionError:
     Args:
         score_error: ‖S − T‖/‖T‖ of the influences S from coordinates and T from whole rows.
         rank_correlation: Spearman's, of a test sample's influences in S and T, averaged over test
-            samples; 1 where there is one training sample.
+            samples; 1 where there is no order to lose: one training sample, or copies of one.
     """
 
     score_error: float
@@ -148,6 +149,17 @@ class InfluenceRun:
             return None
         shares = self.run_of_rows().store.read("energy").tolist()
         return dict(zip(self.widths, shares, strict=True))
+
+    @property
+    def ranks(self) -> dict[str, int] | None:
+        """For each block how many numbers of a training row are kept.
+
+        None where rows are whole, of a sum, and where ranks are to be chosen and are not yet.
+        """
+        compression = compression_said(self.attrs["fingerprint"])
+        if compression is None or compression.is_open:
+            return None
+        return compression.widths(self.widths, self.plan.n)
 
     @property
     def compression_error(self) -> CompressionError | None:

@@ -100,7 +100,8 @@ def compression_said(fingerprint: Mapping[str, Any]) -> Compression | None:
     if COMPRESSION not in fingerprint:
         return None
     said = fingerprint[COMPRESSION]
-    return Compression(said["rank"], said["basis_sample"], said["basis_seed"])
+    ranks = tuple(said["ranks"]) if "ranks" in said else None
+    return Compression(said["rank"], said["basis_sample"], said["basis_seed"], ranks)
 
 
 def compression_entry(
@@ -124,7 +125,8 @@ def compression_entry(
         "basis_seed": compression.basis_seed,
         "widths": list(widths.values()),
     }
-    return {COMPRESSION: told}
+    chosen = {} if compression.ranks is None else {"ranks": list(compression.ranks)}
+    return {COMPRESSION: told | chosen}
 
 
 Fits = Callable[[Any], bool]
@@ -297,7 +299,7 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
     if of_sum != (plan["rows"] == NO_ROWS):
         yield "plan: rows are those of a sum, or of a run, and this is the other"
     yield from (f"plan: {a} is larger than {b}" for a, b in sides if plan[a] > plan[b])
-    if not of_sum and not _has_compression(said, plan):
+    if not of_sum and not _has_compression(said, plan, is_complete=attributes["complete"]):
         yield f"fingerprint: {COMPRESSION} is {_short(said.get(COMPRESSION))}"
     sums = [sum(counts) for counts in zip(*plan["pieces"], strict=True)]
     if sums != [len(said["blocks"]), plan["n_parameters"]]:
@@ -316,12 +318,17 @@ def _has_settings(said: Mapping[str, Any]) -> bool:
         return False
 
 
-def _has_compression(said: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+def _has_compression(
+    said: Mapping[str, Any], plan: Mapping[str, Any], *, is_complete: bool
+) -> bool:
     """Whether there is none, or one that fits the blocks and the plan."""
     if COMPRESSION not in said:
         return True
     told = said[COMPRESSION]
-    if type(told) is not dict or told.keys() != {"rank", "basis_sample", "basis_seed", "widths"}:
+    names = {"rank", "basis_sample", "basis_seed", "widths"}
+    if type(told) is not dict or told.keys() - {"ranks"} != names:
+        return False
+    if "ranks" in told and not (told["rank"] == "auto" and _all_in(list, _is_count)(told["ranks"])):
         return False
     try:
         compression = compression_said(said)
@@ -332,9 +339,13 @@ def _has_compression(said: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
         _all_in(list, _is_count)(told["widths"]) and len(told["widths"]) == len(said["blocks"])
     ):
         return False
+    if "ranks" in told and len(told["ranks"]) != len(told["widths"]):
+        return False
     widths = dict(zip(said["blocks"], told["widths"], strict=True))
-    kept = compression.widths(widths, plan["n"])
-    return bool(plan["rows"] == "zarr" and sum(kept.values()) == plan["n_parameters"])
+    most, kept = (c.widths(widths, plan["n"]) for c in (compression.opened(), compression))
+    fits = all(kept[block] <= most[block] for block in widths) and plan["rows"] == "zarr"
+    is_done = not (compression.is_open and is_complete)
+    return bool(fits and is_done and sum(kept.values()) == plan["n_parameters"])
 
 
 def _misfits(part: str, table: Mapping[str, Fits], values: Mapping[str, Any]) -> Iterator[str]:

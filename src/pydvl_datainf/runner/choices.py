@@ -76,7 +76,7 @@ def planned(
         )
     _check_same_compression(options, training)
     rows = "zarr" if compression else rows
-    return make_plan(
+    plan = make_plan(
         asked,
         memory=options.bytes,
         rows=rows,
@@ -84,6 +84,7 @@ def planned(
         tile=tile,
         pieces=pieces,
     )
+    return plan.narrowed(list(row_widths(model, training).values()))
 
 
 def _size_of(
@@ -93,15 +94,16 @@ def _size_of(
     tests: BatchIndex,
     training: NewRows | StoredRows,
 ) -> RunSize:
-    """The size of what is asked."""
-    compression = training.compression
+    """The size of what is asked, or the most that it may be where ranks are to be chosen."""
+    most = training.opened()
+    compression = most.compression
     shapes = {} if compression is None else compression.shapes(model.widths, training.n)
     sample = 0 if compression is None else len(compression.kept_whole(training.n))
     return RunSize(
         n=training.n,
         m=m,
         m_samples=tests.n,
-        widths=tuple(row_widths(model, training).values()),
+        widths=tuple(row_widths(model, most).values()),
         itemsize=np.dtype(model.dtype).itemsize,
         longest=max(training.longest, *tests.lengths),
         method=model.method,

@@ -165,6 +165,21 @@ def enter(
     store.sweep()
 
 
+def enter_again(store: Store, fingerprint: Mapping[str, Any], spec: RunSpec) -> None:
+    """Tells the group what was chosen meanwhile.
+
+    Args:
+        store: of the run.
+        fingerprint: with it.
+        spec: with it.
+    """
+    mine = {"fingerprint": dict(fingerprint), "plan": spec.plan.as_attributes()}
+    told = sealed_attributes(store.attributes | mine)
+    store.take_over(str(spec.writer))
+    store.update({name: told[name] for name in (*mine, "checksum")})
+    store.checksum = told["checksum"]
+
+
 def check_same(store: Store, other: Sequence[str]) -> None:
     """Refuses to go on with the run of somebody else.
 
@@ -224,16 +239,17 @@ def lay_out(
     store: Store, spec: RunSpec, types: Mapping[str, str], columns: Mapping[str, Array]
 ) -> None:
     """Makes the arrays that are not there or not as they should be, and writes what is known."""
+    has_bases = spec.compression and spec.train is not None and not spec.is_open
     store.layouts = arrays_of(
         spec.plan,
         len(spec.widths),
         spec.dtype,
         by_block=spec.by_block,
         top_k=spec.top_k,
-        stores_rows=spec.plan.rows == "zarr" and spec.train is not None,
+        stores_rows=spec.plan.rows == "zarr" and spec.train is not None and not spec.is_open,
         columns=types,
         moments=moments_of(spec.widths, spec.layers if spec.train is not None else {}),
-        bases=spec.basis_shapes if spec.compression and spec.train is not None else None,
+        bases=spec.basis_shapes if has_bases else None,
         curvature=spec.curvature if spec.train is not None else 0,
     )
     for name in [name for name in store.layouts if name not in EXTRAS]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from dask.utils import parse_bytes
 
 from pydvl_datainf.errors import PlanError, SourceError
-from pydvl_datainf.inverse.compression import Compression, compression_of
+from pydvl_datainf.inverse.compression import Compression, Rank, compression_of
 
 ROWS = ("memory", "zarr", "recompute", "compressed", "auto")
 
@@ -31,7 +31,7 @@ class RunOptions:
     self_influence: bool = False
     exact_sample: int | Literal["auto"] = 0
     overwrite: bool = False
-    rank: int | None = None
+    rank: Rank | None = None
     basis_sample: int | None = None
     basis_seed: int = 0
     normalize: Literal["unit"] | None = None

@@ -3,13 +3,13 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 from distributed import Client
 
 from pydvl_datainf.errors import PlanError, StoreError
 from pydvl_datainf.huggingface.shown import with_shown
+from pydvl_datainf.inverse.compression import Rank
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.arrays import WORK, Array
 from pydvl_datainf.results.layout import column_type, extras_in, has_extra
@@ -27,6 +27,7 @@ from pydvl_datainf.runner.entry import (
     check_fitted,
     check_names,
     enter,
+    enter_again,
     index_side,
     is_begun,
     lay_out,
@@ -60,7 +61,7 @@ def run_influences(
     exact_sample: int | Literal["auto"] = 0,
     overwrite: bool = False,
     progress: bool = True,
-    rank: int | None = None,
+    rank: Rank | None = None,
     basis_sample: int | None = None,
     basis_seed: int = 0,
     normalize: Literal["unit"] | None = None,
@@ -114,8 +115,11 @@ def run_influences(
             the same versions of the packages, when it was stopped: that goes on.
         progress: show a bar for each stage.
         rank: numbers that compressed rows keep of a block; blocks of no more parameters are kept
-            whole. None = 256. A query has those of the run whose rows it uses.
-        basis_sample: training samples that the directions are learned from; None = 2 · rank.
+            whole. "auto" = of each block as few as hold 95% of the energy of the rows that its
+            directions are learned from, 256 at most: see `InfluenceRun.ranks`. None = 256. A query
+            has those of the run whose rows it uses.
+        basis_sample: training samples that the directions are learned from; None = 2 · rank, or 512
+            with "auto".
         basis_seed: another number chooses others.
         normalize: "unit" divides all influences of a training sample by the norm of its gradient
             over all blocks, so that they are those of a gradient of length 1; 0 where it is zero.
@@ -260,22 +264,24 @@ def _work(
         tests = index_side(executor, shared, "test", inputs.test)
         training = kept or NewRows(
             index_side(executor, shared, "train", inputs.train), options.compression
-        )
+        ).resumed(model, stored)
         check_fitted(model, training.n)
-        rows = replace(model, widths=row_widths(model, training))
+        rows = replace(model, widths=row_widths(model, training.opened()))
         sample = exact_sample_of(options, rows, training.n, tests.n)
         codes, labels = _groups(options, tests.n)
         m = tests.n if labels is None else len(labels)
         lengths = {"test": m, "train": training.n}
         columns = columns_of(options.ids, options.metadata, lengths, labels) | training.columns()
-        fingerprint = training.fingerprint(model) | asked_of(
-            options, tests, codes, columns, model.test_objective
-        )
-        cut = partial(planned, model, options, m, tests, training, executor, store)
+        asked = asked_of(options, tests, codes, columns, model.test_objective)
+        fingerprint = training.fingerprint(model) | asked
+
+        def cut(stored: Mapping[str, Any] | None) -> Plan:
+            return planned(model, options, m, tests, training, executor, store, stored)
+
         if options.overwrite and not is_begun(stored, fingerprint, cut):
-            stored, store.layouts = None, {}
-        plan: Plan = cut(stored)
-        spec = _spec(store, plan, model, tests, training, codes, options, fingerprint)
+            stored, store.layouts, training = None, {}, training.opened()
+            fingerprint = training.fingerprint(model) | asked
+        spec = _spec(store, cut(stored), model, tests, training, codes, options, fingerprint)
         types = {name: column_type(values.dtype) for name, values in columns.items()}
         # As they were written: the same numbers may come in wider types another time.
         types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
@@ -284,6 +290,12 @@ def _work(
         enter(store, stored, fingerprint, types, training.rows_in, spec)
         lay_out(store, spec, types, columns)
         training.copy_norms(store, str(spec.writer))
+        if spec.is_open and isinstance(training, NewRows):
+            training = training.with_ranks(_stages(store, spec, executor, shared).ranks())
+            fingerprint = training.fingerprint(model) | asked
+            spec = _spec(store, cut(stored), model, tests, training, codes, options, fingerprint)
+            enter_again(store, fingerprint, spec)
+            lay_out(store, spec, types, columns)
         given = (model.fixed_damping, model.damping_scale)
         _perform(store, spec, executor, shared, given, options.self_influence, sample)
 
@@ -338,7 +350,28 @@ def _perform(
 ) -> None:
     """Does what is missing, and marks the run as complete."""
     before = store.attributes
-    stages = Stages(
+    stages = _stages(store, spec, executor, inputs, given, self_influence)
+    stages.run(exact_sample)
+    if not before["complete"]:
+        stages.take_over()
+    store.delete(WORK)
+    extras = extras_in(store)
+    names = [name for name in store.layouts if name not in EXTRAS] + extras
+    is_told = before["extras"] == extras and not store.not_as_consolidated(names)
+    if stages.is_new or not is_told:
+        store.finish(extras)
+
+
+def _stages(
+    store: Store,
+    spec: RunSpec,
+    executor: Executor,
+    inputs: Any,
+    given: tuple[Mapping[str, float], float] = ({}, 1.0),
+    self_influence: bool = False,
+) -> Stages:
+    before = store.attributes
+    return Stages(
         executor=executor,
         store=store,
         spec=spec,
@@ -349,12 +382,3 @@ def _perform(
         seconds=dict(before["seconds"]),
         gradients=before["gradients"],
     )
-    stages.run(exact_sample)
-    if not before["complete"]:
-        stages.take_over()
-    store.delete(WORK)
-    extras = extras_in(store)
-    names = [name for name in store.layouts if name not in EXTRAS] + extras
-    is_told = before["extras"] == extras and not store.not_as_consolidated(names)
-    if stages.is_new or not is_told:
-        store.finish(extras)

@@ -95,6 +95,15 @@ class Stages:
         for name in [name for name, wanted in asked.items() if not wanted]:
             self._drop_unfinished(name)
 
+    def ranks(self) -> tuple[int, ...]:
+        """Chooses how many numbers of each block are kept, where rows are compressed."""
+        self._sample()
+        blocks = len(self.spec.widths)
+        self.store.require(tasks.RANKS, (blocks,), (1,), "int64", None)
+        done = {chunk[0] for chunk in self.store.sound(tasks.RANKS)}
+        self._map("ranks", tasks.write_rank, [b for b in range(blocks) if b not in done])
+        return tuple(self.store.read(tasks.RANKS).tolist())
+
     # Stages
 
     def _rows(self) -> None:

@@ -1,6 +1,6 @@
 """The training data of a run: new to it, or the stored rows of another run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isclose
 from typing import Any
@@ -60,6 +60,35 @@ class NewRows:
         """What model and training data add to the fingerprint of a run."""
         data = {"training samples": self.n, "training data": self.survey.fingerprint}
         return model.fingerprint | data | compression_entry(self.compression, model.widths, self.n)
+
+    def opened(self) -> "NewRows":
+        """As they were before ranks of compressed rows were chosen."""
+        return self if self.compression is None else self._with(self.compression.opened())
+
+    def with_ranks(self, ranks: Sequence[int]) -> "NewRows":
+        """With the ranks that were chosen."""
+        assert self.compression is not None
+        return self._with(self.compression.with_ranks(ranks))
+
+    def resumed(self, model: Description, stored: Mapping[str, Any] | None) -> "NewRows":
+        """With the ranks that a run has chosen which may go on.
+
+        Args:
+            model: what is known of it.
+            stored: the attributes of that run; None = there is none.
+
+        Returns:
+            It, where nothing was chosen, or something else was asked.
+        """
+        told = {} if stored is None else stored["fingerprint"].get(COMPRESSION, {})
+        if self.compression is None or "ranks" not in told:
+            return self
+        known = self.with_ranks(told["ranks"])
+        is_same = compression_entry(known.compression, model.widths, self.n)[COMPRESSION] == told
+        return known if is_same else self
+
+    def _with(self, compression: Compression) -> "NewRows":
+        return NewRows(self.survey, compression)
 
     def columns(self) -> dict[str, Array]:
         """None but the caller's."""
@@ -206,6 +235,10 @@ class StoredRows:
                 f"this one asks for another in {len(other)} blocks ({other[0]!r}, for one). Leave "
                 "regularization and damping_scale out, or make a run of its own."
             )
+
+    def opened(self) -> "StoredRows":
+        """Nothing is to be chosen."""
+        return self
 
     def columns(self) -> dict[str, Array]:
         """Ids and metadata of the training samples."""

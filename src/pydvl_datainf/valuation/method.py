@@ -4,7 +4,6 @@ import copy
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
@@ -237,7 +236,7 @@ class DataInfValuation(Valuation):
         # Rows are computed again rather than stored in half precision, but for the exact inverse.
         kept: dict[str, Any] = {"rows": "recompute" if influence.inverse.joins else "auto"}
         if influence.compression is not None:
-            kept = {"rows": "compressed", **asdict(influence.compression)}
+            kept = {"rows": "compressed", **influence.compression.asked}
         return run_influences(
             influence,
             list(tests),

@@ -8,11 +8,13 @@ from typing import Any
 
 from pydvl_datainf.runner.tasks.approximation import write_approximation_error
 from pydvl_datainf.runner.tasks.bases import (
+    RANKS,
     SAMPLE,
     sample_name,
     sample_parts,
     write_basis,
     write_compression_error,
+    write_rank,
     write_sample,
 )
 from pydvl_datainf.runner.tasks.blocks import (
@@ -59,6 +61,7 @@ __all__ = [
     "CANDIDATE_SCORES",
     "FACTORS",
     "PARTS",
+    "RANKS",
     "RESIDUALS",
     "SAMPLE",
     "SELF_PARTS",
@@ -87,6 +90,7 @@ __all__ = [
     "write_moment_sums",
     "write_moments",
     "write_piece",
+    "write_rank",
     "write_rows",
     "write_sample",
     "write_scores",

@@ -6,12 +6,13 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pydvl_datainf.batches import Batch, batch_length
 from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
 from pydvl_datainf.gradients.losses import LOSS
-from pydvl_datainf.inverse.agreement import agreement, influences_of_both
-from pydvl_datainf.inverse.compression import Compression, leading_directions
+from pydvl_datainf.inverse.agreement import agreement, are_copies, influences_of_both
+from pydvl_datainf.inverse.compression import Compression, leading_directions, least_rank
 from pydvl_datainf.results.arrays import BASES, WORK
 from pydvl_datainf.results.layout import basis_name
 from pydvl_datainf.results.plan import Tiling
@@ -22,6 +23,7 @@ from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors, concatenated
 
 SAMPLE = f"{WORK}/{BASES}"
+RANKS = f"{WORK}/ranks"
 
 
 def sample_name(block: int) -> str:
@@ -43,14 +45,24 @@ def write_sample(part: int, context: Context, inputs: Inputs) -> None:
         context.store.write(sample_name(b), place, G.cpu().numpy())
 
 
+def write_rank(b: int, context: Context, inputs: Inputs) -> None:
+    """The rank that is chosen for a block, from the rows of its sample."""
+    rank = least_rank(_sampled(b, context, inputs), _compression(context.spec).largest)
+    context.store.write(RANKS, slice(b, b + 1), np.array([rank]))
+
+
 def write_basis(b: int, context: Context, inputs: Inputs) -> None:
     """The basis of a block, from the rows of its sample."""
-    spec = context.spec
-    compression = _compression(spec)
-    wanted = np.isin(_kept(spec), compression.positions(spec.plan.n))
-    S = torch.tensor(context.store.read(sample_name(b), ...)[wanted], device=device_of(inputs))
-    B = leading_directions(S, compression.rank)
+    rank, _ = context.spec.basis_shapes[b]
+    B = leading_directions(_sampled(b, context, inputs), rank)
     context.store.write(basis_name(b), ..., B.cpu().numpy())
+
+
+def _sampled(b: int, context: Context, inputs: Inputs) -> Tensor:
+    """The whole rows of a block that its basis is learned from."""
+    spec = context.spec
+    wanted = np.isin(_kept(spec), _compression(spec).positions(spec.plan.n))
+    return torch.tensor(context.store.read(sample_name(b), ...)[wanted], device=device_of(inputs))
 
 
 def write_compression_error(_: None, context: Context, inputs: Inputs) -> None:
@@ -62,15 +74,16 @@ def write_compression_error(_: None, context: Context, inputs: Inputs) -> None:
     checked = np.isin(_kept(spec), _compression(spec).checked(spec.plan.n))
     wanted = torch.tensor(checked, device=device)
     vectors = concatenated(list(_whole_queries(context, inputs)))
-    found = []
+    found, differ = [], []
     for b, block in enumerate(spec.widths):
         G = torch.tensor(context.store.read(sample_name(b), ...), device=device)
         is_wide = b in spec.basis_shapes
         B = torch.tensor(context.store.read(basis_name(b), ...), device=device) if is_wide else None
         λ = context.damping[block]
+        differ.append(not are_copies(G[wanted]))
         found.append(influences_of_both(spec.method, vectors[block], G, B, λ, wanted))
     S, T = (torch.stack(scores).double().sum(0) for scores in zip(*found, strict=True))
-    context.store.write("compression_error", ..., np.array(agreement(S, T)))
+    context.store.write("compression_error", ..., np.array(agreement(S, T, is_ordered=any(differ))))
 
 
 def _whole_queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:

@@ -66,6 +66,11 @@ class RunSpec:
         return self.widths if self.compression is None else self.whole
 
     @property
+    def is_open(self) -> bool:
+        """Whether ranks of compressed rows are to be chosen before rows can be stored."""
+        return self.compression is not None and self.compression.is_open
+
+    @property
     def basis_shapes(self) -> dict[int, tuple[int, int]]:
         """(r, d_l) of the blocks that have a basis, by their number among all."""
         if self.compression is None:
