@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from pydvl_datainf import DataInfInfluence, ModelError
 from pydvl_datainf import fingerprint as module
 from pydvl_datainf.fingerprint import WHOLE, Seen, fingerprint
 
@@ -115,3 +117,16 @@ def test_large_frozen_tensors_are_read_once(model, seen, monkeypatch):
     assert seen.changes(model) == []
     assert sum(read) < 2 * 4 * SIDE**2 + WHOLE // 8  # those of the tuned one and of that with gaps
     assert sum(tensor.nbytes for tensor in model.state_dict().values()) > 4 * 4 * SIDE**2
+
+
+@pytest.mark.parametrize("change", [set_one, add_through_data])
+def test_a_fitted_model_that_changed_is_refused_at_later_calls(change):
+    torch.manual_seed(0)
+    frozen, tuned = nn.Linear(SIDE, SIDE).requires_grad_(False), nn.Linear(SIDE, 2)
+    samples = torch.randn(4, SIDE), torch.tensor([0, 1, 1, 0])
+    influence = DataInfInfluence(nn.Sequential(frozen, tuned), F.cross_entropy).fit([samples])
+    before = influence.influences(*samples)
+    torch.testing.assert_close(influence.influences(*samples), before)
+    change(frozen.weight)
+    with pytest.raises(ModelError, match=r"changed after fit \(1 tensors: 0\.weight\)"):
+        influence.influences(*samples)

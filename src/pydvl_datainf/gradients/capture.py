@@ -41,10 +41,6 @@ _OF_IMAGES = "their layers may see images, or patches of them, in place of sampl
 SAMPLES_PER_CHECK = 128
 """One sample in so many is computed alone too, to find what the graph does not show."""
 
-LENGTHS, SAMPLES_PER_LENGTH = 8, 32
-"""After so many lengths of batches, a new one waits until so many samples have had no such check:
-batches that are cut by a budget of tokens are of many lengths."""
-
 
 class CaptureEngine:
     """Gradients by capture.
@@ -57,9 +53,9 @@ class CaptureEngine:
     have as many rows for each sample. Layers whose inputs were picked by numbers or masks are given
     up in any batch whose rows are not the samples' in turn. What the graph does not show, such as
     values that mix samples, is searched for by computing a sample drawn at random alone: one in
-    128, one of the second, fourth, eighth ... batch, and one of the first batch of each length (but
-    of no more than one in 32 samples, once there were eight lengths). A fault in a share f of the
-    samples stays unseen in n of them with a chance of about (1 - f)^(n/128).
+    128, one of the second, fourth, eighth ... batch, and one of the first batch of each length. A
+    fault in a share f of the samples stays unseen in n of them with a chance of about
+    (1 - f)^(n/128).
 
     Args:
         model: left exactly as it was: parameters, `.grad`, mode, hooks and the random state.
@@ -178,8 +174,7 @@ class CaptureEngine:
         checked.batches += 1
         checked.unchecked += length
         is_due = checked.unchecked >= SAMPLES_PER_CHECK or checked.batches.bit_count() == 1
-        waits = len(checked.lengths) >= LENGTHS and checked.unchecked < SAMPLES_PER_LENGTH
-        if is_due or not (length in checked.lengths or waits):
+        if is_due or length not in checked.lengths:
             check_any_sample(self._passes, done, rows)
         return rows
 
