@@ -97,6 +97,15 @@ def test_tokens_of_several_answers_add_up_to_them(run, influence):
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6 * np.abs(whole).max())
 
 
+def test_a_run_of_unit_gradients_answers_in_these(run, influence, tmp_path):
+    settings = {"normalize": "unit", "progress": False}
+    unit = run_influences(influence, loader(sums(1), 1), run, tmp_path / "unit.zarr", **settings)
+    question = Question("What is 3?", " It is 3.")
+    found, plain = (ask(asked, influence, question, encoder=ENCODER) for asked in (unit, run))
+    norms = np.sqrt(run.store.read("squared_norms").sum(1))
+    np.testing.assert_allclose(found.scores[...], plain.scores[...] / norms, rtol=1e-9)
+
+
 def test_what_cannot_be_asked_is_refused(run, influence, tmp_path):
     question = Question("a", "b", id="0")
     for questions, message in (

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,16 +60,23 @@ def test_a_job_takes_the_state_beside_its_adapter(tuned, folder, tuned_by_adam):
         [record for _, record in read_records(folder / f"{side}.jsonl")]
         for side in ("train", "test")
     )
-    total = plain = 0
-    for block, names in run.attrs["fingerprint"]["blocks"].items():
-        s = torch.cat([tuned_by_adam[name] for name in names])
-        G, V = (gradients(model, data, names) for data in (train, test))
+    blocks = run.attrs["fingerprint"]["blocks"]
+    names, total, plain = [n for members in blocks.values() for n in members], 0, 0
+    sizes = [sum(tuned_by_adam[n].numel() for n in members) for members in blocks.values()]
+    rows = [gradients(model, data, names).split(sizes, 1) for data in (train, test)]
+    for (block, members), G, V in zip(blocks.items(), *rows, strict=True):
+        s = torch.cat([tuned_by_adam[name] for name in members])
         inverse = dense.datainf_matrix(G * s, run.damping[block])
         total = total + (V * s) @ inverse @ (G * s).T
         plain = plain + V @ dense.datainf_matrix(G, dense.automatic_damping(G)) @ G.T
     found, atol = torch.from_numpy(run.scores[...]).double(), 2e-5 * float(total.abs().max())
     torch.testing.assert_close(found, total, rtol=0, atol=atol)
     assert (found - plain).abs().max() > 1e-2 * plain.abs().max()  # negative control
+    changed(folder, normalize="unit", out="unit.zarr")
+    done("run", folder / "job.yaml", "--no-progress")
+    norms = np.sqrt(run.store.read("squared_norms").sum(1))
+    scores = InfluenceRun(folder / "unit.zarr").scores[...]
+    np.testing.assert_allclose(scores, run.scores[...] / norms, rtol=1e-5)
 
 
 def test_what_does_not_go_is_refused_before_data_is_read(folder):
@@ -76,7 +84,10 @@ def test_what_does_not_go_is_refused_before_data_is_read(folder):
     told = failed(2, "run", folder / "job.yaml", "--no-progress")
     assert "There is no file" in told
     assert "optimizer.pt" in told
-    changed(folder, method="ekfac")
+    changed(folder, normalize="unit", self_influence=True)
+    with pytest.raises(JobError, match="'normalize' and 'self_influence' exclude each other"):
+        read_job(folder / "job.yaml", {})
+    changed(folder, method="ekfac", self_influence=False)
     with pytest.raises(JobError, match="method ekfac needs the gradients of layers as matrices"):
         read_job(folder / "job.yaml", {})
     (folder / "job.yaml").write_text(
