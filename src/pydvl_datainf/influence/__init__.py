@@ -1,5 +1,6 @@
 """Influence functions as pyDVL knows them: DataInf, and what it is compared with."""
 
+from pydvl_datainf.influence.arguments import Damping, Inputs
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.by_name import METHODS, Method, check_method
 from pydvl_datainf.influence.datainf import DataInfInfluence
@@ -8,7 +9,6 @@ from pydvl_datainf.influence.ensemble import EnsembleInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
 from pydvl_datainf.influence.lissa import LissaInfluence
-from pydvl_datainf.influence.settings import Damping, Inputs
 
 __all__ = [
     "METHODS",

@@ -36,7 +36,7 @@ from pydvl_datainf.gradients.by_length import by_length
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
-from pydvl_datainf.gradients.relabelled import Labels
+from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import (
     check_model,
@@ -44,7 +44,15 @@ from pydvl_datainf.gradients.supported import (
     preserved_rng,
     rows_dtype,
 )
-from pydvl_datainf.influence.arguments import checked_mode, given_samples
+from pydvl_datainf.influence.arguments import (
+    Curvature,
+    Damping,
+    Inputs,
+    Loss,
+    check_settings,
+    checked_mode,
+    given_samples,
+)
 from pydvl_datainf.influence.fitted import Fitted, check_order
 from pydvl_datainf.influence.fitted_samples import (
     check_multiples,
@@ -55,14 +63,6 @@ from pydvl_datainf.influence.fitted_samples import (
 )
 from pydvl_datainf.influence.fitting import read_fitted
 from pydvl_datainf.influence.scores import added_scores, scores_by_block
-from pydvl_datainf.influence.settings import (
-    Curvature,
-    Damping,
-    Inputs,
-    Loss,
-    check_settings,
-    curvature_engine,
-)
 from pydvl_datainf.inverse.compression import Rank, compression_of
 from pydvl_datainf.inverse.damping import given_damping, given_scale
 from pydvl_datainf.inverse.method import Method
@@ -121,9 +121,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.batch_size, self.progress = batch_size, progress
         self.preconditioner = preconditioner
         engine = gradient_engine(gradients, model, self.objective, self.blocks, preconditioner)
-        self.curvature_engine = curvature_engine(
-            curvature, engine, model, self.objective, labels, label_seed, max_tokens
-        )
+        self.curvature_engine: GaussNewtonEngine | None = None  # the rows are the gradients
+        if curvature == "gauss-newton":
+            given = (engine, model, self.objective)
+            self.curvature_engine = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
         self._engine = self._test_engine = by_length(engine, max_tokens)
         if self.test_objective is not None:
             asked = (gradients, model, self.test_objective, self.blocks, preconditioner)

@@ -14,9 +14,9 @@ from pydvl_datainf.gradients.by_length import pieces_by_length
 from pydvl_datainf.gradients.moments import LayerMoments, LinearBlock, linear_blocks
 from pydvl_datainf.gradients.relabelled import DrawnLabels
 from pydvl_datainf.gradients.sources import Reader, RowsKept
+from pydvl_datainf.influence.arguments import Damping, Loss
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.influence.fitted import Fitted
-from pydvl_datainf.influence.settings import Damping, Loss
 from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.methods import EKFAC
 from pydvl_datainf.vectors import BlockVectors

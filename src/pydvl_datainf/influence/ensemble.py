@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pydvl_datainf.errors import BlockError, ModelError, SourceError
+from pydvl_datainf.influence.arguments import Inputs
 from pydvl_datainf.influence.base import BlockwiseInfluence
-from pydvl_datainf.influence.settings import Inputs
 from pydvl_datainf.inverse.damping import check_finite
 from pydvl_datainf.objectives.description import described
 from pydvl_datainf.sums import checked_weights, sum_name

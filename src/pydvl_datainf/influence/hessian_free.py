@@ -8,8 +8,8 @@ from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import DampingError
 from pydvl_datainf.gradients import AdamPreconditioner, Gradients
 from pydvl_datainf.gradients.sources import RowsKept
+from pydvl_datainf.influence.arguments import Damping, Loss
 from pydvl_datainf.influence.base import BlockwiseInfluence
-from pydvl_datainf.influence.settings import Damping, Loss
 from pydvl_datainf.inverse.compression import Rank
 from pydvl_datainf.inverse.methods import HESSIAN_FREE, SCALED_HESSIAN_FREE
 

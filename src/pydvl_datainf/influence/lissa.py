@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.gradients import AdamPreconditioner, Gradients
 from pydvl_datainf.gradients.sources import RowsKept
+from pydvl_datainf.influence.arguments import Damping, Inputs, Loss
 from pydvl_datainf.influence.base import BlockwiseInfluence
-from pydvl_datainf.influence.settings import Damping, Inputs, Loss
 from pydvl_datainf.inverse.compression import Rank
 from pydvl_datainf.inverse.lissa import Lissa
 
