@@ -11,6 +11,7 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend import context as loky
 
+import stopped_run
 from pydvl_datainf import ModelError, PlanError
 from pydvl_datainf.runner import executors, tasks
 from small_runs import ROWS, M, build, close, network, run, samples, train_loader
@@ -127,6 +128,12 @@ def test_a_process_that_builds_another_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "describe", other)
     with pytest.raises(ModelError, match=r"0\.bias.*must build the same model every time"):
         run(tmp_path / "run.zarr", build)
+
+
+def test_a_cluster_from_the_command_line(tmp_path, reference):
+    with stopped_run.cluster(tmp_path) as (address, _):
+        done = run(tmp_path / "run.zarr", client=address, rows="recompute")
+    close(done.scores[...], reference["recompute"])
 
 
 def test_memory_rows_stay_in_this_process(tmp_path, client):

