@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from distributed import LocalCluster
 
 from commands import done, failed
 from jobs import changed, unread, write_job
@@ -117,14 +118,15 @@ def test_options_say_all(tuned, folder):
     assert InfluenceRun(folder / "options.zarr").is_complete
 
 
-def test_workers_of_a_scheduler_and_processes_give_the_same(classification, cluster_of_two):
+def test_workers_of_a_scheduler_and_processes_give_the_same(classification):
     changed(classification, rows="recompute")
     done("run", classification / "job.yaml", "--no-progress")
     changed(classification, rows="recompute", out="jobs.zarr")
     done("run", classification / "job.yaml", "--no-progress", "--jobs", 2)
     changed(classification, rows="recompute", out="workers.zarr")
-    scheduler = cluster_of_two.scheduler_address
-    done("run", classification / "job.yaml", "--no-progress", "--scheduler", scheduler)
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        scheduler = cluster.scheduler_address
+        done("run", classification / "job.yaml", "--no-progress", "--scheduler", scheduler)
     here, jobs, workers = (
         InfluenceRun(classification / f"{name}.zarr").scores[...]
         for name in ("out", "jobs", "workers")
@@ -153,7 +155,6 @@ def test_token_classification(tuned, tmp_path):
     np.testing.assert_allclose(scores, scores.T, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
 
 
-@pytest.mark.usefixtures("fork_server")
 def test_a_path_with_colons_is_a_path(folder):
     changed(folder, rows="zarr")
     done("run", folder / "job.yaml", "--no-progress", "--out", folder / "a::b.zarr")
