@@ -25,6 +25,7 @@ import psutil
 import pytest
 import torch
 from distributed import Client
+from joblib.externals.loky.backend import context as loky
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -215,6 +216,11 @@ def run_slowly(folder, rows):
 
 
 def run_killed_in_write(folder, key, count, settings):
+    die_in_write(folder, key, count)
+    run(folder, **settings)
+
+
+def die_in_write(folder, key, count):
     """Dies when a file is written for the count-th time, and has not got its name yet."""
     replace, seen = Path.replace, []
 
@@ -225,7 +231,6 @@ def run_killed_in_write(folder, key, count, settings):
         return replace(self, target)
 
     Path.replace = replace_or_die
-    run(folder, **settings)
 
 
 def run_blocked(folder, sign):
@@ -289,7 +294,7 @@ def become_nobody():
 
 
 def start_fork_server():
-    """One thread for each process, and the imports done."""
+    """One thread for each process, and the imports done; joblib's come from it too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -297,6 +302,7 @@ def start_fork_server():
         preload = ["stopped_run", "pytest", "distributed", "torch.fx.experimental.symbolic_shapes"]
         PROCESSES.set_forkserver_preload(preload)
         forkserver.ensure_running()
+    loky.set_start_method("forkserver", force=True)
 
 
 def started(function, *arguments, daemon=True):

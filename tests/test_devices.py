@@ -1,8 +1,6 @@
 """What differs on accelerators: coarser arithmetic, other random states, several cards."""
 
-import os
 import pickle
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+import seen_cards
 from pydvl_datainf import DataInfInfluence, Denoising
 from pydvl_datainf.demo import tuning
 from pydvl_datainf.demo.settings import DemoSettings
@@ -156,27 +155,6 @@ def test_what_is_sent_goes_to_the_current_card_of_a_process(monkeypatch, availab
     assert worker_inputs._own_device(storage, "cpu") is storage
 
 
-class SeenFromACard:
-    """Whoever unpickles it sees three cards from then on."""
-
-    def __reduce__(self):
-        return _see_cards, (3,)
-
-
-def _see_cards(count):
-    torch.cuda.is_initialized = lambda: True
-    torch.cuda.device_count = lambda: count
-    torch.cuda.set_device = partial(setattr, torch.cuda, "chosen")
-
-
-def _current_card(_, together):
-    """Waits for the other processes, so that none does all the work."""
-    Path(together, str(os.getpid())).touch()
-    while len(os.listdir(together)) < 2:
-        time.sleep(0.01)
-    return os.getpid(), torch.cuda.chosen
-
-
 @pytest.fixture
 def own_workers():
     """Processes that no other test gets."""
@@ -185,15 +163,15 @@ def own_workers():
     get_reusable_executor().shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_processes_of_joblib_take_the_cards_in_turn(tmp_path, own_workers):
     for run in ("first", "second"):  # of which the second finds the same processes
         together = tmp_path / run
         together.mkdir()
         executor = Joblib(2, progress=False)
         shared = [executor.share(together)]
-        items = [SeenFromACard() for _ in range(8)]
-        cards = dict(executor.map(_current_card, items, shared, "cards"))
+        items = [seen_cards.SeenFromACard() for _ in range(8)]
+        cards = dict(executor.map(seen_cards.current_card, items, shared, "cards"))
         executor.close()
         assert sorted(cards.values()) == [0, 1]
 

@@ -325,16 +325,18 @@ def test_on_a_terminal_lines_are_broken_and_nothing_is_lost(plain, run):
     assert "…" not in " ".join(narrow)
 
 
-def test_a_pipe_gets_whole_lines_without_the_demos_packages(plain):
+def test_without_the_demos_packages_there_is_help_and_a_pipe_gets_whole_lines(plain):
     code = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['transformers', 'peft', 'matplotlib.pyplot']))\n"
         "from pydvl_datainf.cli import main\n"
+        "main(['demo', '--help'], standalone_mode=False)\n"
         "main()\n"
     )
     command = [sys.executable, "-c", code, "top", str(plain), "--k", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "--overwrite" in done.stdout
     assert done.stdout.count(LONG) == 2
 
 

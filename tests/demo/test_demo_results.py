@@ -139,7 +139,8 @@ def test_the_result_is_what_the_influence_model_gives(demo):
 
 
 def test_scores_two_plots_and_a_report_are_written(tmp_path, monkeypatch):
-    demo = Demo(tmp_path / "parent" / "results", monkeypatch, write_report)
+    folder = tmp_path / "parent" / "results"
+    demo = Demo(folder, monkeypatch, write_report, run.write_plots)
     demo()
     assert demo.lines == ["Tuning …", "DataInf: influences and self-influences …"]
     assert {path.name for path in demo.out.iterdir()} == output.FILES

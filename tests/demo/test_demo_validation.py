@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from pydvl_datainf.demo import output, run, validation
+from pydvl_datainf.demo import output, validation
 from pydvl_datainf.demo.errors import OutputError
 from pydvl_datainf.report import file
 from pydvl_datainf.results.reader import InfluenceRun
@@ -45,7 +45,6 @@ class Validated:
 
 @pytest.fixture
 def validated(demo, monkeypatch):
-    monkeypatch.setattr(run, "write_plots", lambda folder, result: None)
     demo()
     return Validated(demo, monkeypatch)
 

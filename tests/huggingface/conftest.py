@@ -14,7 +14,7 @@ def files(tuned, tmp_path):
     return ModelFiles("causal-lm", str(tmp_path / "model"), str(tmp_path / "adapter"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trainers(tmp_path_factory):
     """One of each kind, finished."""
     from trl_trainers import FORMS, lora, pair, reward_model, trained

@@ -11,10 +11,7 @@ from pydvl_datainf import StoreError
 from pydvl_datainf.results import locking
 from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
 
-
-@pytest.fixture(scope="module", autouse=True)
-def fork_server():
-    stopped_run.start_fork_server()
+pytestmark = pytest.mark.usefixtures("fork_server")
 
 
 def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path):

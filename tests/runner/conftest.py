@@ -6,7 +6,6 @@ import pytest
 from zarr.storage import MemoryStore
 
 import small_runs
-import stopped_run
 import sums_of_runs
 from stopped_run import TIGHT, run
 from undisturbed import OTHER, SETTINGS
@@ -15,11 +14,6 @@ from undisturbed import OTHER, SETTINGS
 @pytest.fixture(scope="session")
 def truth():
     return small_runs.oracle()
-
-
-@pytest.fixture(scope="module")
-def fork_server():
-    stopped_run.start_fork_server()
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_what_is_damaged_is_made_again_with_the_same_bits(tmp_path, whole, key, 
     InfluenceRun(store).check()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_worker_processes_leave_the_same_bits(tmp_path, whole):
     run(tmp_path / "run.zarr", n_jobs=2, **FULL)
     assert results(tmp_path / "run.zarr") == results(whole)

@@ -181,7 +181,7 @@ def test_blocks_the_best_and_groups_of_queries(tmp_path):
     close(groups.scores[0], whole.scores[:][[0, 2, 5]].mean(0))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize(
     ("name", "rows"),
     [("exact all", "zarr"), ("datainf drawn", "recompute"), ("ekfac drawn", "zarr")],

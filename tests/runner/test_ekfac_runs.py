@@ -177,7 +177,7 @@ def assert_same_bits(done, stored):
         assert np.array_equal(done.store.read(name), stored.store.read(name))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_workers_change_no_bit(tmp_path, stored):
     assert_same_bits(run(tmp_path / "run.zarr", n_jobs=2, **EVERYTHING), stored)
 

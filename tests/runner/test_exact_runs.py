@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from distributed import Client, LocalCluster
 from torch import nn
 from torch.nn import functional as F
 
@@ -221,15 +220,6 @@ def test_self_influences_from_stored_rows_without_a_model(store, build):
 # Executors
 
 
-@pytest.fixture(scope="module")
-def client():
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
 @pytest.mark.parametrize(
     ("build", "rows"), [(exact, "zarr"), (plain, "zarr"), (plain, "recompute")]
 )
@@ -248,6 +238,7 @@ def test_rows_are_on_disk_where_others_must_see_them_all(tmp_path, client):
     assert run(tmp_path / "sum", plain, client=client).plan.rows == "zarr"
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_joblib_agrees(tmp_path):
     done = run(tmp_path / "run.zarr", exact(), n_jobs=2, self_influence=True, exact_sample=9)
     assert done.plan.rows == "zarr"

@@ -4,12 +4,9 @@ import os
 import uuid
 from collections import Counter
 
-import dask
 import joblib
 import pytest
-from distributed import Client, LocalCluster
 
-import stopped_run
 from pydvl_datainf import DataInfError, PlanError, StoreError
 from pydvl_datainf.runner import executors
 from pydvl_datainf.runner.executors import Dask, InProcess, Joblib, executor_for
@@ -150,6 +147,7 @@ class TestInProcess(ExecutorContract):
         assert executor.share(value) is value
 
 
+@pytest.mark.usefixtures("fork_server")
 class TestJoblib(ExecutorContract):
     @pytest.fixture
     def executor(self):
@@ -179,17 +177,6 @@ class TestJoblib(ExecutorContract):
 
 def known_here():
     return dict(executors.cluster._here)
-
-
-@pytest.fixture(scope="module")
-def client():
-    stopped_run.start_fork_server()
-    with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
 
 
 class TestDask(ExecutorContract):

@@ -121,7 +121,7 @@ def test_stored_rows_answer_queries_and_self_influences(tmp_path):
 
 
 @pytest.mark.filterwarnings(NOT_CONVERGED)
-@pytest.mark.slow  # processes have to start
+@pytest.mark.usefixtures("fork_server")
 def test_worker_processes_give_the_same_bits(tmp_path):
     here = run(tmp_path / "here.zarr", lissa(), rows="zarr", memory=200_000)
     there = run(tmp_path / "there.zarr", lissa(), rows="zarr", memory=200_000, n_jobs=2)

@@ -123,7 +123,7 @@ def test_further_queries_take_the_pieces_of_the_rows(tmp_path):
     close(more.scores[...], sum(V[b] @ inverse[b] @ g.T for b, g in G.items()).numpy())
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_processes_give_the_same_bits(tmp_path):
     settings = {"self_influence": True, "memory": TIGHT[datainf]}
     run(tmp_path / "here.zarr", **settings)

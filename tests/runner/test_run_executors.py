@@ -1,18 +1,17 @@
 """run_influences on Dask and joblib: the same scores, and what other processes cannot do."""
 
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import dask.array as da
 import joblib
 import numpy as np
 import pytest
-from distributed import Client
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend import context as loky
 
+import stopped_run
 from pydvl_datainf import ModelError, PlanError
 from pydvl_datainf.runner import executors, tasks
 from small_runs import ROWS, M, build, close, network, run, samples, train_loader
@@ -59,6 +58,7 @@ def test_dask_top_groups_and_self_influences(tmp_path, client, truth):
     close(grouped.scores[...], truth["scores"].sum(1).mean(0, keepdims=True), 1e-3)
 
 
+@pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize("rows", ["zarr", "recompute"])
 def test_joblib_agrees(tmp_path, reference, truth, rows):
     done = run(tmp_path / "run.zarr", n_jobs=2, rows=rows)
@@ -66,7 +66,18 @@ def test_joblib_agrees(tmp_path, reference, truth, rows):
     close(done.training_loss(), truth["losses"])
 
 
-def test_surrounding_joblib_config_counts(tmp_path, reference, monkeypatch):
+@pytest.fixture
+def unforked():
+    """As joblib starts its processes by itself: each does the imports."""
+    usual = loky.get_start_method()
+    get_reusable_executor().shutdown()
+    loky.set_start_method("loky", force=True)
+    yield
+    get_reusable_executor().shutdown()
+    loky.set_start_method(usual, force=True)
+
+
+def test_surrounding_joblib_config_counts(tmp_path, reference, unforked):
     here = os.getpid()
     seen = tmp_path / "pids"
     seen.mkdir()
@@ -120,25 +131,9 @@ def test_a_process_that_builds_another_model_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_cluster_from_the_command_line(tmp_path, reference):
-    dask = [str(Path(sys.executable).with_name("dask"))]
-    address_file = tmp_path / "scheduler.json"
-    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    worker = [*dask, "worker", "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
-    file = ["--scheduler-file", str(address_file)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    quiet = {"stderr": subprocess.DEVNULL, "cwd": tmp_path, "env": environment}
-    processes = [subprocess.Popen(scheduler + file, **quiet)]
-    try:
-        processes += [subprocess.Popen(worker + file, **quiet) for _ in range(2)]
-        with Client(scheduler_file=str(address_file), timeout=60) as client:
-            client.wait_for_workers(2, timeout=60)
-            address = client.scheduler.address
+    with stopped_run.cluster(tmp_path) as (address, _):
         done = run(tmp_path / "run.zarr", client=address, rows="recompute")
-        close(done.scores[...], reference["recompute"])
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait(timeout=60)
+    close(done.scores[...], reference["recompute"])
 
 
 def test_memory_rows_stay_in_this_process(tmp_path, client):

@@ -1,13 +1,11 @@
 """Stores of sums: never replaced unasked, stopped and gone on with, damaged and mended."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
+import stopped_run
 from pydvl_datainf import InfluenceRun, StoreError, StoreExistsError
 from pydvl_datainf.results.record import faults
 from pydvl_datainf.results.store import Store
@@ -100,32 +98,17 @@ def test_a_sum_stopped_at_any_write_goes_on_to_the_same_bits(tmp_path, monkeypat
         InfluenceRun(place).check()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from pydvl_datainf import InfluenceRun, sum_runs
-
-folder, key = Path(sys.argv[1]), sys.argv[2]
-replace = Path.replace
-
-def replace_or_die(self, target):
-    if Path(target).as_posix().endswith(key):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-
-Path.replace = replace_or_die
-sum_runs([InfluenceRun(p) for p in sys.argv[3:]], folder / "sum.zarr", [0.5, 2.0], progress=False)
-"""
+def sum_killed_in_write(place, key, parts):
+    stopped_run.die_in_write(place, key, 1)
+    add([InfluenceRun(part) for part in parts], place, [0.5, 2.0])
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_a_sum_that_is_killed_within_a_file_goes_on_to_the_same_bits(made, tmp_path):
     add(made[:2], tmp_path / "whole.zarr", [0.5, 2.0])
-    places = [str(r.store) for r in made[:2]]
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, tmp_path, "scores/c/1/2", *places]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
-    place = tmp_path / "sum.zarr"
+    places, place = [str(r.store) for r in made[:2]], tmp_path / "sum.zarr"
+    ended = stopped_run.ended(sum_killed_in_write, place, "scores/c/1/2", places)
+    assert ended == -signal.SIGKILL
     assert not InfluenceRun(place).is_complete
     assert list(place.rglob("*.partial"))  # the premise: the file was being written
     add(made[:2], place, [0.5, 2.0])

@@ -17,8 +17,7 @@ from stopped_run import TIMEOUT
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    stopped_run.start_fork_server()
+def cluster(fork_server):
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,

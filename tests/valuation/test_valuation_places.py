@@ -72,7 +72,7 @@ def processes(folder):
     return {int(path.name) for path in folder.iterdir()}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize("config", [{}, {"n_jobs": 2}], ids=["surrounding", "own"])
 def test_processes_of_joblib_give_the_same_values(tmp_path, scores, config):
     influence = DataInfInfluence(network(), Noted(tmp_path))

@@ -43,7 +43,8 @@ def at_random(train, random_state):
     return RandomValuation(int(random_state))
 
 
-@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("fork_server")
+@pytest.mark.parametrize("n_jobs", [1, 2])
 def test_removal_of_points(n_jobs):
     """Scores are those after removal in the order of the values, for every method and run."""
     shares = np.array([0.0, 0.3])

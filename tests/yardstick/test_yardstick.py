@@ -210,7 +210,7 @@ def test_time_without_end_is_not_used_up(tmp_path, monkeypatch):
     assert validated(tmp_path / "bank", subsets=None, minutes=60).subsets == 14
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_processes_make_the_same_losses(place, tmp_path):
     found = validated(tmp_path / "bank", subsets=12, n_jobs=2)
     assert (found.actual == validated(place, subsets=12).actual).all()

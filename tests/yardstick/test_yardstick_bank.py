@@ -2,7 +2,6 @@
 
 import json
 import signal
-from multiprocessing import get_context
 
 import killed
 import linear
@@ -12,6 +11,7 @@ import torch
 import zarr
 from zarr.storage import MemoryStore
 
+import stopped_run
 from pydvl_datainf import (
     ClusterError,
     DataInfInfluence,
@@ -86,12 +86,10 @@ def test_a_stopped_call_goes_on_to_the_same_numbers(place, whole, stop):
     assert (found.actual == whole[1].actual).all()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("fork_server")
 def test_a_killed_process_leaves_what_it_had_done(place, whole):
-    process = get_context("spawn").Process(target=killed.validate_until_killed, args=(place, 9))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    ended = stopped_run.ended(killed.validate_until_killed, place, 9)
+    assert ended == -signal.SIGKILL
     train = linear.Regression()
     found = validated(place, train)
     assert len(train.calls) == 24 - 9
