@@ -1,4 +1,4 @@
-"""What a second Dask worker brings to a run whose gradients take long: one command, 3 minutes.
+"""What a second Dask worker brings to a run whose gradients take long.
 
 python benchmarks/workers.py --help
 

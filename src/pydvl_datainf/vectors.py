@@ -11,6 +11,16 @@ BlockVectors: TypeAlias = "OrderedDict[str, Tensor]"
 """For each block vectors as rows, shape (B, d_l)."""
 
 
+NEAR = 2**17
+"""Numbers that stay in a processor's cache while they are computed with, in float64 too."""
+
+
+def rows_at_once(rows: Tensor) -> int:
+    """How many of some rows to compute with at once: more would take new pages each time."""
+    is_near = rows.device.type == "cpu"
+    return max(1, NEAR // max(1, rows.shape[1])) if is_near else max(1, len(rows))
+
+
 def length(vectors: Mapping[str, Tensor]) -> int:
     """B, the number of vectors."""
     return next(iter(vectors.values())).shape[0]

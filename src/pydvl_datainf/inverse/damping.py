@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pydvl_datainf.errors import DampingError
+from pydvl_datainf.vectors import rows_at_once
 
 SHARE = 0.1
 """λ_l as a share of the mean squared gradient entry of block l (Kwon et al. 2024, section 4)."""
@@ -84,8 +85,9 @@ def given_scale(scale: Any, given: Mapping[str, float], blocks: Iterable[str]) -
 
 def squared_norms(rows: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
     """‖g_i‖² of each row, in float64: squares of small gradients underflow in float32."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms.square()
+    parts = torch.split(rows, rows_at_once(rows))  # torch makes a copy in float64
+    norms = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts]
+    return torch.cat(norms).square()
 
 
 def automatic_damping(

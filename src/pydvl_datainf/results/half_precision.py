@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pydvl_datainf.inverse.damping import squared_norms
+from pydvl_datainf.vectors import rows_at_once
 
 
 def encode(
@@ -30,15 +31,23 @@ def encode(
     rms = norms / rows.shape[1] ** 0.5
     # Not less than what the dtype of the rows tells from zero.
     divisors = torch.where(rms > 0, rms, 1.0).clamp_min(torch.finfo(rows.dtype).tiny)
-    quotients = rows / divisors.to(rows.dtype)[:, None]
+    k = rows_at_once(rows)
+    columns = torch.split(divisors.to(rows.dtype)[:, None], k)
+    parts = zip(torch.split(rows, k), columns, torch.split(out, k), strict=True)
+    lengths = torch.cat([_put_halves(*part) for part in parts])
+    scales = torch.where(rms > 0, norms / torch.where(lengths > 0, lengths, 1.0), 0.0)
+    return scales.to(rows.dtype)
+
+
+def _put_halves(rows: Tensor, divisors: Tensor, out: Tensor) -> Tensor:
+    """‖h‖ of each of some rows, whose quotients by their divisors are rounded into `out`."""
+    quotients = rows / divisors
     # Rounded where they are: what goes to another device takes half as long, and none comes back.
     halves = out if out.device == rows.device else torch.empty_like(quotients, dtype=out.dtype)
     halves.copy_(quotients)
     if halves is not out:
         out.copy_(halves)
-    lengths = squared_norms(quotients.copy_(halves)).sqrt()  # faster than from half precision
-    scales = torch.where(rms > 0, norms / torch.where(lengths > 0, lengths, 1.0), 0.0)
-    return scales.to(rows.dtype)
+    return squared_norms(quotients.copy_(halves)).sqrt()  # faster than from half precision
 
 
 def decode(
