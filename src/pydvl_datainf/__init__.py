@@ -13,6 +13,7 @@ from pydvl_datainf.errors import (
     ModelError,
     NonFiniteError,
     ObjectiveError,
+    OutputExistsError,
     PlanError,
     SourceError,
     StoreError,
@@ -32,7 +33,7 @@ with warnings.catch_warnings():
         LissaInfluence,
     )
     from pydvl_datainf.influence.approximation import ApproximationError, approximation_error
-    from pydvl_datainf.results.reader import InfluenceRun
+    from pydvl_datainf.results.reader import CompressionError, InfluenceRun
     from pydvl_datainf.runner.options import RunOptions
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
     from pydvl_datainf.runner.sums import sum_runs
@@ -57,6 +58,7 @@ __all__ = [
     "BlockError",
     "CausalLM",
     "ClusterError",
+    "CompressionError",
     "DampingError",
     "DataInfError",
     "DataInfInfluence",
@@ -73,6 +75,7 @@ __all__ = [
     "NonFiniteError",
     "Objective",
     "ObjectiveError",
+    "OutputExistsError",
     "PlanError",
     "Preference",
     "Reward",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pydvl_datainf import cli
+from pydvl_datainf import __version__, cli
 from pydvl_datainf.cli import console, demonstrating
 from pydvl_datainf.demo import output, packages
 from pydvl_datainf.demo.result import DemoResult
@@ -81,11 +81,9 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line():
 
 
 def test_the_command_runs():
-    code = (
-        "import sys; sys.argv = ['main', '--version']; import pydvl_datainf_command as c; c.main()"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stdout) == (0, invoke("--version").stdout), run.stderr
+    command = [sys.executable, "-m", "pydvl_datainf_command", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stdout == f"pydvl-datainf, version {__version__}\n", run.stderr
 
 
 def test_ctrl_c_in_any_command_is_one_line(monkeypatch, no_packages, tmp_path):
