@@ -11,10 +11,14 @@ def main() -> None:
     from pydvl_datainf.cli import main as commands
 
     signal.signal(signal.SIGINT, usual)
-    commands()
+    commands(prog_name="pydvl-datainf")  # also as python -m
 
 
 def _stop(*_: Any) -> None:
     # No exception: modules that are half imported turn those into others, or print them.
     os.write(2, b"Stopped before anything was begun.\n")
     os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from pydvl_datainf.errors import (
     NonFiniteError,
     ObjectiveError,
     OptimizerError,
+    OutputExistsError,
     PlanError,
     SourceError,
     StoreError,
@@ -34,7 +35,7 @@ with warnings.catch_warnings():
         LissaInfluence,
     )
     from pydvl_datainf.influence.approximation import ApproximationError, approximation_error
-    from pydvl_datainf.results.reader import InfluenceRun
+    from pydvl_datainf.results.reader import CompressionError, InfluenceRun
     from pydvl_datainf.runner.options import RunOptions
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
     from pydvl_datainf.runner.sums import sum_runs
@@ -60,6 +61,7 @@ __all__ = [
     "BlockError",
     "CausalLM",
     "ClusterError",
+    "CompressionError",
     "DampingError",
     "DataInfError",
     "DataInfInfluence",
@@ -77,6 +79,7 @@ __all__ = [
     "Objective",
     "ObjectiveError",
     "OptimizerError",
+    "OutputExistsError",
     "PlanError",
     "Preference",
     "Reward",

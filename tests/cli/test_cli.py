@@ -1,4 +1,5 @@
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import pydvl_datainf_command
 from pydvl_datainf import cli
 from pydvl_datainf.cli import console, demonstrating
 from pydvl_datainf.demo import output, packages
@@ -86,7 +86,7 @@ def test_the_command_runs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["main", "--version"])
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
-        pydvl_datainf_command.main()
+        runpy.run_module("pydvl_datainf_command", run_name="__main__")
     assert (ended.value.code, capsys.readouterr().out) == (0, invoke("--version").stdout)
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -162,7 +162,9 @@ def test_the_numbers_and_that_what_was_retrained_is_used_again(folder, calls):
     assert f"{found['lds']:.3f} ± {found['error']:.3f}" in shown
     assert f"ceiling {found['ceiling']:.3f}" in shown
     assert result.stdout.rstrip().endswith(found["meaning"])
+    assert "Taking what is in the bank: the model on all training data" in result.stderr
     assert "The recipe fits: test losses differ by" in result.stderr
+    assert "over halves and test samples. Size: actual / predicted change." in result.stdout
     page = folder / "report.html"
     assert invoke("report", folder / "out.zarr", "-o", page).exit_code == 0
     assert f"{found['lds']:.2f} ± {found['error']:.2f}" in page.read_text(encoding="utf-8")
@@ -175,6 +177,7 @@ def test_a_call_that_was_stopped_goes_on(folder, finished, calls, done):
     assert result.exit_code == 130, result.output
     assert "Stopped. What was retrained is kept, and the same command goes on." in result.stdout
     assert len(calls["made"]) == done
+    assert "Tuning the model on all training data" in result.stderr
     calls["stop"] = None
     found = numbers(folder)
     assert len(calls["made"]) == found["recipe"]["seeds"] + 2 * SUBSETS

@@ -85,6 +85,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
         ("a.csv", b"text,label\nx\n", "line 2: other columns"),
         ("a.csv", b'text,label\n"x,1\n', "line 2: unexpected end"),
         ("a.csv", b"text,text\nx,y\n", "'text' stands twice"),
+        ("a.csv", b"\ntext,label\nx,1\n", "line 1: it is empty, and the names of the columns"),
         ("a.csv", b"text,label\n", "holds no samples"),
         ("a.csv", b"", "holds no samples"),
         ("a.parquet", b"no parquet", "cannot be read as Parquet"),

@@ -39,13 +39,14 @@ def test_lines_of_json_stay_as_they_are(tmp_path, end, mark):
     source.write_bytes((mark + end.join(LINES)).encode())
     out = subset(source, tmp_path / "a" / "next.jsonl")
     kept = [LINES[i] for i in (1, 2, 5)]  # the blank one is no sample
-    assert out.read_bytes() == "".join(line + end for line in kept).encode()
+    assert out.read_bytes() == (mark + "".join(line + end for line in kept)).encode()
     assert values(out) == [values(source)[i] for i in KEPT]
 
 
 @pytest.mark.parametrize(("suffix", "s"), [(".csv", ","), (".tsv", "\t")])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_quoted_texts_of_several_lines_stay_as_they_are(tmp_path, suffix, s, end):
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_quoted_texts_of_several_lines_stay_as_they_are(tmp_path, suffix, s, end, mark):
     header = f'label{s}"te{end}xt"'
     rows = [
         f"a{s}plain",
@@ -56,10 +57,10 @@ def test_quoted_texts_of_several_lines_stay_as_they_are(tmp_path, suffix, s, end
         f'd{s}"end{end}"',
     ]
     source = tmp_path / f"train{suffix}"
-    source.write_bytes(end.join([header, *rows]).encode())
+    source.write_bytes((mark + end.join([header, *rows])).encode())
     out = subset(source, tmp_path / f"next{suffix}")
     kept = [header, *(rows[i] for i in (1, 2, 5))]
-    assert out.read_bytes() == "".join(row + end for row in kept).encode()
+    assert out.read_bytes() == (mark + "".join(row + end for row in kept)).encode()
     assert values(out) == [values(source)[i] for i in KEPT]
     assert len(values(source)) == 5
 

@@ -9,6 +9,7 @@ from pydvl_datainf.asking.questions import Question
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import AnswerEncoder, ChatEncoder
 from pydvl_datainf.huggingface.answers import Written, tokenised
+from pydvl_datainf.huggingface.encoder import UnusableError
 from pydvl_datainf.huggingface.records import Place, Placed, brief
 from pydvl_datainf.huggingface.tokens import Encoded
 from pydvl_datainf.objectives.tokens import IGNORED
@@ -66,7 +67,14 @@ def encode_question(encoder: AnswersEncoder, question: Question, answer: str, nu
     written = replace(written, spans=written.spans[-1:])  # earlier answers of a conversation do not
     if question.span is not None:
         written = _narrowed(written, answer, question.span, placed[0])
-    sample = tokenised(encoder.tokenizer, written, encoder.max_length, placed)
+    try:
+        sample = tokenised(encoder.tokenizer, written, encoder.max_length, placed)
+    except UnusableError as error:
+        raise SourceError(
+            f"{placed[0]}: nothing of the answer counts within max_length={encoder.max_length:,}, "
+            "the tokens at which the training data was cut. Give a shorter prompt, or an answer "
+            "that is not empty."
+        ) from error
     prompt = question.prompt
     if prompt is None:
         prompt = "\n".join(f"{m['role']}: {m['content']}" for m in question.conversation)
@@ -97,12 +105,21 @@ def _narrowed(written: Written, answer: str, span: str, place: Place) -> Written
     """Of the answer what stands in the span, wherever that occurs."""
     spans = [
         (start + first, start + first + len(span))
-        for start, stop in written.spans
+        for start, stop in (_said(written.text, answer, *turn) for turn in written.spans)
         for first in _places(written.text[start:stop], span)
     ]
     if not spans:
         raise SourceError(f"{place}: {brief(span)} is no part of the answer {brief(answer)}.")
     return replace(written, spans=spans, end_counts=False)
+
+
+def _said(text: str, answer: str, start: int, stop: int) -> tuple[int, int]:
+    """The answer within its turn, without what a template writes behind it."""
+    for content in (answer, answer.strip()):
+        first = text.find(content, start, stop)
+        if first >= 0:
+            return first, first + len(content)
+    return start, stop  # the template changes it
 
 
 def _places(text: str, part: str) -> Iterator[int]:

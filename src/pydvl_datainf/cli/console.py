@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 import torch
 from rich.console import Console, RenderableType
+from rich.protocol import rich_cast
+from rich.table import Table
 from tqdm import tqdm
 
 from pydvl_datainf.errors import DataInfError, StoreError
@@ -179,7 +181,14 @@ def show(tables: Iterable[RenderableType]) -> None:
         tables: in their order.
     """
     # By itself rich would break lines for a file or a pipe at the width of some terminal, or at 80.
-    console = Console(width=None if sys.stdout.isatty() else UNLIMITED)
-    for table in list(tables):  # all or nothing
+    is_terminal = sys.stdout.isatty()
+    console = Console(width=None if is_terminal else UNLIMITED)
+    for table in map(rich_cast, list(tables)):  # all or nothing
+        caption = None
+        if not is_terminal and isinstance(table, Table):
+            # Within the table it would be broken at its width, however wide the output is.
+            caption, table.caption = table.caption, None
         console.print(table)
+        if caption is not None:
+            console.print(caption, style="table.caption")
         console.print()

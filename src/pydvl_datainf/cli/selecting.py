@@ -15,6 +15,7 @@ from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.selection import Amount, SampleSelection, select_samples
 
 if TYPE_CHECKING:
+    from pydvl_datainf.jobfile.named_file import NamedFile
     from pydvl_datainf.jobfile.origin import Origin
     from pydvl_datainf.jobfile.selecting import Written
 
@@ -71,6 +72,12 @@ class _Amount(click.ParamType[Amount]):
     help="File of the run's job.  [default: what the run tells, with paths meant from here or from "
     "its folder]",
 )
+@click.option(
+    "--train",
+    type=click.Path(path_type=Path),
+    help="File of the training data of a run that no job made, such as one of a trainer; each "
+    "sample has its id in the column id.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace files; never the job's training data.")
 def select(
     store: str,
@@ -81,6 +88,7 @@ def select(
     out: Path,
     relabel: bool,
     job: Path | None,
+    train: Path | None,
     overwrite: bool,
 ) -> None:
     """Writes the training data to tune on next, chosen by the run in STORE.
@@ -95,17 +103,18 @@ def select(
         "keep_helpful": keep_helpful,
         "drop_suspicious": drop_suspicious,
     }
-    _check_one(rules)
+    _check_one(rules, job, train)
     with errors_as_messages():
         check_extra()
     # These need the extra [hf], which is known to be installed only here.
+    from pydvl_datainf.jobfile.named_file import NamedFile
     from pydvl_datainf.jobfile.origin import origin_of
     from pydvl_datainf.jobfile.selecting import Written, write_selection
 
     with errors_as_messages(of_job=partial(is_made_by_job, store)):
         run = opened(store)
         run.check_complete()
-        origin = origin_of(run, job, "train")
+        origin = origin_of(run, job, "train") if train is None else NamedFile(train)
         chosen = _selection(run, group, rules)
         files = Written.beside(out, relabel=relabel)
         write_selection(run, origin, chosen, files, overwrite=overwrite)
@@ -113,7 +122,9 @@ def select(
         say(line)
 
 
-def _check_one(rules: dict[str, Any]) -> None:
+def _check_one(rules: dict[str, Any], job: Path | None, train: Path | None) -> None:
+    if job is not None and train is not None:
+        raise click.UsageError("Give either --job or --train.")
     if sum(amount is not None for amount in rules.values()) != 1:
         raise click.UsageError("Give one of --drop-harmful, --keep-helpful and --drop-suspicious.")
 
@@ -126,7 +137,7 @@ def _selection(run: InfluenceRun, group: str | None, rules: dict[str, Any]) -> S
 
 
 def _summary(
-    chosen: SampleSelection, files: "Written", origin: "Origin", asked: Amount | None
+    chosen: SampleSelection, files: "Written", origin: "Origin | NamedFile", asked: Amount | None
 ) -> Iterator[str]:
     """What was written, and what to do with it."""
     n = len(chosen.kept) + len(chosen.dropped)
@@ -140,12 +151,14 @@ def _summary(
         yield f"Of those that were kept, {useless:,} do not help: there were no others."
     if files.relabelled is not None:
         yield f"Labels to check, with suggestions: {files.relabelled}"
+    job = getattr(origin, "job", None)
+    if job is None:
+        yield f"To tune again, train as before on {files.kept}."
+        return
     tuned = next(
-        name
-        for name in ("checkpoints", "adapter", "model")
-        if getattr(origin.job, name) is not None
+        name for name in ("checkpoints", "adapter", "model") if getattr(job, name) is not None
     )
     yield (
         f"To tune again, train as before on {files.kept}. Then change in the job: train: "
-        f"{files.kept}, {tuned}: what was tuned on it, out: another place."
+        f"{files.kept.absolute()}, {tuned}: what was tuned on it, out: another place."
     )

@@ -181,6 +181,11 @@ def _separated(separator: str, quoted: bool = True) -> Callable[[Path], Iterator
             reader = csv.DictReader(file, delimiter=separator, strict=True, quoting=quoting)
             try:
                 names = list(reader.fieldnames or ())
+                if not names and reader.line_num:
+                    raise SourceError(
+                        f"{path}, line 1: it is empty, and the names of the columns stand in the "
+                        "first line. Take empty lines at the beginning out."
+                    )
                 twice = [name for name in names if names.count(name) > 1]
                 if twice:
                     raise SourceError(f"{path}, line 1: column '{twice[0]}' stands twice.")

@@ -1,5 +1,6 @@
 """Some samples of a file in a file of the same kind, each record as it was."""
 
+import codecs
 import csv
 import io
 import os
@@ -134,8 +135,10 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _write_lines(out: Path, lines: Sequence[str]) -> None:
-    with out.open("w", encoding="utf-8", newline="") as file:
+def _write_lines(source: Path, out: Path, lines: Sequence[str]) -> None:
+    with source.open("rb") as file:
+        encoding = "utf-8-sig" if file.read(3) == codecs.BOM_UTF8 else "utf-8"
+    with out.open("w", encoding=encoding, newline="") as file:
         file.writelines(lines)
 
 
@@ -143,7 +146,7 @@ def _json_lines(
     source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path
 ) -> None:
     lines = _lines(source)
-    _write_lines(out, [lines[records[i][0].number - 1] for i in positions])
+    _write_lines(source, out, [lines[records[i][0].number - 1] for i in positions])
 
 
 def _separated(separator: str, quoted: bool = True) -> Writer:
@@ -157,7 +160,7 @@ def _separated(separator: str, quoted: bool = True) -> Writer:
         # A place is that of a record's last line; between records there may be empty ones.
         ends = [header.line_num, *(place.number for place, _ in records)]
         texts = ["".join(lines[ends[i] : ends[i + 1]]).lstrip("\r\n") for i in positions]
-        _write_lines(out, ["".join(lines[: ends[0]]), *texts])
+        _write_lines(source, out, ["".join(lines[: ends[0]]), *texts])
 
     return write
 

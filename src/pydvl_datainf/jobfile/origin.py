@@ -1,6 +1,7 @@
 """The job that made a run, found again: a run tells its fields, but not where its files are."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pydvl_datainf.errors import JobError, SourceError
+from pydvl_datainf.errors import JobError, SourceError, StoreError
 from pydvl_datainf.huggingface.records import Placed, brief
 from pydvl_datainf.jobfile.data import columns_of
 from pydvl_datainf.jobfile.paths import file_in, path_in
@@ -33,6 +34,20 @@ class Origin:
 
     job: Job
     folder: Path
+
+    @property
+    def task(self) -> str:
+        """That of the job."""
+        return self.job.task
+
+    @property
+    def quoted(self) -> bool:
+        """Whether quotes enclose texts in its files."""
+        return self.job.quoting is None
+
+    def records(self, run: InfluenceRun) -> Sequence[Placed]:
+        """The training samples, as `read_training_file` reads and checks them."""
+        return read_training_file(run, self)
 
     @property
     def train(self) -> Path:
@@ -66,9 +81,14 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
     Raises:
         JobError: if the run was made by other means or by another job, or the files are elsewhere.
     """
-    told = run.metadata("run").get("job")
+    told = _told_job(run)
     if not isinstance(told, dict):
-        raise JobError(f"{run.store} was made by other means than a job.")
+        remedy = (
+            "Name its training data (--train FILE)."
+            if needed == "train"
+            else "Ask it in Python (pydvl_datainf.asking.ask)."
+        )
+        raise JobError(f"{run.store} was made by other means than a job. {remedy}")
     if job is not None:
         read = read_job(job, {})
         if other := differences(told, read.as_told()):
@@ -93,6 +113,15 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
         f"{named!r}, the '{needed}' of the job of {run.store}, is neither in the current folder "
         "nor in that of the run. Name the file of the job (--job), from which paths are meant."
     )
+
+
+def _told_job(run: InfluenceRun) -> Any:
+    """The job that a run tells; answers that were kept were asked of one that tells it."""
+    told = run.metadata("run").get("job")
+    if told is None:
+        with suppress(StoreError):  # gone, or elsewhere
+            told = run.run_of_rows().metadata("run").get("job")
+    return told
 
 
 def read_training_file(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:

@@ -12,7 +12,8 @@ from pydvl_datainf.huggingface.subsets import (
     check_writable,
     write_subset,
 )
-from pydvl_datainf.jobfile.origin import Origin, read_training_file
+from pydvl_datainf.jobfile.named_file import NamedFile
+from pydvl_datainf.jobfile.origin import Origin
 from pydvl_datainf.results.listing import named_apart, plain, written
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.relabelling import suggest_labels
@@ -58,7 +59,7 @@ class Written:
 
 def write_selection(
     run: InfluenceRun,
-    origin: Origin,
+    origin: Origin | NamedFile,
     selection: SampleSelection,
     files: Written,
     *,
@@ -68,7 +69,7 @@ def write_selection(
 
     Args:
         run: the samples of which were selected.
-        origin: its job.
+        origin: its job, or its training data where there is none.
         selection: of its training samples.
         files: where to.
         overwrite: replace files that are there; never the training data of the job.
@@ -85,17 +86,17 @@ def write_selection(
         check_absent(path, overwrite=overwrite and not path.is_dir())
     suggested = None
     if files.relabelled is not None:
-        if origin.job.task != CLASSIFICATION:
-            raise JobError(f"Labels are suggested for {CLASSIFICATION}, not {origin.job.task}.")
+        if origin.task != CLASSIFICATION:
+            raise JobError(f"Labels are suggested for {CLASSIFICATION}, not {origin.task}.")
         suggested = suggest_labels(run, selection.dropped)
-    records = read_training_file(run, origin)
+    records = origin.records(run)
     reason = {"reason": [selection.reason] * len(selection.dropped)}
     write_subset(
         origin.train,
         records,
         selection.kept.tolist(),
         files.kept,
-        quoted=origin.job.quoting is None,
+        quoted=origin.quoted,
         overwrite=overwrite,
     )
     _write_lines(files.dropped, _told(run, selection, reason))

@@ -28,6 +28,7 @@ from pydvl_datainf.yardstick import (
     retrain_on_all,
     validate,
 )
+from pydvl_datainf.yardstick.bank import FULL, attributes_in
 
 OF_LOSSES = (
     "task",
@@ -197,7 +198,10 @@ def validate_recipe(
     kept = Bank(f"{bank.rstrip('/')}.recipe-{name}", **known)
 
     def retrained(count: int) -> Floats:
-        announce(f"Tuning the model on all training data with {count} seeds, to check the recipe.")
+        told = f"the model on all training data with {count} seeds, to check the recipe."
+        cells = {(0, seed) for seed in range(count)}
+        is_there = attributes_in(kept.store) is not None and cells <= kept.done(FULL)
+        announce(f"Taking what is in the bank: {told}" if is_there else f"Tuning {told}")
         return retrain_on_all(kept, train, seeds=count, **where)
 
     found = check_recipe(given(), retrained)
