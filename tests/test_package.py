@@ -2,10 +2,15 @@
 
 import subprocess
 import sys
+from configparser import ConfigParser
+from pathlib import Path
 
 import pydvl_datainf
 
 OPTIONAL = ("datasets", "matplotlib", "peft", "pydantic", "sklearn.metrics", "transformers")
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "pydvl_datainf"
 
 
 def test_every_public_name_exists():
@@ -24,3 +29,17 @@ def test_importing_needs_no_optional_package():
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True
     )
     assert run.stdout.splitlines() == ["[]", "[]"], run.stderr
+
+
+def test_the_wheel_holds_what_is_no_code():
+    """Templates and py.typed, which setuptools takes only where setup.cfg lists them."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = {
+        path
+        for package, patterns in settings["options.package_data"].items()
+        for pattern in patterns.split()
+        for path in (ROOT / "src" / package.replace(".", "/")).glob(pattern)
+    }
+    files = {path for path in PACKAGE.rglob("*.*") if path.is_file()}
+    assert listed == {path for path in files if path.suffix not in {".py", ".pyc"}}
