@@ -130,3 +130,13 @@ def test_a_fitted_model_that_changed_is_refused_at_later_calls(change):
     change(frozen.weight)
     with pytest.raises(ModelError, match=r"changed after fit \(1 tensors: 0\.weight\)"):
         influence.influences(*samples)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_fused_step_of_a_few_entries_is_seen(model, seen, optimizer):
+    weight = model.frozen.weight.requires_grad_(True)
+    weight.grad = torch.zeros_like(weight)
+    weight.grad[SIDE // 2, SIDE // 7] = 1
+    optimizer([weight], lr=1.0, fused=True, weight_decay=0.0).step()
+    weight.requires_grad_(False)
+    assert seen.changes(model) == ["frozen.weight"]

@@ -8,10 +8,22 @@ from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pydvl_datainf.quantised import statistics_of
 
-Mark: TypeAlias = tuple[int, int, int]
+Mark: TypeAlias = tuple[int, int, int, int]
+
+_steps = 0
+
+
+def _count_step(*_: object) -> None:
+    global _steps
+    _steps += 1
+
+
+# Fused optimizers do not raise the version of what they change.
+register_optimizer_step_post_hook(_count_step)
 
 
 def fingerprint(model: nn.Module) -> dict[str, int]:
@@ -50,9 +62,10 @@ class Seen:
     """What a model contained, and a quick look at whether it still does.
 
     Trainable and small tensors are read whole each time. A large frozen one is, too, unless it is
-    in the same place, counts as many changes in place, and has the same bytes in 64 pieces that are
-    evenly spread. So what passes unseen is a change to a few entries of such a tensor, made behind
-    torch's back: through `.data`, or an array that shares its memory.
+    in the same place, counts as many changes in place, no optimizer has made a step meanwhile, and
+    it has the same bytes in 64 pieces that are evenly spread. So what passes unseen is a change to
+    a few entries of such a tensor, made behind torch's back: through `.data`, or an array that
+    shares its memory.
 
     Args:
         checksums: of every parameter and buffer, by `fingerprint`.
@@ -88,14 +101,14 @@ class Seen:
 
 
 def _mark(tensor: Tensor) -> Mark | None:
-    """Where a plain tensor is, its count of changes, and a checksum of pieces; otherwise None."""
+    """Where a plain tensor is, changes, steps, and a checksum of pieces; None of other tensors."""
     is_plain = tensor.layout == torch.strided and tensor.is_contiguous()
     is_plain = is_plain and not (tensor.is_conj() or tensor.is_neg() or tensor.is_inference())
     if not is_plain:
         return None
     flat = tensor.detach().view(-1).view(torch.uint8)
     pieces = flat.as_strided((PIECES, PIECE), ((len(flat) - PIECE) // (PIECES - 1), 1))
-    return tensor.data_ptr(), tensor._version, zlib.crc32(as_bytes(pieces))
+    return tensor.data_ptr(), tensor._version, _steps, zlib.crc32(as_bytes(pieces))
 
 
 class DataChecksum:

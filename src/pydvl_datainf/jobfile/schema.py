@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from pydvl_datainf.influence.by_name import Method
+
 
 def _no_truth(value: Any) -> Any:
     """YAML reads yes, no, on and off as truth values, which Python takes for numbers."""
@@ -309,9 +311,7 @@ class Job(_Part):
     noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
     query: Literal["margin"] | None = None
-    method: Literal["datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free", "lissa"] = (
-        "datainf"
-    )
+    method: Method = "datainf"
     iterations: Count | None = None
     tolerance: Positive | None = None
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"

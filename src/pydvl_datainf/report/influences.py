@@ -26,7 +26,9 @@ ENDS: tuple[End, End] = ("helpful", "harmful")
 MOST_SCORES = 2 * 10**7
 """Influences that are read for one page: all of them for medians, or those by block."""
 
-MEAN, MEDIAN, RELATIVE, SELF, LOSS, SUSPICION = (measure.name for measure in MEASURES.values())
+MEAN, MEDIAN, RELATIVE, SELF, LOSS, SUSPICION = (
+    MEASURES[key].name for key in ("mean", "median", "relative", "self", "loss", "suspicion")
+)
 """Measures of a training sample."""
 
 

@@ -1,4 +1,4 @@
-"""Chunks of an array: which are missing, and which would expand beyond their size."""
+"""Which chunks of an array are missing, and which would expand beyond their size."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice

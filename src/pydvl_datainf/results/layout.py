@@ -1,4 +1,4 @@
-"""The table of the arrays of a run (shape, chunks, dtype), as follows from its attributes."""
+"""The table of the arrays of a run (shape, chunks, dtype), as its plan, once cut, has them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -33,7 +33,8 @@ class CompressionError:
     """How far influences from compressed rows are from those of whole rows, on a sample.
 
     The inverse of the run's method was taken over some training samples, from their whole rows and
-    from their coordinates, and influences of others of up to 64 on up to 32 test samples from both.
+    from their coordinates, and influences of others of up to 64 on up to 32 test samples from both,
+    before `normalize` divides them.
 
     Args:
         score_error: ‖S − T‖/‖T‖ of the influences S from coordinates and T from whole rows.

@@ -20,8 +20,8 @@ from zarr.errors import GroupNotFoundError
 
 from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import WORK, Array, Layout
+from pydvl_datainf.results.chunk_files import write_chunk
 from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
-from pydvl_datainf.results.plain import write_chunk
 from pydvl_datainf.results.stored import FORMAT, FORMAT_VERSION, Stored
 
 _PARTIAL = re.compile(r"zarr\.[0-9a-f]{32}\.partial")

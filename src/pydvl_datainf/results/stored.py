@@ -24,9 +24,9 @@ from zarr.storage import LocalStore, MemoryStore
 
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.arrays import WORK, Array, Layout, is_compressed
+from pydvl_datainf.results.chunk_files import is_plain, only_chunk, read_chunk, read_rows
 from pydvl_datainf.results.chunks import FREE, NAMED, Chunk, guarded, lacking
 from pydvl_datainf.results.places import as_location
-from pydvl_datainf.results.plain import is_plain, only_chunk, read_chunk, read_rows
 
 FORMAT = "pydvl-datainf influences"
 FORMAT_VERSION = 2

@@ -1,4 +1,4 @@
-"""Chunks that lie in files as they do in memory: numbers one after the other, and their checksum.
+"""Writes and reads chunks of plain numbers as files: whole, with a checksum that is verified.
 
 Zarr hands each chunk through its event loop and copies it several times on its way, which takes
 longer than the file system. Here it goes straight from a file into memory, or from there into a

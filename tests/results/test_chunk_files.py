@@ -13,7 +13,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from pydvl_datainf import StoreError
-from pydvl_datainf.results.plain import is_plain
+from pydvl_datainf.results.chunk_files import is_plain
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
 from store_contract import DAMAGES
