@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.facts import run_facts
-from pydvl_datainf.results.listing import End, Ranking, rankings_by, rankings_of_test
+from pydvl_datainf.results.listing import End, Ranking, named_apart, rankings_by, rankings_of_test
 from pydvl_datainf.results.measures import MEASURES, Measure
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.terminal import visible
@@ -128,7 +128,7 @@ def titled_table(title: str, caption: str | None = None, header: bool = True) ->
 def _columns(run: InfluenceRun, side: Literal["test", "train"]) -> dict[str, Array]:
     """Ids and metadata in their order, but numbers before texts."""
     told = sorted(run.metadata(side).items(), key=lambda item: item[1].dtype.kind == "O")
-    return {"id": run.test_ids if side == "test" else run.train_ids, **dict(told)}
+    return named_apart({"id": run.test_ids if side == "test" else run.train_ids}, dict(told))
 
 
 def _ranking_table(run: InfluenceRun, title: str, ranking: Ranking) -> Table:

@@ -78,3 +78,15 @@ def test_a_terminal_obeys_nothing_of_it(run, monkeypatch):
     assert "\x1b" not in text
     assert "\\x1b[2J" in text
     assert "w" * 20_000 in text
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "table"])
+def test_ids_stay_where_a_column_is_called_so(tmp_path, form):
+    told = {"ids": {"train": [f"own {i}" for i in range(small_runs.N)]}}
+    told["metadata"] = {"train": {"id": [f"other {i}" for i in range(small_runs.N)]}}
+    run = small_runs.run(tmp_path / "run.zarr", **told)
+    (best,), _ = run.top(1, 3)
+    text = done(run.store, "--test", "3", "--k", "1", "--most", "helpful", "--format", form)
+    number = best.removeprefix("own ")
+    assert text.index("id") < text.index("sample_id")
+    assert text.index(f"own {number}") < text.index(f"other {number}")

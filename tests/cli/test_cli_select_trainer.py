@@ -82,6 +82,14 @@ OTHERS = {
         [*SAMPLES[:8], {**SAMPLES[8], "completion": " It is 15."}],
         "line 9: 'completion' is ' It is 15.', and was ' It is 16.</s>' when",
     ),
+    "a shorter text": (
+        [*SAMPLES[:8], {**SAMPLES[8], "completion": " It is 1"}],
+        "line 9: 'completion' is ' It is 1', and was ' It is 16.</s>' when",
+    ),
+    "no text": (
+        [*SAMPLES[:8], {**SAMPLES[8], "completion": None}],
+        "line 9: 'completion' is None, and was ' It is 16.</s>' when",
+    ),
 }
 
 

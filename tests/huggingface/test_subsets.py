@@ -148,3 +148,13 @@ def test_a_quote_in_an_unquoted_header_does_not_reach_further(tmp_path):
     source.write_text("".join(['"prompt\tanswer\n', *rows]))
     write_subset(source, read_records(source, quoted=False), [1, 4], out, quoted=False)
     assert out.read_text() == '"prompt\tanswer\n' + rows[1] + rows[4]
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view()])
+def test_views_in_parquet_stay_as_they_are(tmp_path, kind):
+    values = pa.array([f"text {i}" for i in range(6)]).cast(kind)
+    table = pa.table({"n": list(range(6)), "view": values})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    out = subset(tmp_path / "train.parquet", tmp_path / "next.parquet", [4, 1])
+    expected = parquet.read_table(tmp_path / "train.parquet").to_pylist()
+    assert parquet.read_table(out).to_pylist() == [expected[4], expected[1]]

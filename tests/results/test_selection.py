@@ -105,6 +105,14 @@ def test_suggested_labels_are_those_of_the_test_samples_that_are_harmed(run, ora
     assert len(set(found)) == 4  # so that nothing above holds by chance
 
 
+def test_labels_that_both_sides_write_otherwise_are_refused(tmp_path):
+    numbers = {"train": [str(i % 3) for i in range(small_runs.N)], "test": TEST_LABELS}
+    metadata = {side: {"label": labels} for side, labels in numbers.items()}
+    run = small_runs.run(tmp_path / "run.zarr", metadata=metadata)
+    with pytest.raises(StoreError, match=r"\(0, 1, 2\) is one of the test samples' \(bad, good, o"):
+        suggest_labels(run, np.array([0]))
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

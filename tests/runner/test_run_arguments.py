@@ -1,5 +1,6 @@
 """What run_influences takes as data, places and options, and what it refuses."""
 
+import os
 from itertools import pairwise
 
 import dask.array as da
@@ -7,11 +8,12 @@ import pytest
 import torch
 import zarr
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from pydvl_datainf import DataInfInfluence, SequenceClassification, StoreError
 from pydvl_datainf.results.reader import InfluenceRun
-from small_runs import M, N, close, run, samples, train_loader
+from small_runs import M, N, close, network, oracle, run, samples, train_loader
 
 
 def test_mapping_batches(tmp_path):
@@ -116,3 +118,17 @@ def test_bad_arguments_are_refused_before_a_store_is_made(tmp_path, wrong, messa
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run.zarr", **wrong)
     assert not (tmp_path / "run.zarr").exists()
+
+
+def test_a_relative_store_is_where_the_call_began(tmp_path, monkeypatch):
+    class Wandering(DataInfInfluence):
+        def test_gradients_by_block(self, x, y=None):
+            os.chdir(tmp_path / "other")
+            return super().test_gradients_by_block(x, y)
+
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = run("run.zarr", Wandering(network(), F.cross_entropy))
+    assert os.getcwd() == str(tmp_path / "other")
+    assert made.store.path == tmp_path / "run.zarr"
+    close(made.scores, oracle()["scores"].sum(1))

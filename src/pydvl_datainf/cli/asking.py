@@ -19,7 +19,7 @@ from pydvl_datainf.cli.console import (
 )
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.report import Bounds, write_report
-from pydvl_datainf.results.listing import plain, rankings_of_test, records_of
+from pydvl_datainf.results.listing import named_apart, plain, rankings_of_test, records_of
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.tables import top_tables
 
@@ -132,7 +132,7 @@ def _check_one(prompt: str | None, questions: Path | None, *of_prompt: str | Non
 
 def _records(found: InfluenceRun, k: int) -> list[dict[str, Any]]:
     """Each question with the training samples at either end."""
-    columns = {"id": found.test_ids, **found.metadata("test")}
+    columns = named_apart({"id": found.test_ids}, found.metadata("test"))
     questions = []
     for position in range(found.plan.m):
         told = {name: plain(values[position]) for name, values in columns.items()}

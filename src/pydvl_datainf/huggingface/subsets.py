@@ -167,7 +167,12 @@ def _separated(separator: str, quoted: bool = True) -> Writer:
 
 def _parquet(source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path) -> None:
     parquet = imported("pyarrow.parquet")
-    parquet.write_table(parquet.read_table(source).take(list(positions)), out)
+    table = parquet.read_table(source)
+    try:
+        chosen = table.take(list(positions))
+    except imported("pyarrow").ArrowNotImplementedError:  # views of texts, for instance
+        chosen = imported("pyarrow").concat_tables([table.slice(i, 1) for i in positions])
+    parquet.write_table(chosen, out)
 
 
 def _datasets_folder(

@@ -1,5 +1,6 @@
 """The training data of a run that no job made, in a file that its user names."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from pydvl_datainf.huggingface import read_records
 from pydvl_datainf.huggingface.records import Placed, brief, column
 from pydvl_datainf.results.facts import is_of_job
 from pydvl_datainf.results.reader import InfluenceRun
+
+END = re.compile(r"\s*<[^<>\s]+>\s*")
+"""What trl puts behind a text: a token that ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,8 @@ class NamedFile:
     def records(self, run: InfluenceRun) -> Sequence[Placed]:
         """Reads the samples, and checks that the run was made of them, in their order.
 
-        Ids are compared, and texts where both have a column of that name. A text of the run may be
-        longer: trl ends what is to be said by a token.
+        Ids are compared, and texts and numbers where both have a column of that name. A text of the
+        run may have a token more: trl ends what is to be said by one.
 
         Args:
             run: made of them.
@@ -54,9 +58,10 @@ class NamedFile:
         columns = run.metadata("train")
         for i, placed in enumerate(records):
             self._check_same(placed, "id", column(placed, "id"), run.train_ids[i], run)
-            for name in columns.keys() & placed[1].keys():
+            for name in columns.keys() & placed[1].keys() - {"id"}:
                 now, then = placed[1][name], columns[name][i]
-                if isinstance(now, str) and not str(then).startswith(now):
+                ended = isinstance(now, str) and END.fullmatch(str(then).removeprefix(now))
+                if isinstance(now, str | int | float | None) and not (now and ended):
                     self._check_same(placed, name, now, then, run)
         return records
 

@@ -83,10 +83,15 @@ def records_of(run: InfluenceRun, rankings: Iterator[Ranking]) -> list[dict[str,
     Returns:
         For each sample of each ranking its end, its rank from 1, its number, its id and columns.
     """
-    columns = {"id": run.train_ids, **run.metadata("train")}
+    columns, ids = run.metadata("train"), run.train_ids
     return [
         named_apart(
-            {"end": found.end, "rank": rank, found.measure.replace(" ", "_"): plain(value)},
+            {
+                "end": found.end,
+                "rank": rank,
+                found.measure.replace(" ", "_"): plain(value),
+                "id": plain(ids[i]),
+            },
             {name: plain(values[i]) for name, values in columns.items()},
         )
         for found in rankings

@@ -27,7 +27,8 @@ def suggest_labels(run: InfluenceRun, positions: Indices) -> list[str | None]:
         For each of them a label; None where it harms the test samples of no other label on average.
 
     Raises:
-        StoreError: if there are no labels, or the run kept only the top scores.
+        StoreError: if there are no labels, both sides have none in common, or the run kept only
+            the top scores.
     """
     sides = {side: run.metadata(side) for side in ("train", "test")}
     if any(LABEL not in columns for columns in sides.values()):
@@ -35,9 +36,16 @@ def suggest_labels(run: InfluenceRun, positions: Indices) -> list[str | None]:
             f"{run.store} has no column '{LABEL}' on both sides: another label is suggested for "
             "classifications alone."
         )
-    own = sides["train"][LABEL][positions].astype(str)
-    of_test = sides["test"][LABEL].astype(str)
+    given, of_test = (sides[side][LABEL].astype(str) for side in ("train", "test"))
     labels = sorted(set(of_test.tolist()))
+    if set(given.tolist()).isdisjoint(labels):
+        some = ", ".join(sorted(set(given.tolist()))[:3])
+        raise StoreError(
+            f"No label of the training samples in {run.store} ({some}) is one of the test samples' "
+            f"({', '.join(labels[:3])}). Write those of both sides alike, all as numbers or all as "
+            "names, and make the run again."
+        )
+    own = given[positions]
     harm = np.stack([mean_on(run, np.flatnonzero(of_test == label)) for label in labels], 1)
     return [_worst(harm[k], labels, label) for k, label in zip(positions, own, strict=True)]
 

@@ -159,13 +159,13 @@ def run_influences(
     if isinstance(train, InfluenceRun):
         train.store.check_same_run()
         train = StoredRows(train.store, train.allow_other_places)
-    executor = executor_for(client, n_jobs, progress)
+    place, executor = Store(store), executor_for(client, n_jobs, progress)
     try:
-        _work(influence, test, train, Store(store), options, executor)
+        _work(influence, test, train, place, options, executor)
     finally:
         executor.close()
     # The caller named the place of the rows himself.
-    return InfluenceRun(store, allow_other_places=isinstance(train, StoredRows))
+    return InfluenceRun(place.location, allow_other_places=isinstance(train, StoredRows))
 
 
 def compute_self_influence(
