@@ -47,7 +47,7 @@ def top_tables(run: InfluenceRun, position: int, k: int, ends: Sequence[End]) ->
     columns = _columns(run, "test").items()
     yield facts_table(f"The {what}", {name: _shown(values[position]) for name, values in columns})
     for ranking in found:
-        title = f"The {len(ranking.positions)} training samples most {ranking.end} to it"
+        title = f"The {_samples(len(ranking.positions))} most {ranking.end} to it"
         yield _ranking_table(run, title, ranking)
 
 
@@ -73,13 +73,17 @@ def mean_tables(
             title = _title_of_suspicion(measure, ranking.end, count)
         else:
             how = "on average" if by == "mean" else f"by {measure.name}"
-            title = f"The {count} training samples most {ranking.end} {how}"
+            title = f"The {_samples(count)} most {ranking.end} {how}"
         yield _ranking_table(run, title, ranking)
+
+
+def _samples(count: int) -> str:
+    return "training sample" if count == 1 else f"{count} training samples"
 
 
 def _title_of_suspicion(measure: Measure, end: End, count: int) -> str:
     which = "largest" if end == "harmful" else "smallest"
-    return f"The {count} training samples with the {which} {measure.name}"
+    return f"The {_samples(count)} with the {which} {measure.name}"
 
 
 def facts_table(title: str, facts: Mapping[str, str]) -> Table:

@@ -109,6 +109,16 @@ def test_a_block_that_is_given_may_be_noise_and_one_that_is_not_may_not():
         resolve_damping({"a": 1.0}, norms, WIDTHS, torch.float32)
 
 
+def test_an_adapter_that_was_never_tuned_is_named_as_such():
+    widths = {f"layer.{i}.lora_{ab}": 4 for i in range(7) for ab in "AB"}
+    untuned = SquaredNorms({name: 12.0 * ("lora_B" in name) for name in widths}, n=3)
+    with pytest.raises(DampingError, match=r"'layer\.4\.lora_A'\] and 2 more\. .*tune them first"):
+        resolve_damping({}, untuned, widths, torch.float32)
+    other = SquaredNorms({name: 12.0 * ("0.lora" not in name) for name in widths}, n=3)
+    with pytest.raises(DampingError, match=r"'layer\.0\.lora_B'\]\. Freeze"):
+        resolve_damping({}, other, widths, torch.float32)
+
+
 @pytest.mark.parametrize("given", [{"a": 1e-39}, {"a": 1e39}])
 def test_a_damping_that_is_lost_in_the_dtype_is_refused(given):
     with pytest.raises(DampingError, match=r"out of the range of torch\.float32"):

@@ -19,6 +19,9 @@ SHARE = 0.1
 NOISE = 16
 """Machine epsilons of the largest block's gradients below which a block counts as zero."""
 
+MOST_NAMED = 5
+"""Blocks that a message names."""
+
 
 @dataclass(frozen=True, slots=True)
 class SquaredNorms:
@@ -120,10 +123,14 @@ def automatic_damping(
     noise = NOISE * torch.finfo(dtype).eps * max(rms.values())
     zero = [block for block in wanted if rms[block] <= noise]
     if zero:
+        more = f" and {len(zero) - MOST_NAMED} more" if len(zero) > MOST_NAMED else ""
+        untuned = all("lora_A" in block for block in zero)
+        hint = "Adapters are so before training: tune them first. " if untuned else ""
         raise DampingError(
             f"The gradients of {len(zero)} of {len(rms)} blocks are zero up to rounding, so no "
-            f"damping follows from them: {zero}. Freeze their parameters, leave them out with a "
-            "block_structure, or give each a λ with regularization={...}."
+            f"damping follows from them: {zero[:MOST_NAMED]}{more}. {hint}Freeze their parameters, "
+            "leave them out with a block_structure, or give each a λ "
+            "with regularization={...}."
         )
     return {block: SHARE * rms[block] ** 2 for block in wanted}
 
