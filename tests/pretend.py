@@ -121,6 +121,8 @@ class Cards(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.to:
             return _to(*args, **kwargs)
+        if func is torch._C._nn._parse_to:  # of a mode within this one
+            return func(*args, **kwargs)
         if func is torch.Tensor.cpu:
             return _to(args[0], CPU)
         device = kwargs.get("device")

@@ -35,13 +35,15 @@ def gradients(store):
 
 def count_gradients(monkeypatch):
     """The sizes of the batches whose gradients are computed from now on."""
-    counted, original = [], DataInfInfluence.loss_gradients_by_block
+    counted = []
+    for name in ("loss_gradients_by_block", "gradients_with_losses_by_block"):
+        original = getattr(DataInfInfluence, name)
 
-    def count(self, x, y=None):
-        counted.append(len(x))
-        return original(self, x, y)
+        def count(self, x, y=None, original=original):
+            counted.append(len(x))
+            return original(self, x, y)
 
-    monkeypatch.setattr(DataInfInfluence, "loss_gradients_by_block", count)
+        monkeypatch.setattr(DataInfInfluence, name, count)
     return counted
 
 

@@ -87,7 +87,7 @@ def test_tokens_by_themselves():
 
 
 def test_an_answer_that_is_cut_off_does_not_count():
-    with pytest.raises(SourceError, match="no token has a label within max_length=4"):
+    with pytest.raises(SourceError, match="nothing of the answer counts within max_length=4"):
         encode_question(AnswerEncoder(tokenizer(), 4), Question("What is this?"), " b", 1)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import dense
 from pydvl_datainf import ModelError
-from pydvl_datainf.fingerprint import fingerprint
+from pydvl_datainf.fingerprint import Seen, fingerprint
 from pydvl_datainf.gradients.sources import MemoryRows
 from pydvl_datainf.influence.fitted import Fitted
 from pydvl_datainf.inverse.lissa import Lissa
@@ -27,7 +27,7 @@ def random(seed, length):
 
 
 def fitted(methods, model=None):
-    seen = {} if model is None else fingerprint(model)
+    seen = Seen({} if model is None else fingerprint(model))
     rows = random(1, 6)
     parts = [
         OrderedDict((b, G[place]) for b, G in rows.items()) for place in (slice(4), slice(4, 6))

@@ -119,6 +119,10 @@ class Recorder:
         self.seen.append(batch)
         return self.engine.rows(batch)
 
+    def rows_with_losses(self, batch):
+        self.seen.append(batch)
+        return self.engine.rows_with_losses(batch)
+
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", WHOLE)

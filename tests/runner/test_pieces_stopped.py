@@ -120,7 +120,7 @@ def test_damaged_rows_of_a_piece_are_computed_again(tmp_path, whole, monkeypatch
     assert done.attrs["gradients"] == InfluenceRun(whole / kind).attrs["gradients"] + 6
     written = {name for name, time in times(store).items() if time != before[name]}
     tile = {f"rows/{p}/c/1/0" for p in range(3)} | {"row_scales/c/1/0"}
-    assert written - {"squared_norms/c/1/0"} == tile
+    assert written - {"squared_norms/c/1/0"} == tile | {"training_loss/c/1"}  # from one pass
 
 
 def test_the_scores_of_a_block_are_those_of_its_piece_alone(tmp_path, whole, monkeypatch):
