@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import gc
 import os
 import sys
 import threading
@@ -47,6 +48,12 @@ def pytest_sessionstart():
 
     if trace is not None:
         threading.settrace(trace_others)
+
+
+def pytest_collection_finish():
+    """Spares each collection of garbage the many objects of modules and tests, which stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
