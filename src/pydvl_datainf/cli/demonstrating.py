@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
+import joblib
 
 from pydvl_datainf.cli.commands import main
 from pydvl_datainf.cli.console import errors_as_messages, say, show
@@ -14,6 +15,9 @@ from pydvl_datainf.demo.packages import check_packages
 from pydvl_datainf.demo.settings import MAX_TOKENS, DemoSettings
 
 Function: TypeAlias = Callable[..., None]
+
+MOST_AT_ONCE = 4
+"""Models that are tuned at the same time, each in a process of its own with a part of the cores."""
 
 DEFAULTS = {field.name: field.default for field in fields(DemoSettings)}
 
@@ -79,7 +83,8 @@ def demo(
     gradients again that were in memory. To compute all anew, delete the folder.
 
     --validate tunes the model with two other seeds first, which has to come to similar losses, and
-    then twice on each random half. What was tuned is kept in OUT: the same command goes on where it
+    then twice on each random half: one model on each core, up to four at once, and each takes 1 GB
+    of memory. What was tuned is kept in OUT: the same command goes on where it
     was stopped, and a later one adds as many halves as its minutes allow.
 
     Time grows in proportion to --train (times --epochs for tuning), --test and --tokens; memory
@@ -125,7 +130,12 @@ def _validate_demo(settings: DemoSettings, out: Path, minutes: float, progress: 
     from pydvl_datainf.demo.validation import validate_demo
 
     found = validate_demo(
-        settings, out, minutes, progress=progress, announce=lambda line: say(line, err=True)
+        settings,
+        out,
+        minutes,
+        n_jobs=min(joblib.cpu_count(), MOST_AT_ONCE),
+        progress=progress,
+        announce=lambda line: say(line, err=True),
     )
     show([found])
     say(found.meaning)

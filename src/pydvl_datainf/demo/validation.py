@@ -67,6 +67,7 @@ def validate_demo(
     out: Path,
     minutes: float,
     *,
+    n_jobs: int | None = None,
     progress: bool = False,
     announce: Callable[[str], None] = lambda line: None,
 ) -> JobValidation:
@@ -76,6 +77,7 @@ def validate_demo(
         settings: of the complete result in `out`.
         out: folder of the results; what was tuned is kept there, and used again.
         minutes: what the tunings on halves may take, about.
+        n_jobs: processes that tune at the same time, as in `validate`.
         progress: show bars on stderr.
         announce: told what happens, line by line.
 
@@ -103,6 +105,7 @@ def validate_demo(
             method="DataInf",
             recipe=json.dumps(output.origin(settings)),
             minutes=minutes,
+            n_jobs=n_jobs,
             progress=progress,
         )
     except JobError as error:
