@@ -13,22 +13,21 @@ TOKENS, VOCABULARY, BATCH_SIZE = 16, 1000, 32
 class Texts(Dataset):
     """Random token ids with random labels, made when they are asked for."""
 
-    def __init__(self, length: int, first: int = 0):
-        self.length = length
-        self.first = first
+    def __init__(self, length: int, first: int = 0, tokens: int = TOKENS):
+        self.length, self.first, self.tokens = length, first, tokens
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(self.first + i)
-        ids = torch.randint(1, VOCABULARY, (TOKENS,), generator=generator)
+        ids = torch.randint(1, VOCABULARY, (self.tokens,), generator=generator)
         return {"input_ids": ids, "labels": torch.randint(0, 2, (), generator=generator)}
 
 
-def queries(m: int) -> Texts:
+def queries(m: int, tokens: int = TOKENS) -> Texts:
     """Texts that no training set holds."""
-    return Texts(m, first=10**9)
+    return Texts(m, 10**9, tokens)
 
 
 def influence() -> DataInfInfluence:

@@ -37,12 +37,13 @@ class Cost(NamedTuple):
 @click.command()
 @click.option("--train", default=20_000, show_default=True, help="n.")
 @click.option("--test", default=64, show_default=True, help="m.")
+@click.option("--tokens", default=workload.TOKENS, show_default=True, help="Of each text.")
 @click.option("--workers", default=2, show_default=True, help="Beside one, of one thread each.")
-def main(train: int, test: int, workers: int) -> None:
+def main(train: int, test: int, tokens: int, workers: int) -> None:
     """Compares a run with rows on disk on one worker with the same run on several."""
     os.environ |= {"OMP_NUM_THREADS": "1"}  # of the workers
-    one, several = (cost(count, train, test) for count in (1, workers))
-    title = f"n={train:,}, m={test}, {os.cpu_count()} cores, rows on disk"
+    one, several = (cost(count, train, test, tokens) for count in (1, workers))
+    title = f"n={train:,}, m={test}, {tokens} tokens, {os.cpu_count()} cores, rows on disk"
     table = Table("", "1 worker", f"{workers} workers", "ratio", title=title)
     add(table, "seconds", one.seconds, several.seconds)
     add(table, "processor seconds of the busiest worker", max(one.workers), max(several.workers))
@@ -59,26 +60,26 @@ def add(table: Table, what: str, one: float, several: float) -> None:
     table.add_row(what, f"{one:.1f}", f"{several:.1f}", ratio)
 
 
-def cost(count: int, train: int, test: int) -> Cost:
+def cost(count: int, train: int, test: int, tokens: int) -> Cost:
     """Of a run on a cluster that has imported everything."""
     cluster = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0")
     with tempfile.TemporaryDirectory() as folder, cluster, Client(cluster) as client:
-        run(client, Path(folder, "first.zarr"), 8 * workload.BATCH_SIZE * count, test)
+        run(client, Path(folder, "first.zarr"), 8 * workload.BATCH_SIZE * count, test, tokens)
         before, here = client.run(processor_seconds), processor_seconds()
         start = perf_counter()
-        stages = run(client, Path(folder, "run.zarr"), train, test)
+        stages = run(client, Path(folder, "run.zarr"), train, test, tokens)
         seconds = perf_counter() - start
         after = client.run(processor_seconds)
         own = [after[worker] - before[worker] for worker in after]
         return Cost(seconds, own, processor_seconds() - here, stages)
 
 
-def run(client: Client, store: Path, train: int, test: int) -> dict[str, float]:
+def run(client: Client, store: Path, train: int, test: int, tokens: int) -> dict[str, float]:
     """Seconds of its stages."""
     done = run_influences(
         workload.influence(),
-        workload.queries(test),
-        workload.Texts(train),
+        workload.queries(test, tokens),
+        workload.Texts(train, tokens=tokens),
         store,
         client=client,
         rows="zarr",
