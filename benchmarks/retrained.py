@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from pydvl_datainf.influence.by_name import METHODS
@@ -51,7 +52,44 @@ def similarities(features, labels):
     return {"RepSim": cosine, "RepSim, signed by label": np.where(same, cosine, -cosine)}
 
 
-def lds(scores, bank, subsets):
+def unit_scores(model, objective, train, test, adam=None, methods=("hessian-free", "datainf")):
+    """For each method influences (m, n), plain and of unit gradients, with Adam's coordinates too.
+
+    Args:
+        model: that is scored.
+        objective: its loss.
+        train: training batches.
+        test: what `training_influences` takes for all test samples.
+        adam: the preconditioner; without it there are none in Adam's coordinates.
+        methods: names.
+    """
+    found = {}
+    for method in methods:
+        for where, preconditioner in {"": None, ", Adam": adam}.items():
+            if where and adam is None:
+                continue
+            influence = METHODS[method](model, objective, preconditioner=preconditioner)
+            influence.fit(train)
+            scores = influence.training_influences(*test).numpy()
+            chunks = influence.training_gradients_by_block()
+            squares = [sum(g.square().sum(1) for g in chunk.values()) for chunk in chunks]
+            norms = torch.cat(squares).sqrt().clamp_min(torch.finfo(torch.float32).tiny).numpy()
+            found |= {f"{method}{where}": scores, f"{method}{where}, unit": scores / norms}
+    return found
+
+
+def lds_of(table):
+    """What a table of `compare` says, for a JSON file."""
+    return {
+        name: {
+            "lds": [round(one.lds, 4), round(one.error, 4)],
+            "over datainf": [round(x, 4) for x in table.differences.get(name, (0.0, 0.0))],
+        }
+        for name, one in table.validations.items()
+    }
+
+
+def lds(scores, bank, subsets=None):
     return round(compare({"scores": scores}, bank, subsets=subsets).validations["scores"].lds, 4)
 
 

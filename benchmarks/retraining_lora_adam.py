@@ -14,28 +14,11 @@ import torch
 from rich.console import Console
 
 from pydvl_datainf import AdamPreconditioner, SequenceClassification
-from pydvl_datainf.influence.by_name import METHODS
 from pydvl_datainf.yardstick import compare
+from retrained import lds, lds_of, unit_scores
 from retraining_lora import SCORED_SEEDS, SETTINGS, TRAIN, Recipe, load, taken
 
 SCORED = ("hessian-free", "datainf", "exact")
-
-
-def scores_of(model, adam, train, test):
-    """For each name influences (m, n)."""
-    found = {}
-    for method in SCORED:
-        for where, preconditioner in (("", None), (", Adam", adam)):
-            influence = METHODS[method](
-                model, SequenceClassification(), preconditioner=preconditioner
-            )
-            influence.fit([taken(train, part) for part in torch.arange(TRAIN).split(100)])
-            scores = influence.training_influences(test).numpy()
-            rows = list(influence.training_gradients_by_block())
-            squares = [sum(g.square().sum(1) for g in chunk.values()) for chunk in rows]
-            found[f"{method}{where}"] = scores
-            found[f"{method}{where}, unit"] = scores / torch.cat(squares).sqrt().numpy()
-    return found
 
 
 def main():
@@ -53,24 +36,19 @@ def main():
     for seed in SCORED_SEEDS:
         model, optimizer = recipe.tune(np.arange(TRAIN), seed)
         adam = AdamPreconditioner.from_optimizer(optimizer, model)
-        each.append(scores_of(model, adam, train, test))
+        batches = [taken(train, part) for part in torch.arange(TRAIN).split(100)]
+        each.append(unit_scores(model, SequenceClassification(), batches, (test,), adam, SCORED))
     summed = {f"{name}, sum over seeds": sum(s[name] for s in each) for name in each[0]}
     scores, count = each[0] | summed, dict.fromkeys(summed, len(each))
     table = compare(scores, options.bank, against="datainf", checkpoints=count)
     Console().print(options.setting, table)
-    seeds = {
-        name: [round(compare({name: s[name]}, options.bank).validations[name].lds, 4) for s in each]
-        for name in each[0]
-    }
+    seeds = {name: [lds(s[name], options.bank) for s in each] for name in each[0]}
     Console().print(seeds)
-    found = {
-        name: {
-            "lds": [round(one.lds, 4), round(one.error, 4)],
-            "over datainf": [round(x, 4) for x in table.differences.get(name, (0.0, 0.0))],
-        }
-        for name, one in table.validations.items()
+    told = {
+        "setting": options.setting,
+        "scores": lds_of(table),
+        "lds of the models of all seeds": seeds,
     }
-    told = {"setting": options.setting, "scores": found, "lds of the models of all seeds": seeds}
     options.out.write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -15,25 +15,9 @@ from rich.console import Console
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pydvl_datainf.influence.by_name import METHODS
 from pydvl_datainf.yardstick import compare
+from retrained import lds_of, unit_scores
 from retraining import SCORED_SEEDS, TRAIN, Recipe, load
-
-SCORED = ("hessian-free", "datainf")
-
-
-def scores_of(model, train, test):
-    """For each name influences (m, n)."""
-    found = {}
-    for method in SCORED:
-        influence = METHODS[method](model, F.cross_entropy)
-        influence.fit(DataLoader(TensorDataset(*train), 200))
-        scores = influence.training_influences(*test).numpy()
-        chunks = influence.training_gradients_by_block()
-        squares = [sum(g.square().sum(1) for g in chunk.values()) for chunk in chunks]
-        norms = torch.cat(squares).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        found |= {method: scores, f"{method}, unit": scores / norms.numpy()}
-    return found
 
 
 def main():
@@ -49,16 +33,12 @@ def main():
             recipe = Recipe(network, decay, str(Path(options.data).resolve()))
             model = recipe.fit(np.arange(TRAIN), SCORED_SEEDS[0])
             name = f"{network}-{decay}"
-            scores = scores_of(model, *load(recipe.data))
+            train, test = load(recipe.data)
+            batches = DataLoader(TensorDataset(*train), 200)
+            scores = unit_scores(model, F.cross_entropy, batches, test)
             table = compare(scores, options.banks / f"{name}.bank", against="datainf")
             Console().print(name, table)
-            found[name] = {
-                score: {
-                    "lds": [round(one.lds, 4), round(one.error, 4)],
-                    "over datainf": [round(x, 4) for x in table.differences.get(score, (0.0, 0.0))],
-                }
-                for score, one in table.validations.items()
-            }
+            found[name] = lds_of(table)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
