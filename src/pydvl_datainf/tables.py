@@ -78,6 +78,10 @@ def mean_tables(
         yield _ranking_table(run, title, ranking)
 
 
+LONGEST_TOKEN = 16
+"""Characters for which a table has room, before longer names of samples are folded."""
+
+
 def token_tables(run: InfluenceRun, k: int) -> Iterator[Table]:
     """Which tokens of an answer the influences of the training samples at both ends come from.
 
@@ -96,7 +100,8 @@ def token_tables(run: InfluenceRun, k: int) -> Iterator[Table]:
         caption = f"Influences in units of {unit:.0e}, positive = helpful. {answer.meaning}"
         table = titled_table(f"{answer.prompt}\n{answer.answer}", caption=caption)
         table.pad_edge, table.padding = False, (0, 1, 0, 0)
-        table.add_column("token", overflow="fold")
+        longest = max(map(len, answer.tokens))
+        table.add_column("token", overflow="fold", min_width=min(longest, LONGEST_TOKEN))
         for position in answer.positions:
             table.add_column(_text(str(ids[position])), justify="right", overflow="fold")
         for token, row in zip(answer.tokens, answer.parts / unit, strict=True):
