@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.by_token import answers_by_token
 from pydvl_datainf.results.facts import run_facts
 from pydvl_datainf.results.listing import End, Ranking, named_apart, rankings_by, rankings_of_test
 from pydvl_datainf.results.measures import MEASURES, Measure
@@ -75,6 +76,39 @@ def mean_tables(
             how = "on average" if by == "mean" else f"by {measure.name}"
             title = f"The {_samples(count)} most {ranking.end} {how}"
         yield _ranking_table(run, title, ranking)
+
+
+LONGEST_TOKEN = 16
+"""Characters for which a table has room, before longer names of samples are folded."""
+
+
+def token_tables(run: InfluenceRun, k: int) -> Iterator[Table]:
+    """Which tokens of an answer the influences of the training samples at both ends come from.
+
+    Args:
+        run: complete, asked token by token.
+        k: training samples at either end, at most.
+
+    Yields:
+        A table for each answer, with a row for each token and a column for each sample; the last
+        row has the sums over tokens: the influences on the answer.
+    """
+    ids = run.train_ids
+    for answer in answers_by_token(run, k):
+        largest = max(np.abs(answer.parts).max(), np.abs(answer.influences).max())
+        unit = 10.0 ** np.floor(np.log10(largest)) if largest > 0 else 1.0
+        caption = f"Influences in units of {unit:.0e}, positive = helpful. {answer.meaning}"
+        table = titled_table(f"{answer.prompt}\n{answer.answer}", caption=caption)
+        table.pad_edge, table.padding = False, (0, 1, 0, 0)
+        longest = max(map(len, answer.tokens))
+        table.add_column("token", overflow="fold", min_width=min(longest, LONGEST_TOKEN))
+        for position in answer.positions:
+            table.add_column(_text(str(ids[position])), justify="right", overflow="fold")
+        for token, row in zip(answer.tokens, answer.parts / unit, strict=True):
+            table.add_row(_text(token.replace("\n", "↵")), *(f"{value:+.2f}" for value in row))
+        table.add_section()
+        table.add_row("all", *(f"{value:+.2f}" for value in answer.influences / unit))
+        yield table
 
 
 def _samples(count: int) -> str:

@@ -1,6 +1,7 @@
 """`pydvl-datainf ask`: a question has the scores that it has as a test sample of a job."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import dense
 from commands import failed, invoke
-from jobs import changed
+from jobs import changed, write_job
 from pydvl_datainf import InfluenceRun
 from pydvl_datainf.report import pictures
 from tuned import sums, tokenizer, write_lines
@@ -227,7 +228,9 @@ def test_the_answer_is_shown_as_tables_a_page_or_a_run(folder, monkeypatch):
     kept = InfluenceRun(folder / "kept.zarr")
     assert kept.top(1, "0")[1][0] == np.float32(found["helpful"][0]["influence"])
     other = ("ask", made.store, "--prompt", "another", "--answer", "one", "--no-progress")
-    assert "holds another run" in failed(1, *other, "--keep", folder / "kept.zarr")
+    message = failed(1, *other, "--keep", folder / "kept.zarr")
+    assert "holds another run" in message
+    assert "Warning: questions, question 1: no space stands between prompt and answer" in message
     done(*other, "--keep", folder / "kept.zarr", "--overwrite")
     page = folder / "page.html"
     assert f"Written to {page}." in done(*args, "--no-progress", "-o", page)
@@ -251,7 +254,7 @@ def test_another_model_is_refused(folder, tuned):
 
 REFUSED = [
     ((), 2, "Give either --prompt or --questions"),
-    (("--questions", "q.jsonl", "--span", "a"), 2, "put answers and spans into the file"),
+    (("--questions", "q.jsonl", "--span", "a"), 2, "put texts, answers and spans into the file"),
     (("--questions", "q.jsonl"), 1, "q.jsonl, line 1: A question is either a prompt or messages"),
     (("--prompt", "a", "--answer", "b", "--span", "c"), 1, "'c' is no part of the answer 'b'"),
     (("--prompt", "a", "--answer", "b", "--span", ""), 1, "'' is no part of the answer 'b'"),
@@ -268,7 +271,32 @@ def test_what_cannot_be_asked_is_refused(folder, monkeypatch):
         assert message in failed(code, "ask", made.store, *arguments)
 
 
-def test_tasks_that_give_no_answers_are_refused(classification):
-    made = run(classification, rows="zarr", exact_sample=0)
-    message = failed(1, "ask", made.store, "--prompt", "a")
-    assert "Models of task sequence-classification give no answers" in message
+def test_tasks_that_give_no_answers_are_refused(folder, tuned):
+    words = [{"words": ["What", "is"], "tags": ["0", "1"]}] * 3
+    for name in ("train", "test"):
+        write_lines(folder / f"{name}.jsonl", words)
+    fields = {"task": "token-classification", "model": str(tuned.tagger), "columns": {}}
+    job = json.loads((folder / "job.yaml").read_text()) | fields | {"rows": "zarr"}
+    del job["adapter"]
+    write_job(folder, job | {"parameters": ["classifier.*"], "exact_sample": 0})
+    done("run", folder / "job.yaml", "--no-progress")
+    message = failed(1, "ask", folder / "out.zarr", "--prompt", "a")
+    assert "Models of task token-classification give no answers" in message
+
+
+def test_answers_by_token_are_one_table_or_a_page(folder):
+    made = run(folder, rows="zarr", exact_sample=0)
+    args = ("ask", made.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
+    args = (*args, "--by-token", "--no-progress")
+    page, kept = folder / "page.html", folder / "kept.zarr"
+    assert f"Written to {page}." in done(*args, "-o", page, "--keep", kept)
+    by_token = InfluenceRun(kept).scores[...]
+    assert page.read_text("utf-8").count('title="') == len(by_token) * 20
+    said = done(*args)
+    assert said.count("Influences in units of") == 1
+    unit = float(re.search(r"Influences in units of (\S+),", said)[1])
+    lines = [line.split() for line in said.splitlines()]
+    (total,) = (line[1:] for line in lines if line[:1] == ["all"])
+    whole = np.sort(by_token.mean(0))
+    ends = [*whole[:-5:-1], *whole[3::-1]]
+    np.testing.assert_allclose(np.array(total, float) * unit, ends, rtol=0, atol=0.0051 * unit)

@@ -135,3 +135,10 @@ def test_answers_that_were_kept_are_asked_and_selected_as_their_run(folder):
     args = ("--keep-helpful", "5", "-o", folder / "other.jsonl")
     message = failed(1, "select", folder / "elsewhere" / "kept.zarr", *args)
     assert "was made by other means than a job" in message
+
+
+def test_a_question_on_the_command_line_says_how_it_is_asked(folder_of_trainer):
+    message = failed(1, "ask", folder_of_trainer / "run.zarr", "--prompt", "What is 3 plus 3?")
+    assert "run.zarr was made by other means than a job" in message
+    assert "does not tell how its texts were tokenised. Ask it in Python" in message
+    assert "influence_from_trainer(trainer).influence) or one that is built of saved" in message

@@ -1,9 +1,13 @@
 """`pydvl-datainf run` on translations, against the formula."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
+import commands
 from jobs import assert_right, done
 from pydvl_datainf import InfluenceRun, Seq2SeqLM
 from tuned import tokenizer, write_lines
@@ -42,3 +46,13 @@ def test_translations(tmp_path):
 
     stored = InfluenceRun(tmp_path / "out.zarr")
     assert_right(stored, model, Seq2SeqLM(), batch(2), batch(6))
+
+    done(tmp_path, job | {"rows": "zarr", "out": "rows.zarr", "exact_sample": 0})
+    kept, (source, target) = InfluenceRun(tmp_path / "rows.zarr"), records[1].values()
+    args = ("ask", kept.store, "--prompt", source, "--answer", target, "--k", "6", "--by-token")
+    result = commands.invoke(*args, "--format", "json", "--no-progress")
+    assert result.exit_code == 0, result.output
+    found = [{r["id"]: r["influence"] for r in q["helpful"]} for q in json.loads(result.stdout)]
+    scores = np.mean([[token[i] for i in range(6)] for token in found], 0)
+    bound = 1e-5 * np.abs(kept.scores[1]).max()  # in float32
+    np.testing.assert_allclose(scores, kept.scores[1], rtol=0, atol=bound)

@@ -1,20 +1,29 @@
 """Asks a finished run a question of one's own: which training samples an answer came from."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+from warnings import warn
 
 from zarr.storage import MemoryStore
 
-from pydvl_datainf.asking.encoding import AnswersEncoder, Asked, encode_question
-from pydvl_datainf.asking.generation import generate_answer
+from pydvl_datainf.asking.answering import (
+    Answered,
+    QuestionEncoder,
+    answer_question,
+    encode_answered,
+)
+from pydvl_datainf.asking.borders import border_notes
+from pydvl_datainf.asking.encoding import Asked
+from pydvl_datainf.asking.parts import ENCODERS, given_for, place_of_part, runs_to_ask
 from pydvl_datainf.asking.questions import Question
 from pydvl_datainf.errors import SourceError
-from pydvl_datainf.huggingface import TokenSamples
+from pydvl_datainf.huggingface import ClassEncoder, TokenSamples
 from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.results.by_token import BY_TOKEN
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import NORMALIZE
 from pydvl_datainf.runner.run import run_influences
-from pydvl_datainf.runner.train_side import StoredRows
+from pydvl_datainf.runner.sums import sum_runs
 from pydvl_datainf.runner.worker_inputs import Built
 
 AT_ONCE = 64
@@ -23,10 +32,10 @@ AT_ONCE = 64
 
 def ask(
     run: InfluenceRun,
-    influence: Built,
+    influence: Built | Sequence[Built],
     questions: str | Question | Sequence[Question],
     *,
-    encoder: AnswersEncoder,
+    encoder: QuestionEncoder | Sequence[QuestionEncoder],
     answer: str | None = None,
     span: str | None = None,
     by_token: bool = False,
@@ -37,36 +46,165 @@ def ask(
 ) -> InfluenceRun:
     """Computes the influence of each training sample of a run on answers to questions.
 
+    Answers are those of a language model, of an encoder and a decoder, or labels of a classifier.
+    A sum of runs is asked part by part: the last one's model answers where no answer is given, and
+    the influences on that answer are added with the weights of the sum.
+
     Args:
-        run: complete, made with rows="zarr": the training data is not read again.
-        influence: of the model of the run, with its objective, or a function that builds it.
+        run: complete, made with rows="zarr": the training data is not read again. Or a sum of such
+            runs.
+        influence: of the model of the run, with its objective, or a function that builds it; for a
+            sum one for each of its parts, in their order.
         questions: a prompt, or one or several questions.
-        encoder: that of the training data: its template and its length are used.
-        answer: to a prompt; None = what the model says, greedily.
+        encoder: that of the training data: its template and its length are used; for a sum one, or
+            one for each of its parts.
+        answer: to a prompt; None = what the model says, greedily, or the label that it gives.
         span: the part of that answer that counts.
         by_token: ask about each token that counts by itself, in place of the answer. Where the
             objective adds the losses of tokens, these influences add up to that on the answer;
             where it takes their mean, their mean is that.
         max_new_tokens: tokens at which answers that are generated are cut.
-        store: where the result goes; None = it is kept in memory.
+        store: where the result goes; None = it is kept in memory. The parts of a sum go beside it.
         overwrite: replace a run in the store.
         progress: show bars.
 
     Returns:
         A run whose test samples are the questions, or the tokens of answers, with the columns
-        `prompt`, `answer`, `origin` ("given" or "generated") and `counted`, the tokens that count.
-        `top`, `scores`, tables and reports read it as they read any run.
+        `prompt`, `answer`, `origin` ("given", "generated" or "predicted") and, but for labels,
+        `counted`, the tokens that count. `top`, `scores`, tables and reports read it as they read
+        any run.
 
     Raises:
         SourceError: if there is no question, one cannot be tokenised as the training data was, or
             its span is no part of the answer.
-        StoreError: if the run keeps no training rows.
 
     Example:
         >>> found = ask(run, influence, "Who wrote it?", encoder=encoder)  # doctest: +SKIP
         >>> found.top(3, test=0)  # doctest: +SKIP
     """
-    StoredRows(run.store, run.allow_other_places)  # refuses early a run that keeps none
+    runs = runs_to_ask(run)
+    influences: list[Built] = given_for(run, influence, "influence models")
+    encoders: list[QuestionEncoder] = given_for(run, encoder, ENCODERS)
+    listed = _listed(questions, answer, span)
+    if by_token and any(isinstance(each, ClassEncoder) for each in encoders):
+        raise SourceError("A label has no tokens. Ask a classifier without by_token.")
+    names, last = _ids(listed), len(runs) - 1
+    built = _built(influences[last])
+    answered = [
+        answer_question(built.model, encoders[last], question, number, max_new_tokens)
+        for number, question in enumerate(listed, 1)
+    ]
+    asked = _encoded(built, encoders[last], answered)
+    for note in border_notes(runs[last], encoders[last], list(zip(answered, asked, strict=True))):
+        warn(note, stacklevel=2)
+    told = _told_by_token(built) if by_token else {}
+    settings: Any = {"overwrite": overwrite, "progress": progress}
+
+    def query(k: int, model: BlockwiseInfluence, asked: Sequence[Asked]) -> InfluenceRun:
+        named = list(zip(names, answered, asked, strict=True))
+        if by_token:
+            named = _by_token(named)
+        place = place_of_part(store, k) if run.parts else store
+        return _query(runs[k], model, encoders[k], named, told, _or_memory(place), settings)
+
+    found = {last: query(last, built, asked)}
+    if not run.parts:
+        return found[last]
+    del built  # one model at a time
+    for k in range(last):
+        model = _built(influences[k])
+        found[k] = query(k, model, _encoded(model, encoders[k], answered))
+    job = run.metadata("run").get("job")
+    return sum_runs(
+        [found[k] for k in range(len(runs))],
+        _or_memory(store),
+        [part.weight for part in run.parts],
+        check_data=False,  # texts are the same; whoever made the sum could allow other tokens
+        metadata=told | ({} if job is None else {"job": job}),
+        **settings,
+    )
+
+
+Named: TypeAlias = tuple[str, Answered, Asked]
+"""A question by its name, with its answer, as text and tokenised."""
+
+
+def _query(
+    run: InfluenceRun,
+    influence: BlockwiseInfluence,
+    encoder: QuestionEncoder,
+    named: Sequence[Named],
+    told: Mapping[str, str],
+    store: Any,
+    settings: Mapping[str, Any],
+) -> InfluenceRun:
+    """A further query of a run."""
+    samples = TokenSamples([one.sample for _, _, one in named], _padding(encoder, influence))
+    return run_influences(
+        influence,
+        samples.to_loader(AT_ONCE),
+        run,
+        store,
+        ids={"test": [name for name, _, _ in named]},
+        metadata={"test": _columns(encoder, named), "run": told},
+        normalize=run.attrs["fingerprint"].get(NORMALIZE),
+        **settings,
+    )
+
+
+def _by_token(named: Sequence[Named]) -> list[Named]:
+    """Each token that counts by itself, named by the question and its number."""
+    return [
+        (f"{name}.{t}", answered, part)
+        for name, answered, one in named
+        for t, part in enumerate(one.by_token())
+    ]
+
+
+def _or_memory(store: Any) -> Any:
+    return MemoryStore() if store is None else store
+
+
+def _columns(encoder: QuestionEncoder, named: Sequence[Named]) -> dict[str, list[str]]:
+    columns = {"prompt": [one.prompt for _, _, one in named]}
+    is_class = isinstance(encoder, ClassEncoder)
+    if isinstance(encoder, ClassEncoder) and encoder.text_pair is not None:
+        columns["text_pair"] = [str(answered.question.text_pair) for _, answered, _ in named]
+    columns["answer"] = [one.answer for _, _, one in named]
+    columns["origin"] = [answered.origin for _, answered, _ in named]
+    return columns if is_class else columns | {"counted": ["".join(o.tokens) for _, _, o in named]}
+
+
+def _padding(encoder: QuestionEncoder, influence: BlockwiseInfluence) -> int:
+    """A token to fill batches; classifiers of decoders look for the one of their configuration."""
+    of_model = getattr(getattr(influence.model, "config", None), "pad_token_id", None)
+    if isinstance(encoder, ClassEncoder) and of_model is not None:
+        return int(of_model)
+    return int(encoder.tokenizer.pad_token_id or 0)  # behind the mask any will do
+
+
+def _told_by_token(influence: BlockwiseInfluence) -> dict[str, str]:
+    """How losses of tokens make that of an answer."""
+    objective = influence.test_objective or influence.objective
+    return {BY_TOKEN: str(getattr(objective, "reduction", "other"))}
+
+
+def _encoded(
+    influence: BlockwiseInfluence, encoder: QuestionEncoder, answered: Sequence[Answered]
+) -> list[Asked]:
+    return [
+        encode_answered(influence.model, encoder, one, number)
+        for number, one in enumerate(answered, 1)
+    ]
+
+
+def _built(influence: Built) -> BlockwiseInfluence:
+    return influence if isinstance(influence, BlockwiseInfluence) else influence()
+
+
+def _listed(
+    questions: str | Question | Sequence[Question], answer: str | None, span: str | None
+) -> list[Question]:
     if isinstance(questions, str):
         questions = Question(questions, answer, span)
     elif answer is not None or span is not None:
@@ -74,49 +212,7 @@ def ask(
     listed = [questions] if isinstance(questions, Question) else list(questions)
     if not listed:
         raise SourceError("There are no questions.")
-    if not isinstance(influence, BlockwiseInfluence):
-        influence = influence()
-    model = influence.model
-    asked = [
-        _asked(model, encoder, question, number, max_new_tokens)
-        for number, question in enumerate(listed, 1)
-    ]
-    named = list(zip(_ids(listed), listed, asked, strict=True))
-    if by_token:
-        named = [
-            (f"{name}.{t}", question, part)
-            for name, question, one in named
-            for t, part in enumerate(one.by_token())
-        ]
-    columns = {
-        "prompt": [one.prompt for _, _, one in named],
-        "answer": [one.answer for _, _, one in named],
-        "origin": ["generated" if q.known_answer is None else "given" for _, q, _ in named],
-        "counted": ["".join(one.tokens) for _, _, one in named],
-    }
-    pad = encoder.tokenizer.pad_token_id or 0  # behind the mask any token will do
-    samples = TokenSamples([one.sample for _, _, one in named], pad)
-    return run_influences(
-        influence,
-        samples.to_loader(AT_ONCE),
-        run,
-        MemoryStore() if store is None else store,
-        ids={"test": [name for name, _, _ in named]},
-        metadata={"test": columns},
-        overwrite=overwrite,
-        progress=progress,
-        normalize=run.attrs["fingerprint"].get(NORMALIZE),
-    )
-
-
-def _asked(
-    model: Any, encoder: AnswersEncoder, question: Question, number: int, max_new_tokens: int
-) -> Asked:
-    """A question with its answer, which the model gives where there is none."""
-    answer = question.known_answer
-    if answer is None:
-        answer = generate_answer(model, encoder, question, max_new_tokens)
-    return encode_question(encoder, question, answer, number)
+    return listed
 
 
 def _ids(questions: Sequence[Question]) -> list[str]:

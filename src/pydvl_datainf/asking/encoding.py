@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
-from pydvl_datainf.asking.questions import Question
+from pydvl_datainf.asking.questions import Question, place_of
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import AnswerEncoder, ChatEncoder
 from pydvl_datainf.huggingface.answers import Written, tokenised
@@ -25,13 +24,15 @@ class Asked:
         prompt: what is asked, as text.
         answer: what is answered.
         sample: token ids, mask and labels.
-        tokens: the tokens that count, as text.
+        counted: positions among the labels of the tokens that count; none of a classification.
+        tokens: these tokens, as text.
     """
 
     prompt: str
     answer: str
     sample: Encoded
-    tokens: tuple[str, ...]
+    counted: tuple[int, ...] = ()
+    tokens: tuple[str, ...] = ()
 
     def by_token(self) -> Iterator["Asked"]:
         """The same once for each token that counts, of which that one alone counts.
@@ -40,10 +41,10 @@ class Asked:
             Their losses add up to that of the whole answer, if its tokens' losses are added.
         """
         labels = self.sample["labels"]
-        counted = [t for t, label in enumerate(labels) if t and label != IGNORED]
-        for t, token in zip(counted, self.tokens, strict=True):
+        for t, token in zip(self.counted, self.tokens, strict=True):
             alone = [label if i == t else IGNORED for i, label in enumerate(labels)]
-            yield replace(self, sample={**self.sample, "labels": alone}, tokens=(token,))
+            sample = {**self.sample, "labels": alone}
+            yield replace(self, sample=sample, counted=(t,), tokens=(token,))
 
 
 def encode_question(encoder: AnswersEncoder, question: Question, answer: str, number: int) -> Asked:
@@ -70,23 +71,21 @@ def encode_question(encoder: AnswersEncoder, question: Question, answer: str, nu
     try:
         sample = tokenised(encoder.tokenizer, written, encoder.max_length, placed)
     except UnusableError as error:
-        raise SourceError(
-            f"{placed[0]}: nothing of the answer counts within max_length={encoder.max_length:,}, "
-            "the tokens at which the training data was cut. Give a shorter prompt, or an answer "
-            "that is not empty."
-        ) from error
+        raise SourceError(none_counts(placed[0], encoder.max_length)) from error
     prompt = question.prompt
     if prompt is None:
         prompt = "\n".join(f"{m['role']}: {m['content']}" for m in question.conversation)
-    counted = [label for label in sample["labels"][1:] if label != IGNORED]
-    return Asked(prompt, answer, sample, tuple(encoder.tokenizer.decode([t]) for t in counted))
+    # Nothing predicts the first token.
+    counted = tuple(t for t, label in enumerate(sample["labels"]) if t and label != IGNORED)
+    tokens = tuple(encoder.tokenizer.decode([sample["labels"][t]]) for t in counted)
+    return Asked(prompt, answer, sample, counted, tokens)
 
 
 def _placed(
     encoder: AnswersEncoder, question: Question, answer: str, number: int
 ) -> tuple[AnswersEncoder, Placed]:
     """A question as a record of the training data, and what reads it."""
-    place = Place(Path("questions"), "question", number)
+    place = place_of(number)
     says = {"role": "assistant", "content": answer}
     if isinstance(encoder, ChatEncoder):
         return encoder, (place, {encoder.messages: [*question.conversation, says]})
@@ -104,12 +103,12 @@ def _placed(
 def _narrowed(written: Written, answer: str, span: str, place: Place) -> Written:
     """Of the answer what stands in the span, wherever that occurs."""
     spans = [
-        (start + first, start + first + len(span))
-        for start, stop in (_said(written.text, answer, *turn) for turn in written.spans)
-        for first in _places(written.text[start:stop], span)
+        (start + first, start + stop)
+        for start, end in (_said(written.text, answer, *turn) for turn in written.spans)
+        for first, stop in spans_of(span, written.text[start:end])
     ]
     if not spans:
-        raise SourceError(f"{place}: {brief(span)} is no part of the answer {brief(answer)}.")
+        raise SourceError(no_part(span, answer, place))
     return replace(written, spans=spans, end_counts=False)
 
 
@@ -122,8 +121,30 @@ def _said(text: str, answer: str, start: int, stop: int) -> tuple[int, int]:
     return start, stop  # the template changes it
 
 
-def _places(text: str, part: str) -> Iterator[int]:
+def spans_of(part: str, text: str) -> Iterator[tuple[int, int]]:
+    """Where a part stands in a text.
+
+    Args:
+        part: looked for; an empty one stands nowhere.
+        text: in which.
+
+    Yields:
+        From which to which character, also where places overlap.
+    """
     first = text.find(part) if part else -1
     while first >= 0:
-        yield first
+        yield first, first + len(part)
         first = text.find(part, first + 1)
+
+
+def no_part(span: str, answer: str, place: Place) -> str:
+    """What is wrong with a span that the answer does not hold."""
+    return f"{place}: {brief(span)} is no part of the answer {brief(answer)}."
+
+
+def none_counts(place: Place, max_length: int) -> str:
+    """What is wrong with a question of whose answer nothing is left."""
+    return (
+        f"{place}: nothing of the answer counts within max_length={max_length:,}, the tokens at "
+        "which the training data was cut. Give a shorter prompt, or an answer that is not empty."
+    )

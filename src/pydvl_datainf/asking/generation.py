@@ -1,5 +1,6 @@
 """What a tuned model answers, greedily."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,32 +34,18 @@ def generate_answer(
         The answer, without special tokens.
 
     Raises:
-        ModelError: if the model generates no text.
         SourceError: if the prompt leaves no room for an answer.
     """
-    if not hasattr(model, "generate"):
-        raise ModelError(f"A {type(model).__name__} generates no text. Give the answer.")
+    check_generates(model)
     tokenizer = encoder.tokenizer
-    ids = _prompt_ids(encoder, question)
+    ids = prompt_ids(encoder, question)
     room = min(max_new_tokens, encoder.max_length - len(ids))
     if not ids or room < 1:
         raise SourceError(
             f"A prompt of {len(ids):,} tokens leaves no answer to generate within max_length="
             f"{encoder.max_length:,}. Give a shorter prompt, one that is not empty, or the answer."
         )
-    asked = torch.tensor([ids], device=next(model.parameters()).device)
-    with torch.no_grad():
-        (found,) = model.generate(
-            input_ids=asked,
-            attention_mask=torch.ones_like(asked),
-            max_new_tokens=room,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=_padding(tokenizer),
-            num_return_sequences=1,
-            return_dict_in_generate=False,
-            **dict.fromkeys(OFF),
-        )
+    found = greedy(model, tokenizer, {"input_ids": ids, "attention_mask": [1] * len(ids)}, room)
     # As one text: alone, some tokenizers lose the space before the first token.
     whole, before = (
         tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -69,8 +56,64 @@ def generate_answer(
     return str(tokenizer.decode(found[len(ids) :], skip_special_tokens=True))
 
 
-def _prompt_ids(encoder: AnswersEncoder, question: Question) -> list[int]:
-    """Tokens of the prompt, as they stand before an answer in the training data."""
+def check_generates(model: Any) -> None:
+    """Checks that a model generates text.
+
+    Args:
+        model: any.
+
+    Raises:
+        ModelError: if it does not.
+    """
+    if not hasattr(model, "generate"):
+        raise ModelError(f"A {type(model).__name__} generates no text. Give the answer.")
+
+
+def greedy(
+    model: Any, tokenizer: Any, inputs: Mapping[str, Sequence[int]], max_new_tokens: int
+) -> list[int]:
+    """Generates, at each step the token with the largest probability.
+
+    Args:
+        model: of transformers.
+        tokenizer: of the model.
+        inputs: of one sample, by name.
+        max_new_tokens: at most.
+
+    Returns:
+        Token ids: of a decoder alone the prompt's, and what follows; of an encoder and a decoder
+        what the decoder begins with, and what follows.
+    """
+    device = next(model.parameters()).device
+    batch = {name: torch.tensor([values], device=device) for name, values in inputs.items()}
+    with torch.no_grad():
+        (found,) = model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=_padding(tokenizer),
+            num_return_sequences=1,
+            return_dict_in_generate=False,
+            **dict.fromkeys(OFF),
+        )
+    ids: list[int] = found.tolist()
+    return ids
+
+
+def prompt_ids(encoder: AnswersEncoder, question: Question) -> list[int]:
+    """Tokens of a prompt, as they stand before an answer in the training data.
+
+    Args:
+        encoder: that of the training data.
+        question: with a prompt or a conversation.
+
+    Returns:
+        Token ids.
+
+    Raises:
+        SourceError: if there is no chat template, in which to put it.
+    """
     tokenizer = encoder.tokenizer
     if isinstance(encoder, ChatEncoder) or encoder.chat:
         if tokenizer.chat_template is None:

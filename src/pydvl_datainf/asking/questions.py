@@ -1,4 +1,4 @@
-"""What a language model is asked, and what it is said to have answered."""
+"""What a model is asked, and what it is said to have answered."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import read_records
-from pydvl_datainf.huggingface.records import Placed, brief, is_text
+from pydvl_datainf.huggingface.records import Place, Placed, brief, is_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +15,14 @@ class Question:
     """A prompt, or a conversation, and the answer to it.
 
     Args:
-        prompt: what the model is asked.
-        answer: what it says; None = the model is let say it.
+        prompt: what the model is asked; of a classifier the text.
+        answer: what it says, of a classifier the label; None = the model is let say it.
         span: a part of the answer: only the tokens that reach into it count, wherever it stands in
             the answer; None = the whole answer counts.
         messages: a conversation in place of a prompt, mappings with role and content. Its last
             message from the assistant, if it ends with that, is the answer.
         id: names it in the result.
+        text_pair: of a classifier of pairs the second text.
 
     Raises:
         SourceError: if there is neither a prompt nor a conversation, or there are both, or a text
@@ -33,11 +34,12 @@ class Question:
     span: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
     id: str | None = None
+    text_pair: str | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise SourceError("A question is either a prompt or messages; give one of the two.")
-        for name in ("prompt", "answer", "span", "id"):
+        for name in ("prompt", "answer", "span", "id", "text_pair"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise SourceError(f"The {name} of a question must be text, got {brief(value)}.")
@@ -81,6 +83,18 @@ def _check_messages(messages: Any) -> None:
             "Messages must be a list of mappings with role and content, both texts, got "
             f"{brief(messages)}."
         )
+
+
+def place_of(number: int) -> Place:
+    """Where a question stands, for messages.
+
+    Args:
+        number: of the question, from 1.
+
+    Returns:
+        The place.
+    """
+    return Place(Path("questions"), "question", number)
 
 
 def read_questions(path: Path) -> list[Question]:

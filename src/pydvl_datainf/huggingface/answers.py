@@ -228,11 +228,23 @@ class TranslationEncoder:
         Returns:
             What the tokenizer gives of the source, and the target's token ids as labels.
         """
-        cut: dict[str, Any] = {"truncation": True, "max_length": self.max_length}
-        source = self.tokenizer(text_column(placed, self.source), **cut)
-        target = self.tokenizer(text_target=text_column(placed, self.target), **cut)
+        text = text_column(placed, self.target)
+        target = self.tokenizer(text_target=text, truncation=True, max_length=self.max_length)
         check_some_count(target["input_ids"], self.max_length, placed)
-        return {**source, "labels": target["input_ids"]}
+        return {**self.inputs(placed), "labels": target["input_ids"]}
+
+    def inputs(self, placed: Placed) -> Encoded:
+        """Tokenises the source text, whatever it becomes.
+
+        Args:
+            placed: a record and its place.
+
+        Returns:
+            What the tokenizer gives.
+        """
+        text = text_column(placed, self.source)
+        encoded: Encoded = self.tokenizer(text, truncation=True, max_length=self.max_length)
+        return encoded
 
     def shown(self, placed: Placed) -> dict[str, Any]:
         """Both texts."""

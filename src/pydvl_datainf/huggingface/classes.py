@@ -45,17 +45,28 @@ class ClassEncoder:
 
         Returns:
             What the tokenizer gives, and the label's number.
+        """
+        return {**self.inputs(placed), "labels": self._label(placed)}
+
+    def inputs(self, placed: Placed) -> Encoded:
+        """Tokenises the text, whatever its label.
+
+        Args:
+            placed: a record and its place.
+
+        Returns:
+            What the tokenizer gives.
 
         Raises:
-            SourceError: if the text has no tokens, or the label is none of the model's.
+            SourceError: if the text has no tokens.
         """
         texts = [text_column(placed, self.text)]
         if self.text_pair is not None:
             texts.append(text_column(placed, self.text_pair))
-        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        encoded: Encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
         if not encoded["input_ids"]:
             raise SourceError(f"{placed[0]}: nothing is left of column '{self.text}' as tokens.")
-        return {**encoded, "labels": self._label(placed)}
+        return encoded
 
     def _label(self, placed: Placed) -> int | float | list[float]:
         value = column(placed, self.label)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from pydvl_datainf.asking.parts import runs_to_ask
 from pydvl_datainf.errors import JobError, SourceError, StoreError
 from pydvl_datainf.huggingface.records import Placed, brief
 from pydvl_datainf.jobfile.data import columns_of
@@ -86,7 +87,11 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
         remedy = (
             "Name its training data (--train FILE)."
             if needed == "train"
-            else "Ask it in Python (pydvl_datainf.asking.ask)."
+            else "It does not tell how its texts were tokenised. Ask it in Python, by "
+            "pydvl_datainf.asking.ask(run, influence, prompt, encoder=...), with the influence "
+            "model that it was made of (influence_from_trainer(trainer).influence) or one that is "
+            "built of saved files (pydvl_datainf.huggingface.InfluenceBuilder): the page 'From "
+            "TRL' shows both. Or make a run by a job on the saved model, with rows: zarr."
         )
         raise JobError(f"{run.store} was made by other means than a job. {remedy}")
     if job is not None:
@@ -106,13 +111,38 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
     if isinstance(named := getattr(known, needed), HubData):
         return Origin(known, Path.cwd())  # which says that it has no file
     beside = [] if run.store.path is None else [run.store.path.resolve().parent]
-    for folder in (Path.cwd(), *beside):
-        if Path(path_in(folder, named)).exists():
-            return Origin(known, folder)
+    tuned = (known.adapter, *(known.checkpoints or ())) if needed == "model" else ()
+    there = [f for f in (Path.cwd(), *beside) if _are_in(f, named)]
+    whole = [f for f in there if _are_in(f, *tuned)]  # a model's path may be absolute
+    if there:
+        return Origin(known, (whole or there)[0])
     raise JobError(
         f"{named!r}, the '{needed}' of the job of {run.store}, is neither in the current folder "
         "nor in that of the run. Name the file of the job (--job), from which paths are meant."
     )
+
+
+def _are_in(folder: Path, *names: str | None) -> bool:
+    return all(name is None or Path(path_in(folder, name)).exists() for name in names)
+
+
+def origins_of(run: InfluenceRun, job: Path | None) -> list[Origin]:
+    """Finds the job of a run that is asked, or those of the parts of a sum.
+
+    Args:
+        run: complete or not.
+        job: file of the job; None = what is in the run, or of a sum that no job made, in its parts.
+
+    Returns:
+        The job; of a sum one for each part.
+    """
+    if not run.parts:
+        return [origin_of(run, job, "model")]
+    if isinstance(_told_job(run), dict):
+        total = origin_of(run, job, "model")
+        paths = total.job.checkpoints or ()
+        return [replace(total, job=total.job.of_checkpoint(path)) for path in paths]
+    return [origin_of(part, job, "model") for part in runs_to_ask(run)]
 
 
 def _told_job(run: InfluenceRun) -> Any:

@@ -33,6 +33,28 @@ def page_of(contents: Contents) -> bytes:
     Returns:
         The page, in UTF-8.
     """
+    return rendered(
+        "report.html.j2",
+        template("report.css"),
+        _script(),
+        contents=contents,
+        data=Markup(json_in_html(contents.data)),
+        licence=_licence(),
+    )
+
+
+def rendered(name: str, style: str, script: str, **told: Any) -> bytes:
+    """Fills a template of a page.
+
+    Args:
+        name: of the template.
+        style: text of the style element.
+        script: text of the script element.
+        told: what else the template shows.
+
+    Returns:
+        The page, in UTF-8.
+    """
     environment = Environment(
         loader=PackageLoader("pydvl_datainf.report"),
         autoescape=True,
@@ -40,16 +62,13 @@ def page_of(contents: Contents) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = _template("report.css"), _script()
-    html = environment.get_template("report.html.j2").render(
-        contents=contents,
+    html = environment.get_template(name).render(
         version=__version__,
         mark=Markup(MARK),
         policy=policy_of(style, script),
         style=Markup(style),
         script=Markup(script),
-        data=Markup(json_in_html(contents.data)),
-        licence=_licence(),
+        **told,
     )
     return html.encode("utf-8", errors="replace")  # halves of surrogate pairs
 
@@ -91,9 +110,17 @@ def _hash(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """The text of a file among the templates, with line ends as HTML reads them.
+
+    Args:
+        name: of the file.
+
+    Returns:
+        The text.
+    """
     text = files("pydvl_datainf.report").joinpath("templates", name).read_text("utf-8")
-    return text.replace("\r\n", "\n")  # as HTML reads it, which the hash must match
+    return text.replace("\r\n", "\n")  # which the hash must match
 
 
 def _script() -> str:
@@ -108,7 +135,7 @@ def _script() -> str:
         )
     whole = bundle[: found.start()] + bundle[found.end() :]
     whole = whole.replace("<!--", "\\x3c!--")  # in strings and patterns; HTML reads it otherwise
-    own = _template("report.js")
+    own = template("report.js")
     return f"\n{whole}\n{{\nconst DataTable = {default[1]};\n{own}\n}}\n"
 
 

@@ -1,0 +1,92 @@
+"""Any question: who answers it, and how question and answer become a sample."""
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from pydvl_datainf.asking.encoding import Asked, encode_question
+from pydvl_datainf.asking.generation import generate_answer
+from pydvl_datainf.asking.labels import encode_label, predict_label
+from pydvl_datainf.asking.questions import Question, place_of
+from pydvl_datainf.asking.translations import encode_target, generate_target
+from pydvl_datainf.errors import SourceError
+from pydvl_datainf.huggingface import (
+    AnswerEncoder,
+    ChatEncoder,
+    ClassEncoder,
+    TranslationEncoder,
+)
+
+QuestionEncoder: TypeAlias = AnswerEncoder | ChatEncoder | TranslationEncoder | ClassEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with its answer.
+
+    Attributes:
+        question: with the answer.
+        origin: who gave it: "given", or by the model "generated" or "predicted".
+    """
+
+    question: Question
+    origin: str
+
+    @property
+    def answer(self) -> str:
+        """The answer."""
+        return str(self.question.known_answer)
+
+
+def answer_question(
+    model: Any, encoder: QuestionEncoder, question: Question, number: int, max_new_tokens: int
+) -> Answered:
+    """Lets a model answer a question that has no answer.
+
+    Args:
+        model: of the run.
+        encoder: that of the training data.
+        question: asked.
+        number: of the question, for messages, from 1.
+        max_new_tokens: tokens at which an answer that is generated is cut.
+
+    Returns:
+        The question with an answer.
+    """
+    if question.known_answer is not None:
+        return Answered(question, "given")
+    if isinstance(encoder, ClassEncoder):
+        answer, origin = predict_label(model, encoder, question, number), "predicted"
+    elif isinstance(encoder, TranslationEncoder):
+        answer = generate_target(model, encoder, question, number, max_new_tokens)
+        origin = "generated"
+    else:
+        answer = generate_answer(model, encoder, question, max_new_tokens)
+        origin = "generated"
+    return Answered(replace(question, answer=answer), origin)
+
+
+def encode_answered(model: Any, encoder: QuestionEncoder, asked: Answered, number: int) -> Asked:
+    """Tokenises a question and its answer as the training data was.
+
+    Args:
+        model: of the run.
+        encoder: that of the training data.
+        asked: a question with its answer.
+        number: of the question, for messages, from 1.
+
+    Returns:
+        The sample.
+
+    Raises:
+        SourceError: if the question is none to such a model.
+    """
+    question, answer = asked.question, asked.answer
+    if isinstance(encoder, ClassEncoder):
+        return encode_label(encoder, question, answer, number)
+    if question.text_pair is not None:
+        raise SourceError(
+            f"{place_of(number)}: 'text_pair' is asked of classifiers of pairs. Leave it out."
+        )
+    if isinstance(encoder, TranslationEncoder):
+        return encode_target(model, encoder, question, answer, number)
+    return encode_question(encoder, question, answer, number)

@@ -1,0 +1,105 @@
+"""Questions to classifiers: the label that a model gives, and texts with labels as samples."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pydvl_datainf.asking import Question
+from pydvl_datainf.asking.labels import encode_label, predict_label
+from pydvl_datainf.errors import SourceError
+from pydvl_datainf.huggingface import ClassEncoder
+from tuned import tokenizer
+
+WORDS = tokenizer()
+NAMES = {"bad": 0, "good": 1, "so, so": 2}
+SEVERAL = "multi_label_classification"
+
+
+def encoder(problem="single_label_classification", names=NAMES, **settings):
+    return ClassEncoder(WORDS, 32, names, 3, problem, **settings)
+
+
+class Says(torch.nn.Module):
+    """A model with these logits, which keeps what it was given."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor([logits]))
+
+    def forward(self, **inputs):
+        self.seen = inputs
+        return SimpleNamespace(logits=self.logits)
+
+
+@pytest.mark.parametrize(
+    ("made", "logits", "label"),
+    [
+        (encoder(), (0.0, 3.0, 1.0), "good"),
+        (encoder(), (-3.0, -2.0, -1.0), "so, so"),
+        (encoder(names={}), (0.0, 3.0, 1.0), "1"),
+        (encoder(SEVERAL), (1.0, 3.0, -1.0), "bad, good"),
+        (encoder(SEVERAL), (-1.0, -3.0, -1.0), ""),
+    ],
+)
+def test_the_label_that_a_model_gives(made, logits, label):
+    model = Says(*logits)
+    question = Question("It is 2")
+    assert predict_label(model, made, question, 1) == label
+    assert model.seen["input_ids"].tolist() == [WORDS("It is 2")["input_ids"]]
+    asked = encode_label(made, question, label, 1)
+    assert asked.answer == label
+    assert list(asked.by_token()) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "answer", "labels"),
+    [
+        (encoder(), "good", 1),
+        (encoder(), "2", 2),
+        (encoder("regression"), "-0.5", -0.5),
+        (encoder(SEVERAL), "good,bad", [1.0, 1.0, 0.0]),
+        (encoder(SEVERAL), "so, so", [0.0, 0.0, 1.0]),
+        (encoder(SEVERAL), "", [0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_text_with_its_label_is_a_sample(made, answer, labels):
+    assert encode_label(made, Question("It is 2"), answer, 1).sample["labels"] == labels
+
+
+def test_pairs_are_read_as_pairs():
+    pairs = encoder(text="a", text_pair="b", label="c")
+    sample = encode_label(pairs, Question("It is", text_pair="2"), "bad", 1).sample
+    assert sample == {**WORDS("It is", "2"), "labels": 0}
+
+
+@pytest.mark.parametrize(
+    ("made", "question", "answer", "message"),
+    [
+        (encoder(), Question("a"), "fair", "questions, question 4: label 'fair' must be a number"),
+        (encoder(), Question("a", span="b"), "bad", "question 4: a label has no span"),
+        (
+            encoder(),
+            Question(messages=[{"role": "user", "content": "a"}]),
+            "bad",
+            "question 4: it is a conversation",
+        ),
+        (
+            encoder(),
+            Question("a", text_pair="b"),
+            "bad",
+            "question 4: the training data are single",
+        ),
+        (encoder(text_pair="b"), Question("a"), "bad", "question 4: the training data are pairs"),
+        (encoder("regression"), Question("a"), "bad", "'label' must be a finite number"),
+        (encoder(SEVERAL), Question("a"), "bad, bad", "names label 'bad' twice"),
+    ],
+)
+def test_what_is_no_text_with_a_label_is_refused(made, question, answer, message):
+    with pytest.raises(SourceError, match=message):
+        encode_label(made, question, answer, 4)
+
+
+def test_a_number_of_the_models_own_has_no_loss():
+    with pytest.raises(SourceError, match=r"question 1: the model gives a number.*Give the answer"):
+        predict_label(Says(0.0, 0.0, 0.0), encoder("regression"), Question("a"), 1)

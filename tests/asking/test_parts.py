@@ -1,0 +1,72 @@
+"""Which parts of a sum are asked, and which are refused by name."""
+
+import shutil
+
+import pytest
+
+from pydvl_datainf import InfluenceRun, sum_runs
+from pydvl_datainf.asking import ask
+from pydvl_datainf.asking.parts import ENCODERS, given_for, place_of_part, runs_to_ask
+from pydvl_datainf.errors import PlanError, StoreError
+from sums_of_runs import run
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [run(tmp_path / f"{seed}.zarr", seed, rows="zarr") for seed in (0, 1)]
+
+
+def added(runs, store):
+    return sum_runs(runs, store, **QUIET)
+
+
+def test_the_parts_of_a_sum_are_asked_in_their_order(runs, tmp_path):
+    total = added(runs[::-1], tmp_path / "sum.zarr")
+    assert [str(found.store) for found in runs_to_ask(total)] == [str(r.store) for r in runs[::-1]]
+    assert runs_to_ask(runs[0]) == [runs[0]]
+
+
+def test_parts_elsewhere_are_asked_where_that_is_allowed(runs, tmp_path):
+    total = added(runs, tmp_path / "apart" / "sum.zarr")
+    with pytest.raises(StoreError, match=r"Part 1 of .*sum\.zarr is .*0\.zarr, which is not below"):
+        runs_to_ask(total)
+    found = runs_to_ask(InfluenceRun(total.store.location, allow_other_places=True))
+    assert [each.store.path for each in found] == [each.store.path for each in runs]
+
+
+def test_parts_that_are_others_or_gone_are_named(runs, tmp_path):
+    total, first = added(runs, tmp_path / "sum.zarr"), runs[0].store.path
+    shutil.rmtree(first)
+    with pytest.raises(StoreError, match=r"0\.zarr"):
+        runs_to_ask(total)
+    shutil.copytree(runs[1].store.path, first)
+    with pytest.raises(StoreError, match=r"0\.zarr, part 1 of .* holds another run now"):
+        runs_to_ask(total)
+
+
+def test_sums_of_sums_and_parts_without_rows_are_refused(runs, tmp_path):
+    total = added(runs, tmp_path / "sum.zarr")
+    with pytest.raises(StoreError, match=r"sum\.zarr, part 2 of .*, is a sum itself"):
+        runs_to_ask(added([runs[0], total], tmp_path / "twice.zarr"))
+    bare = run(tmp_path / "bare.zarr", 2, rows="memory")
+    with pytest.raises(StoreError, match=r"bare\.zarr keeps no training rows"):
+        runs_to_ask(added([runs[0], bare], tmp_path / "other.zarr"))
+
+
+def test_each_part_needs_a_model_and_may_share_an_encoder(runs, tmp_path):
+    total = added(runs, tmp_path / "sum.zarr")
+    assert given_for(total, "a", ENCODERS) == ["a", "a"]
+    assert given_for(total, ("a", "b"), "influence models") == ["a", "b"]
+    assert given_for(runs[0], "a", "influence models") == ["a"]
+    with pytest.raises(PlanError, match="is a sum of 2 runs, and there are 1 influence models"):
+        ask(total, lambda: None, "a", encoder=None)
+    with pytest.raises(PlanError, match="is a single run, and there are 2 encoders: give one"):
+        ask(runs[0], lambda: None, "a", encoder=[None, None])
+
+
+def test_answers_of_parts_go_beside_those_of_the_sum(tmp_path):
+    assert place_of_part(tmp_path / "kept.zarr", 1) == f"{tmp_path}/kept.zarr.parts/2.zarr"
+    assert place_of_part("s3://b/kept.zarr", 0) == "s3://b/kept.zarr.parts/1.zarr"
+    assert place_of_part(None, 0) is None
