@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from pydvl_datainf.cli.commands import main
+from pydvl_datainf.cli.commands import WithTorch, main
 from pydvl_datainf.cli.console import (
     checked_k,
     errors_as_messages,
@@ -26,7 +26,7 @@ from pydvl_datainf.tables import top_tables
 ENDS: Any = ("helpful", "harmful")
 
 
-@main.command()
+@main.command(cls=WithTorch)
 @click.argument("store")
 @click.option("--prompt", help="What the model is asked.")
 @click.option("--answer", help="What it says.  [default: what it generates, greedily]")
@@ -99,7 +99,7 @@ def ask(
     from pydvl_datainf.jobfile.asking import ask_job
     from pydvl_datainf.jobfile.origin import origin_of
 
-    with errors_as_messages(of_job=partial(is_made_by_job, store)):
+    with errors_as_messages(of_job=partial(is_made_by_job, store), place="--keep"):
         run = opened(store)
         asked = [] if prompt is None else [Question(prompt, answer, span)]
         asked += [] if questions is None else read_questions(questions)
