@@ -23,7 +23,8 @@ def test_importing_needs_no_optional_package():
     found = f"print(sorted((set(sys.modules) - before) & set({OPTIONAL})))"
     script = (
         "import sys, pydvl.influence.torch; before = set(sys.modules); "
-        f"import pydvl_datainf; {found}; import pydvl_datainf.cli; {found}"
+        f"from pydvl_datainf import *; from pydvl_datainf.huggingface import *; {found}; "
+        f"import pydvl_datainf.cli; {found}"
     )
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True

@@ -1,6 +1,6 @@
 """DataInf for pyDVL: which training examples helped or hurt which predictions."""
 
-import warnings
+from typing import TYPE_CHECKING
 
 from pydvl_datainf._version import __version__
 from pydvl_datainf.errors import (
@@ -20,10 +20,9 @@ from pydvl_datainf.errors import (
     StoreError,
     StoreExistsError,
 )
+from pydvl_datainf.lazy import imported_when_used
 
-with warnings.catch_warnings():
-    # Importing pyDVL 0.10 announces deprecations of its own.
-    warnings.simplefilter("ignore", FutureWarning)
+if TYPE_CHECKING:
     from pydvl_datainf.gradients import AdamPreconditioner
     from pydvl_datainf.huggingface import influence_from_trainer
     from pydvl_datainf.influence import (
@@ -34,24 +33,25 @@ with warnings.catch_warnings():
         HessianFreeInfluence,
         LissaInfluence,
     )
-    from pydvl_datainf.influence.approximation import ApproximationError, approximation_error
+    from pydvl_datainf.influence.approximation import approximation_error
+    from pydvl_datainf.inverse.approximation_error import ApproximationError
+    from pydvl_datainf.objectives import (
+        AnswerMargin,
+        CausalLM,
+        Denoising,
+        Margin,
+        Objective,
+        Preference,
+        Reward,
+        Seq2SeqLM,
+        SequenceClassification,
+        TokenClassification,
+        reference_log_probabilities,
+    )
     from pydvl_datainf.results.reader import CompressionError, InfluenceRun
     from pydvl_datainf.runner.options import RunOptions
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
     from pydvl_datainf.runner.sums import sum_runs
-from pydvl_datainf.objectives import (
-    AnswerMargin,
-    CausalLM,
-    Denoising,
-    Margin,
-    Objective,
-    Preference,
-    Reward,
-    Seq2SeqLM,
-    SequenceClassification,
-    TokenClassification,
-    reference_log_probabilities,
-)
 
 __all__ = [
     "AdamPreconditioner",
@@ -98,3 +98,45 @@ __all__ = [
     "run_influences",
     "sum_runs",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = imported_when_used(
+        __name__,
+        {
+            "gradients": ("AdamPreconditioner",),
+            "huggingface": ("influence_from_trainer",),
+            "influence": (
+                "DataInfInfluence",
+                "EkfacInfluence",
+                "EnsembleInfluence",
+                "ExactInfluence",
+                "HessianFreeInfluence",
+                "LissaInfluence",
+            ),
+            "influence.approximation": ("approximation_error",),
+            "inverse.approximation_error": ("ApproximationError",),
+            "results.reader": (
+                "CompressionError",
+                "InfluenceRun",
+            ),
+            "runner.options": ("RunOptions",),
+            "runner.run": (
+                "compute_self_influence",
+                "run_influences",
+            ),
+            "runner.sums": ("sum_runs",),
+            "objectives": (
+                "AnswerMargin",
+                "CausalLM",
+                "Denoising",
+                "Margin",
+                "Objective",
+                "Preference",
+                "Reward",
+                "Seq2SeqLM",
+                "SequenceClassification",
+                "TokenClassification",
+                "reference_log_probabilities",
+            ),
+        },
+    )

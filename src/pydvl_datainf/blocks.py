@@ -5,15 +5,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
-from warnings import warn
+from warnings import catch_warnings, simplefilter, warn
 
 import torch
-from pydvl.influence.torch.util import BlockMode
 from torch import Tensor, nn
 
 from pydvl_datainf.errors import BlockError
 from pydvl_datainf.terminal import visible
 from pydvl_datainf.vectors import BlockVectors
+
+with catch_warnings():
+    # Importing pyDVL 0.10 announces deprecations of its own.
+    simplefilter("ignore", FutureWarning)
+    from pydvl.influence.torch.util import BlockMode
 
 BlockStructure: TypeAlias = str | BlockMode | Mapping[str, Sequence[str]]
 

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -134,6 +133,8 @@ def suspicion_ranks(training_loss: Floats, relative: Floats) -> Floats:
     bad = int((~(np.isfinite(loss) & np.isfinite(relative))).sum())
     if bad:
         raise ValueError(f"{bad} samples have a loss or a relative influence that is not finite")
+    from scipy.stats import rankdata  # takes longer to import than results to read
+
     ranks: Floats = (rankdata(loss) + rankdata(-relative)) / 2
     return ranks
 

@@ -173,7 +173,7 @@ def _ranking_table(run: InfluenceRun, title: str, ranking: Ranking) -> Table:
     """Samples with a number of each: an influence, or another measure."""
     is_influence = ranking.measure not in _SUSPICIONS
     columns = {n: column[ranking.positions] for n, column in _columns(run, "train").items()}
-    caption = _against(ranking.values, ranking.end) if is_influence else None
+    caption = _against(ranking.values, ranking.end) if is_influence else _scale(run, ranking)
     table = titled_table(title, caption=caption)
     table.pad_edge, table.padding = False, (0, 1, 0, 0)  # room for texts
     name = "influence" if is_influence else ranking.measure
@@ -198,6 +198,16 @@ def _against(influences: Array, end: End) -> str | None:
     how_many = "all" if not_so == len(influences) else f"{not_so:,}"
     sign = "positive" if end == "helpful" else "negative"
     return f"Not {end}, since the influence is not {sign}: {how_many} of these."
+
+
+def _scale(run: InfluenceRun, ranking: Ranking) -> str | None:
+    """What the numbers mean, where they have a scale of their own."""
+    if ranking.measure != MEASURES["suspicion"].name:
+        return None
+    return (
+        "Suspicion is the average of two ranks, that of the training loss and that of the relative "
+        f"influence: from 1 to {run.plan.n:,}, the most suspicious."
+    )
 
 
 def _shown(value: Any) -> str:

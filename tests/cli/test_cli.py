@@ -60,22 +60,25 @@ import importlib, os, signal, sys
 
 class Interrupt:
     def find_spec(self, name, path, target=None):
-        if name == "torch":
+        if name == sys.argv[-1]:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupt())
-sys.argv = ["pydvl-datainf", "--version"]
-module, function = sys.stdin.read().split(":")
+module, function, *sys.argv = sys.stdin.read().split(":")
 getattr(importlib.import_module(module), function)()
 """
 
 
-def test_ctrl_c_while_the_command_is_imported_is_one_line():
+@pytest.mark.parametrize(
+    "arguments", ["pydvl-datainf:--version:zarr", "pydvl-datainf:run:--model:torch"]
+)
+def test_ctrl_c_while_the_command_is_imported_is_one_line(arguments):
     metadata = ConfigParser()
     metadata.read(Path(__file__).parents[2] / "setup.cfg")
     (script,) = metadata["options.entry_points"]["console_scripts"].strip().splitlines()
     name, _, place = script.partition(" = ")
     command = [sys.executable, "-c", INTERRUPTED]
+    place = f"{place}:{arguments}"
     run = subprocess.run(command, input=place, capture_output=True, text=True, check=False)
     assert name == "pydvl-datainf"
     assert (run.returncode, run.stdout) == (130, "")

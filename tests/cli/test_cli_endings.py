@@ -28,7 +28,8 @@ def test_a_run_ends_in_ten_lines(folder):
     assert lines[2] == f"Rank correlation with the exact inverse: {rank:.2f}."
     assert f"{run.attrs['gradients']:,} gradients" in lines[3]
     assert lines[4] == f"Written to {folder / 'out.zarr'}. To go on:"
-    assert [line.split()[1] for line in lines[5:]] == ["top", "top", "report", "info"]
+    assert [line.split()[1] for line in lines[5:]] == ["top", "top", "select", "report", "info"]
+    assert lines[7].split("  #")[0].endswith("out.zarr --drop-harmful 5% -o next.jsonl")
 
 
 def test_what_was_not_compared_is_not_told(tmp_path):

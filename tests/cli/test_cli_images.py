@@ -12,9 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from jobs import assert_right, done, run
+import commands
+from jobs import assert_right, done, run, write_job
 from pydvl_datainf import Denoising, InfluenceRun
 from pydvl_datainf.huggingface import DiffusionFiles, images
+from pydvl_datainf.jobfile.preparation import prepare
+from pydvl_datainf.jobfile.reading import read_job
 from tuned import tokenizer
 
 pytestmark = [
@@ -307,3 +310,37 @@ def test_invalid_jobs_on_images(denoising, tmp_path, fields, message):
     assert result.exit_code in (1, 2)
     assert message in result.stderr
     assert not (tmp_path / "out.zarr").exists()
+
+
+def train_of(folder, job):
+    """The training samples of a job, and their columns."""
+    write_job(folder, job)
+    side = prepare(read_job(folder / "job.yaml", {}), folder, progress=False).material.train
+    return side.samples.samples, side.columns
+
+
+def test_images_that_are_kept_are_the_next_training_data(denoising, tmp_path):
+    done(tmp_path, denoising | {"exact_sample": 0})
+    before, columns = train_of(tmp_path, denoising)
+    mean = InfluenceRun(tmp_path / "out.zarr").mean_influence()
+    kept = sorted(np.argsort(-mean, kind="stable")[:4].tolist())
+    args = ("select", tmp_path / "out.zarr", "--keep-helpful", "4", "-o")
+    assert "written as .csv or .jsonl" in commands.failed(1, *args, tmp_path / "next.parquet")
+    commands.done(*args, tmp_path / "next" / "kept.csv")
+    shown = {"columns": {"label": "label", "show_train": ["mean_influence"]}}
+    after, told = train_of(tmp_path, denoising | {"train": "next/kept.csv"} | shown)
+    assert len(after) == 4
+    for sample, i in zip(after, kept, strict=True):
+        assert sample.keys() == before[i].keys()
+        assert all(torch.equal(sample[key], before[i][key]) for key in sample)
+    assert told["label"] == [columns["label"][i] for i in kept]
+    assert [float(value) for value in told["mean_influence"]] == mean[kept].tolist()
+    dropped = (tmp_path / "next" / "kept.dropped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["position"] for line in dropped] == [
+        i for i in np.argsort(mean, kind="stable").tolist() if i not in kept
+    ]
+    path = tmp_path / "train.csv"
+    path.write_text(path.read_text().replace("images/1.png,1", "images/1.png,2"))
+    message = commands.failed(1, *args, tmp_path / "other.csv")
+    assert "line 3: 'label' is '2', and was '1' when" in message
+    assert not (tmp_path / "other.csv").exists()

@@ -73,7 +73,7 @@ def test_another_job_is_refused_before_anything_is_read(folder, monkeypatch):
     message = failed(1, "run", folder / "job.yaml", "--no-progress")
     assert "holds another run" in message
     assert "What differs:\n  - job: reduction: 'mean' in the store, 'sum' now\n" in message
-    assert "--overwrite" in message
+    assert "Choose another place (--out), or replace this one with --overwrite" in message
 
 
 def test_the_result_of_no_job_is_refused(folder, monkeypatch):

@@ -80,7 +80,7 @@ def test_quantization_needs_a_package(folder, monkeypatch):
     ("fields", "message"),
     [
         ({"quantization": "4bit", "parameters": "all"}, "'parameters: all' would leave out"),
-        ({"quantization": "2bit"}, "'quantization' must be '4bit' or '8bit'"),
+        ({"quantization": "2bit"}, "'quantization' must be '4bit', '4bit-double' or '8bit'"),
     ],
 )
 def test_what_does_not_go_with_quantization(folder, fields, message):

@@ -165,15 +165,4 @@ def test_a_run_that_left_samples_out_says_what_to_do(folder):
     done("run", folder / "job.yaml", "--no-progress")
     args = ("select", folder / "out.zarr", "--drop-harmful", "1", "-o", folder / "next.jsonl")
     message = failed(1, *args)
-    assert "What a job leaves out (on_unusable: skip) has to be taken out of the file" in message
-
-
-def test_data_sets_have_no_file_to_select_from(folder):
-    (folder / "sums").mkdir()
-    (folder / "train.jsonl").rename(folder / "sums" / "train.jsonl")
-    changed(folder, train={"dataset": "sums", "split": "train"})
-    done("run", folder / "job.yaml", "--no-progress")
-    args = ("select", folder / "out.zarr", "--drop-harmful", "1", "-o", folder / "next.jsonl")
-    assert "which datasets loads, and samples are selected from files" in failed(1, *args)
-    (folder / "sums").rename(folder / "elsewhere")  # as names on the hub are in no folder
-    assert "which datasets loads, and samples are selected from files" in failed(1, *args)
+    assert "What a job leaves out (on_unusable: skip) has to be taken out of the data" in message

@@ -193,7 +193,7 @@ class Untouched:
 
     def __init__(self, collator=None, **settings):
         self.args = SimpleNamespace(**settings)
-        self.model = tiny.gpt2().eval()
+        self.model = tiny.gpt2().train()  # which is a fault of its own, told later
         self.data_collator = collator
 
 

@@ -113,7 +113,12 @@ def test_what_is_kept_of_a_job_does_not_tell_where_it_ran(tmp_path):
     [
         (
             MINIMAL + "max_lenght: 3\n",
-            r"line 6: 'max_lenght' is unknown; there are adapter, attent",
+            r"line 6: 'max_lenght' is unknown; did you mean max_length",
+        ),
+        (MINIMAL + "zzz: 3\n", "line 6: 'zzz' is unknown; there are adapter, attention, bas"),
+        (
+            MINIMAL + "columns:\n  Anwser: x\n",
+            r"line 7: 'columns.Anwser' is unknown; did you mean answer\?",
         ),
         (MINIMAL + "columns:\n  promt: x\n", r"line 7: 'columns.promt' is unknown; .*prompt"),
         (MINIMAL + "columns:\n  prompt: 3\n", r"line 7: 'columns.prompt' must be string; got 3"),

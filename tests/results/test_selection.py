@@ -116,7 +116,7 @@ def test_labels_that_both_sides_write_otherwise_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({}, "Give one of drop_harmful, keep_helpful, drop_suspicious; got none"),
+        ({}, "drop_harmful, keep_helpful, drop_helpful, drop_suspicious; got none"),
         ({"drop_harmful": 1, "keep_helpful": 1}, "got drop_harmful, keep_helpful"),
         ({"drop_harmful": 0}, "a number of the 23 training samples"),
         ({"drop_harmful": 24}, "got 24"),

@@ -285,10 +285,10 @@ def test_bases_count_towards_memory():
     assert asked.basis_bytes == 4 * 256 * 32768 * 29
     needed = asked.basis_bytes
     make_plan(asked, memory=4 * needed, rows="zarr")
-    with pytest.raises(PlanError, match="a gradient takes 3,670,016"):
+    with pytest.raises(PlanError, match=r"takes 3,670,016, and with rows='compressed' the smal"):
         make_plan(asked, memory=needed, rows="zarr")
     make_plan(sized(), memory=needed, rows="zarr")  # without them it is enough
     assert asked.learning > 512 * 32768 * (4 + 8 + 8)
     large = sized(method=DATAINF, **{**bases, "basis_sample": 10**5})
-    with pytest.raises(PlanError, match="too few"):
+    with pytest.raises(PlanError, match=r"learning the bases takes .*: a smaller basis_sample or"):
         make_plan(large, memory=10**10, rows="zarr")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from pydvl_datainf.cli.commands import main
+from pydvl_datainf.cli.commands import WithTorch, main
 from pydvl_datainf.cli.console import (
     checked_k,
     errors_as_messages,
@@ -31,7 +31,7 @@ COLUMNS = 4
 """Training samples at either end that fit beside the tokens of an answer on most terminals."""
 
 
-@main.command()
+@main.command(cls=WithTorch)
 @click.argument("store")
 @click.option("--prompt", help="What the model is asked; of a classifier the text.")
 @click.option("--text-pair", help="Of a classifier of pairs, the second text.")
@@ -124,7 +124,8 @@ def ask(
     from pydvl_datainf.jobfile.asking import ask_job
     from pydvl_datainf.jobfile.origin import origins_of
 
-    with errors_as_messages(of_job=partial(is_made_by_job, store)), _warnings_as_lines():
+    of_job = partial(is_made_by_job, store)
+    with errors_as_messages(of_job=of_job, place="--keep"), _warnings_as_lines():
         run = opened(store, follow_rows)
         asked = [] if prompt is None else [Question(prompt, answer, span, text_pair=text_pair)]
         asked += [] if questions is None else read_questions(questions)

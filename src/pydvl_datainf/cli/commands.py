@@ -1,12 +1,14 @@
 """What all commands belong to."""
 
 import sys
+from importlib import import_module
 from typing import Any
 
 import click
 
 from pydvl_datainf._version import __version__
 from pydvl_datainf.cli.console import clear_bars, say
+from pydvl_datainf.interrupts import ending_at_once
 from pydvl_datainf.terminal import visible
 
 
@@ -24,6 +26,16 @@ class _Commands(click.Group):
             clear_bars()
             say("Stopped.", err=True)
             sys.exit(130)
+
+
+class WithTorch(click.Command):
+    """A command for which torch is imported: not by others, since it takes seconds."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        with ending_at_once():
+            import_module("pydvl_datainf.runner.run")
+        return super().invoke(ctx)
 
 
 @click.group(cls=_Commands)

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import torch
 from rich.console import Console, RenderableType
 from rich.protocol import rich_cast
 from rich.table import Table
 from tqdm import tqdm
 
 from pydvl_datainf.errors import DataInfError, StoreError
-from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.facts import RUN_JOB, is_of_job
@@ -131,12 +129,14 @@ class Invalid(click.ClickException):
 def errors_as_messages(
     kind: type[click.ClickException] = click.ClickException,
     of_job: Callable[[], bool] = lambda: False,
+    place: str = "--out",
 ) -> Iterator[None]:
     """Turns errors of this package, and of files, into messages for users of commands.
 
     Args:
         kind: of the exception of click that is raised.
         of_job: tells whether it is about a run that a job made.
+        place: the option that names the store which is written.
 
     Yields:
         Nothing.
@@ -147,16 +147,25 @@ def errors_as_messages(
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except _out_of_memory() as error:
+        from pydvl_datainf.gradients.supported import SMALLER
+
         told = str(error).splitlines()[0]
         raise click.ClickException(f"The device has too little memory. {SMALLER} {told}") from error
     except (DataInfError, OSError, ImportError) as error:
         message = str(error).replace("overwrite=True", "--overwrite")
+        message = message.replace("Choose another store, or", f"Choose another place ({place}), or")
         message = message.replace("open the run with allow_other_places=True", "use --follow-rows")
         message = message.replace('is made with rows="zarr"', "is made with rows: zarr in its job")
         if AGAIN.search(message) and of_job():
             message = AGAIN.sub(lambda found: _RUN[found[1]] + RUN_JOB[1:], message)
         raise kind(message) from error
+
+
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    """What torch raises where a device has too little memory; nothing where it is not loaded."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.cuda.OutOfMemoryError,)
 
 
 def is_made_by_job(store: str) -> bool:

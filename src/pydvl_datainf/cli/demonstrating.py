@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import click
 import joblib
 
-from pydvl_datainf.cli.commands import main
+from pydvl_datainf.cli.commands import WithTorch, main
 from pydvl_datainf.cli.console import errors_as_messages, say, show
 from pydvl_datainf.demo.output import REPORT
 from pydvl_datainf.demo.packages import check_packages
@@ -29,7 +29,7 @@ def _setting(
     return click.option(option, type=kind, default=default, show_default=True, help=text)
 
 
-@main.command()
+@main.command(cls=WithTorch)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -4,22 +4,23 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pydvl_datainf.cli.commands import main
+from pydvl_datainf.cli.commands import WithTorch, main
 from pydvl_datainf.cli.console import Invalid, errors_as_messages, say, show
 from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.results.differing import differences
 from pydvl_datainf.results.facts import brief_facts
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.store import Store
-from pydvl_datainf.runner.entry import check_same
+
+if TYPE_CHECKING:
+    from pydvl_datainf.results.store import Store
 
 
-@main.command()
+@main.command(cls=WithTorch)
 @click.argument("job", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @click.option(
     "--task",
@@ -95,11 +96,15 @@ def _run_job(
 ) -> None:
     with errors_as_messages():
         check_extra()
-    # These need the extra [hf], which is known to be installed only here.
+    # These need the extra [hf], which is known to be installed only here, and torch, which takes
+    # seconds to import.
+    from pydvl_datainf.jobfile.asking import TASKS as ANSWERING
     from pydvl_datainf.jobfile.checkpoints import prepare_job
     from pydvl_datainf.jobfile.estimate import estimate_tables
     from pydvl_datainf.jobfile.paths import anchored, path_in
     from pydvl_datainf.jobfile.reading import read_job
+    from pydvl_datainf.jobfile.sources import next_name
+    from pydvl_datainf.results.store import Store
 
     with errors_as_messages(Invalid):
         folder = Path() if job is None else job.parent
@@ -132,23 +137,29 @@ def _run_job(
         for line in brief_facts(result):
             say(line)
     say(f"Written to {place}. To go on:")
-    _tell_commands(place)
+    asks = what.task in ANSWERING and result.plan.rows == "zarr"
+    _tell_commands(place, next_name(what), asks=asks)
 
 
-def _tell_commands(place: Store) -> None:
-    """Tells what can be asked of a result."""
+def _tell_commands(place: "Store", kept: str, *, asks: bool) -> None:
+    """Tells what can be done with a result, and, where it `asks`, with its model."""
     name = shlex.quote(str(place))
+    question = (f'ask {name} --prompt "..."', "where the answer to a question comes from")
     for command, tells in (
         (f"top {name}", "what helps and harms on average"),
         (f"top {name} --test ID", "what helps and harms on one test sample"),
+        *([question] if asks else []),
+        (f"select {name} --drop-harmful 5% -o {kept}", "the training data without what harms"),
         (f"report {name} -o report.html", "all of it in a browser"),
         (f"info {name}", "what was computed, how, and at what cost"),
     ):
         say(f"  pydvl-datainf {command}  # {tells}")
 
 
-def _check_same_job(place: Store, job: dict[str, object]) -> None:
+def _check_same_job(place: "Store", job: dict[str, object]) -> None:
     """Finds another job's run early: data and model, which may differ too, are compared later."""
+    from pydvl_datainf.runner.entry import check_same
+
     there = InfluenceRun(place).metadata("run").get("job")
     if not isinstance(there, dict):
         check_same(place, ["it was made by other means than a job"])
@@ -156,12 +167,12 @@ def _check_same_job(place: Store, job: dict[str, object]) -> None:
         check_same(place, [f"job: {line}" for line in differences(there, job)])
 
 
-def _latest(places: Sequence[Store]) -> Store | None:
+def _latest(places: Sequence["Store"]) -> "Store | None":
     """The last of several places, in which one run after the other is made, that is begun."""
     return next((place for place in reversed(places) if not place.is_vacant()), None)
 
 
-def _stopped(place: Store) -> str:
+def _stopped(place: "Store") -> str:
     """What is kept of a run that was stopped, and what is computed again."""
     try:
         run = InfluenceRun(place)

@@ -10,6 +10,7 @@ import click
 
 from pydvl_datainf.cli.commands import main
 from pydvl_datainf.cli.console import errors_as_messages, is_made_by_job, opened, say
+from pydvl_datainf.cli.reliability import say_reliability
 from pydvl_datainf.huggingface.extra import check_extra
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.selection import Amount, SampleSelection, select_samples
@@ -42,6 +43,11 @@ class _Amount(click.ParamType[Amount]):
 @click.option("--drop-harmful", type=_Amount(), help="Leave out so many that harm most.")
 @click.option("--keep-helpful", type=_Amount(), help="Keep so many that help most.")
 @click.option(
+    "--drop-helpful",
+    type=_Amount(),
+    help="Leave out so many that help most: the control, which should make the model worse.",
+)
+@click.option(
     "--drop-suspicious",
     type=_Amount(),
     help="Leave out so many that are most suspicious; the run needs self_influence: true.",
@@ -58,7 +64,8 @@ class _Amount(click.ParamType[Amount]):
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="The training data that is kept, in the format of the job's own.",
+    help="The training data that is kept, in the format of the job's own; of a data set that "
+    "datasets loads .jsonl, .parquet or a folder; of images .csv or .jsonl, with scores.",
 )
 @click.option(
     "--relabel",
@@ -83,6 +90,7 @@ def select(
     store: str,
     drop_harmful: Amount | None,
     keep_helpful: Amount | None,
+    drop_helpful: Amount | None,
     drop_suspicious: Amount | None,
     group: str | None,
     out: Path,
@@ -93,14 +101,16 @@ def select(
 ) -> None:
     """Writes the training data to tune on next, chosen by the run in STORE.
 
-    Amounts are numbers of samples, or shares such as 30%. Records are kept whole and unchanged.
-    Beside OUT, those that were left out are listed with scores and reasons (OUT.dropped.jsonl), and
-    with --relabel with suggested labels (OUT.relabel.jsonl). The training data must be as it was
-    when the run was made.
+    Amounts are numbers of samples, or shares such as 30%. Records are kept whole and unchanged; to
+    those of images their scores are added, and paths are meant from the new file's folder. Beside
+    OUT, those that were left out are listed with scores and reasons (OUT.dropped.jsonl), and with
+    --relabel with suggested labels (OUT.relabel.jsonl). The training data must be as it was when
+    the run was made.
     """
     rules: dict[str, Any] = {
         "drop_harmful": drop_harmful,
         "keep_helpful": keep_helpful,
+        "drop_helpful": drop_helpful,
         "drop_suspicious": drop_suspicious,
     }
     _check_one(rules, job, train)
@@ -118,15 +128,17 @@ def select(
         chosen = _selection(run, group, rules)
         files = Written.beside(out, relabel=relabel)
         write_selection(run, origin, chosen, files, overwrite=overwrite)
-    for line in _summary(chosen, files, origin, drop_harmful):
+    for line in _summary(chosen, files, origin, drop_harmful or drop_helpful):
         say(line)
+    say_reliability(run)
 
 
 def _check_one(rules: dict[str, Any], job: Path | None, train: Path | None) -> None:
     if job is not None and train is not None:
         raise click.UsageError("Give either --job or --train.")
     if sum(amount is not None for amount in rules.values()) != 1:
-        raise click.UsageError("Give one of --drop-harmful, --keep-helpful and --drop-suspicious.")
+        options = (f"--{name.replace('_', '-')}" for name in rules)
+        raise click.UsageError(f"Give one of {', '.join(options)}.")
 
 
 def _selection(run: InfluenceRun, group: str | None, rules: dict[str, Any]) -> SampleSelection:
@@ -145,7 +157,8 @@ def _summary(
     yield f"Left out {len(chosen.dropped):,}, {chosen.reason}: {files.dropped}"
     wanted = round(asked * n) if isinstance(asked, float) else asked
     if wanted is not None and len(chosen.dropped) < wanted:
-        yield "No more of them harm: the mean influence of all others is not negative."
+        way, sign = ("harm", "negative") if "harmful" in chosen.reason else ("help", "positive")
+        yield f"No more of them {way}: the mean influence of all others is not {sign}."
     useless = int((chosen.values[chosen.kept] <= 0).sum())
     if chosen.reason.startswith("not among") and useless:
         yield f"Of those that were kept, {useless:,} do not help: there were no others."

@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from pydvl_datainf.cli.commands import main
+from pydvl_datainf.cli.commands import WithTorch, main
 from pydvl_datainf.cli.console import (
     MOST_SHOWN,
     checked_k,
@@ -18,6 +18,7 @@ from pydvl_datainf.cli.console import (
     show,
     write,
 )
+from pydvl_datainf.cli.reliability import say_reliability
 from pydvl_datainf.report import Bounds, write_report
 from pydvl_datainf.results.listing import End, rankings_by, rankings_of_test, records_of, written
 from pydvl_datainf.results.measures import MEASURES
@@ -57,7 +58,8 @@ def info(store: str, blocks: bool, check: bool) -> None:
     type=click.Choice(list(MEASURES)),
     help="Over all test samples, order by the mean or the median influence, by relative influence "
     "(mean influence / √self-influence), self-influence or training loss, or by suspicion: the "
-    "average of the ranks of training loss and relative influence.  [default: mean]",
+    "average of the ranks of training loss and relative influence, from 1 to n.  "
+    "[default: mean]",
 )
 @click.option(
     "--k",
@@ -107,6 +109,8 @@ def top(
             show(mean_tables(run, k or MOST_SHOWN, ends[::-1], measure))
         else:
             show(top_tables(run, position, checked_k(run, k), ends))
+        if form == "table" and measure != "loss":
+            say_reliability(run)
 
 
 def _checked_measure(by: str | None, test: str | None) -> str:
@@ -115,7 +119,7 @@ def _checked_measure(by: str | None, test: str | None) -> str:
     return by or "mean"
 
 
-@main.command()
+@main.command(cls=WithTorch)
 @click.argument("store")
 @click.option(
     "-o",

@@ -4,20 +4,31 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pydvl_datainf.cli.commands import main
+from pydvl_datainf.cli.commands import WithTorch, main
 from pydvl_datainf.cli.console import Invalid, errors_as_messages, opened, say, show
 from pydvl_datainf.huggingface.extra import check_extra
+from pydvl_datainf.results.beside import bank_beside
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.results.store import Store
-from pydvl_datainf.yardstick import bank_beside
-from pydvl_datainf.yardstick.retraining import FEWEST
+
+if TYPE_CHECKING:
+    from pydvl_datainf.results.store import Store
 
 
-@main.command()
+def _enough(context: click.Context, option: click.Parameter, value: int | None) -> int | None:
+    """As many as tell anything."""
+    if value is None:
+        return None
+    from pydvl_datainf.yardstick.retraining import FEWEST
+
+    return click.IntRange(min=FEWEST).convert(value, option, context)
+
+
+@main.command(cls=WithTorch)
 @click.argument("job", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "--minutes",
@@ -25,7 +36,10 @@ from pydvl_datainf.yardstick.retraining import FEWEST
     help="Retrain on as many halves of the training data as this allows, measured by the first.",
 )
 @click.option(
-    "--subsets", type=click.IntRange(min=FEWEST), help="How many halves instead.  [default: 50]"
+    "--subsets",
+    type=int,
+    callback=_enough,
+    help="How many halves instead, at least 10.  [default: 50]",
 )
 @click.option(
     "--seeds",
@@ -73,6 +87,7 @@ def validate(
     from pydvl_datainf.jobfile.reading import read_job
     from pydvl_datainf.jobfile.retraining import Retraining
     from pydvl_datainf.jobfile.validation import validate_job
+    from pydvl_datainf.results.store import Store
 
     with errors_as_messages(Invalid):
         what = read_job(job, {"scheduler": scheduler, "jobs": jobs})
@@ -111,7 +126,7 @@ def _check_budget(minutes: float | None, subsets: int | None) -> None:
         raise click.UsageError("--minutes and --subsets exclude each other; give one.")
 
 
-def _finished(place: Store, job: dict[str, object], command: str) -> InfluenceRun:
+def _finished(place: "Store", job: dict[str, object], command: str) -> InfluenceRun:
     """The complete run of a job."""
     if place.is_vacant():
         raise click.ClickException(f"There is no run at {place} yet. Make it first: {command}")

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydvl_datainf.errors import SourceError
-from pydvl_datainf.huggingface.encoder import check_some_count
+from pydvl_datainf.huggingface.encoder import Encoded, check_some_count
 from pydvl_datainf.huggingface.records import LabelName, Placed, column, text_column
-from pydvl_datainf.huggingface.tokens import Encoded
-from pydvl_datainf.objectives.tokens import IGNORED
+from pydvl_datainf.ignored import IGNORED
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,14 @@
 """What turns a record into a tokenised sample."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.records import Placed
-from pydvl_datainf.huggingface.tokens import Encoded
-from pydvl_datainf.objectives.tokens import IGNORED
+from pydvl_datainf.ignored import IGNORED
+
+Encoded: TypeAlias = Mapping[str, Any]
+"""One sample: lists with an entry for each token, or numbers of the sample as a whole."""
 
 
 class UnusableError(SourceError):

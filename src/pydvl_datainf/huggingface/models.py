@@ -56,7 +56,8 @@ class ModelFiles:
         trust_pickle: whether weights may be pickles, where there are no safetensors.
         device: where weights are loaded that cannot be moved afterwards: quantised ones, or, by
             "spread", those of a model that is spread over all cards.
-        quantization: "4bit" or "8bit", by bitsandbytes; None = weights as they are stored.
+        quantization: "4bit", "4bit-double" or "8bit", by bitsandbytes; None = weights as they are
+            stored.
     """
 
     task: Task

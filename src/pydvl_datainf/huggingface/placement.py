@@ -9,7 +9,8 @@ import torch
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.huggingface.extra import imported
 
-Quantization: TypeAlias = Literal["4bit", "8bit"]
+Quantization: TypeAlias = Literal["4bit", "4bit-double", "8bit"]
+"""Of "4bit-double" the scales are quantised too."""
 
 
 def device_called(name: str) -> torch.device:
@@ -50,9 +51,10 @@ def placement(device: str, quantization: Quantization | None) -> Mapping[str, An
     return {
         "device_map": "auto" if device == "spread" else {"": _numbered(where)},
         "quantization_config": imported("transformers").BitsAndBytesConfig(
-            load_in_4bit=quantization == "4bit",
+            load_in_4bit=quantization != "8bit",
             load_in_8bit=quantization == "8bit",
             bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=quantization == "4bit-double",
             bnb_4bit_compute_dtype=_compute_dtype(where),
         ),
     }

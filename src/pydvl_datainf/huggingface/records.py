@@ -105,17 +105,34 @@ def read_dataset(name: str, config: str | None, split: str) -> list[Placed]:
     Raises:
         SourceError: if it cannot be loaded, or is empty.
     """
-    datasets = imported("datasets")
-    try:
-        loaded = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # of whatever its files and the network may hold
-        raise SourceError(f"datasets does not load {split} of {name}: {error}.") from error
+    loaded = load_split(name, config, split)
     records = list(
         _rows(Path(f"{name} {split}"), loaded.with_format(None), loaded.features.to_dict())
     )
     if not records:
         raise SourceError(f"{split} of {name} holds no samples.")
     return records
+
+
+def load_split(name: str, config: str | None, split: str) -> Any:
+    """Lets `datasets` load a split of a data set.
+
+    Args:
+        name: on the hub, or of a folder.
+        config: which of several; None = the only one.
+        split: such as "train" or "train[:1000]".
+
+    Returns:
+        What it loads.
+
+    Raises:
+        SourceError: if it cannot be loaded.
+    """
+    datasets = imported("datasets")
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # of whatever its files and the network may hold
+        raise SourceError(f"datasets does not load {split} of {name}: {error}.") from error
 
 
 def check_is_file(path: Path) -> None:

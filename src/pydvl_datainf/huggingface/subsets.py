@@ -5,10 +5,10 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.errors import OutputExistsError, SourceError
 from pydvl_datainf.huggingface.extra import imported
@@ -43,12 +43,26 @@ def write_subset(
     check_writable(source, out, overwrite=overwrite)
     if not len(positions):
         raise SourceError(f"No sample is left of {source}. Keep more.")
+    writers = _WRITERS if quoted else {**_WRITERS, **_UNQUOTED}
+    with whole(out) as part:
+        writers[_kind(source)](source, records, positions, part)
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A place for what is to be at another in the end, whole or not at all.
+
+    Args:
+        out: file or folder to be written; what is there is replaced.
+
+    Yields:
+        Where to write it.
+    """
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     try:
-        writers = _WRITERS if quoted else {**_WRITERS, **_UNQUOTED}
-        writers[_kind(source)](source, records, positions, part)
+        yield part
         if out.is_dir():
             shutil.rmtree(out)
         part.replace(out)
@@ -75,9 +89,26 @@ def check_writable(source: Path, out: Path, *, overwrite: bool) -> None:
         called = "a name without such an ending" if kind == "folder" else f"a name ending in {kind}"
         raise SourceError(f"{out} would be of another kind than {source}: choose {called}.")
     check_is_other(source, out)
+    check_place(out, is_folder=kind == "folder", overwrite=overwrite)
+
+
+def check_place(out: Path, *, is_folder: bool, overwrite: bool) -> None:
+    """Checks that nothing is there, or only what may be replaced.
+
+    Args:
+        out: to be written.
+        is_folder: whether it will be a folder that `datasets` saves, or a file.
+        overwrite: replace what is there.
+
+    Raises:
+        OutputExistsError: if something is there that is not replaced.
+    """
     check_absent(out, overwrite=overwrite)
-    if out.exists() and out.is_dir() != (kind == "folder"):
-        raise OutputExistsError(f"{out} is of another kind than {source}. Choose another name.")
+    if out.exists() and out.is_dir() != is_folder:
+        kinds = ("a file", "a folder")
+        raise OutputExistsError(
+            f"{out} is {kinds[out.is_dir()]}, and would be {kinds[is_folder]}. Choose another name."
+        )
     if out.is_dir() and not all(map(_is_of_datasets, out.iterdir())):
         raise OutputExistsError(
             f"{out} holds other things than a data set that datasets saved, and is not replaced. "
@@ -178,11 +209,22 @@ def _parquet(source: Path, records: Sequence[Placed], positions: Sequence[int], 
 def _datasets_folder(
     source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path
 ) -> None:
+    with without_bars() as datasets:
+        datasets.load_from_disk(str(source)).select(list(positions)).save_to_disk(str(out))
+
+
+@contextmanager
+def without_bars() -> Iterator[Any]:
+    """Lets `datasets` draw no bars.
+
+    Yields:
+        The module.
+    """
     datasets = imported("datasets")
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        datasets.load_from_disk(str(source)).select(list(positions)).save_to_disk(str(out))
+        yield datasets
     finally:
         if bars:
             datasets.enable_progress_bars()

@@ -1,18 +1,15 @@
 """Tokenised samples, padded batch by batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pydvl_datainf.objectives.tokens import IGNORED
-
-Encoded: TypeAlias = Mapping[str, Any]
-"""One sample: lists with an entry for each token, or numbers of the sample as a whole."""
-
+from pydvl_datainf.huggingface.encoder import Encoded as Encoded
+from pydvl_datainf.ignored import IGNORED
 
 IDS = "input_ids"
 

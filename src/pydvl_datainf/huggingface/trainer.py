@@ -85,6 +85,7 @@ def influence_from_trainer(
             samples share a row.
     """
     model: nn.Module = trainer.model
+    _check_not_packed(trainer, with_evaluation=test is None)  # for which it is trained again
     if model.training:
         raise ModelError("The trainer's model is in training mode. Call trainer.model.eval().")
     if hasattr(model, "_original_forward"):
@@ -95,7 +96,6 @@ def influence_from_trainer(
             stacklevel=2,
         )
     check_method(method)
-    _check_not_packed(trainer, with_evaluation=test is None)
     objective = objective or _objective_of(trainer)
     held_out = trainer.eval_dataset if test is None else test
     if isinstance(held_out, dict):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.influence.base import BlockwiseInfluence
@@ -11,10 +11,9 @@ from pydvl_datainf.influence.ekfac import EkfacInfluence
 from pydvl_datainf.influence.exact import ExactInfluence
 from pydvl_datainf.influence.hessian_free import HessianFreeInfluence
 from pydvl_datainf.influence.lissa import LissaInfluence
+from pydvl_datainf.inverse.names import Asked
 
-Method: TypeAlias = Literal[
-    "datainf", "exact", "ekfac", "hessian-free", "scaled-hessian-free", "lissa"
-]
+Method: TypeAlias = Asked
 
 METHODS: Mapping[Method, Callable[..., BlockwiseInfluence]] = {
     "datainf": DataInfInfluence,

@@ -8,6 +8,7 @@ from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.identity import HessianFree, ScaledHessianFree
 from pydvl_datainf.inverse.lissa import Lissa
 from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.inverse.names import SETTINGS
 from pydvl_datainf.inverse.sherman_morrison import DataInf
 from pydvl_datainf.inverse.woodbury import Exact
 
@@ -23,9 +24,6 @@ METHODS: Mapping[str, Method] = {
     for method in (DATAINF, EXACT, EKFAC, HESSIAN_FREE, SCALED_HESSIAN_FREE, LISSA)
 }
 """With their default settings."""
-
-SETTINGS = "method settings"
-"""The entry of a fingerprint that holds those of its method, where it has any."""
 
 
 def method_entries(method: Method) -> dict[str, Any]:

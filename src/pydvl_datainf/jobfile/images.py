@@ -1,6 +1,6 @@
 """The data and the model of a job on images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from pydvl_datainf.huggingface.classes import label_id
 from pydvl_datainf.huggingface.diffusion import embeddings_of, latents_of
 from pydvl_datainf.huggingface.images import seed_of
 from pydvl_datainf.huggingface.records import LabelName, Placed, brief, column, text_column
-from pydvl_datainf.jobfile.data import Material, Side, columns_of
+from pydvl_datainf.jobfile.columns import columns_of
+from pydvl_datainf.jobfile.data import Material, Side
+from pydvl_datainf.jobfile.image_tables import image_column, is_arrays, shown_of
 from pydvl_datainf.jobfile.paths import file_in, path_in
 from pydvl_datainf.jobfile.schema import Job
 from pydvl_datainf.objectives import Denoising
@@ -104,7 +106,7 @@ class Conditions:
             )
         height, width = sides
         return ImageReader(
-            folder, channels, (height * times, width * times), self.job.columns.image or "image"
+            folder, channels, (height * times, width * times), image_column(self.job)
         )
 
     def samples(self, records: Sequence[Placed], images: Sequence[Tensor]) -> ImageSamples:
@@ -134,18 +136,12 @@ class Conditions:
 
 
 def _side(job: Job, what: str, path: Path, conditions: Conditions) -> Side:
-    names = {"label": job.columns.label, "prompt": job.columns.prompt}
-    if path.suffix == ".npz":
+    if is_arrays(path):
         records, images = read_arrays(path)
     else:
         records, reader = read_records(path), conditions.reader(path.parent)
         images = [reader.read(placed) for placed in records]
-        names["image"] = reader.column
-
-    def told(placed: Placed) -> Mapping[str, Any]:
-        return {what: column(placed, name) for what, name in names.items() if name is not None}
-
-    columns, ids = columns_of(job, what, records, told)
+    columns, ids = columns_of(job, what, records, shown_of(job, path))
     return Side(conditions.samples(records, images), columns, ids)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydvl_datainf.errors import JobError, SourceError
-from pydvl_datainf.huggingface import read_records
 from pydvl_datainf.huggingface.records import Placed, brief, column
+from pydvl_datainf.jobfile.sources import FileSource
 from pydvl_datainf.results.facts import is_of_job
 from pydvl_datainf.results.reader import InfluenceRun
 
@@ -26,7 +26,11 @@ class NamedFile:
 
     train: Path
     task: ClassVar[str] = "a run that no job made"
-    quoted: ClassVar[bool] = True
+
+    @property
+    def source(self) -> FileSource:
+        """The file."""
+        return FileSource(self.train)
 
     def records(self, run: InfluenceRun) -> Sequence[Placed]:
         """Reads the samples, and checks that the run was made of them, in their order.
@@ -49,7 +53,7 @@ class NamedFile:
             raise JobError(
                 f"{run.store} was made by a job, which names its training data. Leave --train out."
             )
-        records = read_records(self.train)
+        records = self.source.records()
         if len(records) != run.plan.n:
             raise SourceError(
                 f"{self.train} holds {len(records):,} samples, and {run.store} was made of "

@@ -1,6 +1,6 @@
 """The job that made a run, found again: a run tells its fields, but not where its files are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from pydvl_datainf.asking.parts import runs_to_ask
 from pydvl_datainf.errors import JobError, SourceError, StoreError
 from pydvl_datainf.huggingface.records import Placed, brief
-from pydvl_datainf.jobfile.data import columns_of
+from pydvl_datainf.jobfile.columns import columns_of
+from pydvl_datainf.jobfile.encoders import encoder_of
+from pydvl_datainf.jobfile.image_tables import shown_of
 from pydvl_datainf.jobfile.paths import file_in, path_in
 from pydvl_datainf.jobfile.reading import read_job
-from pydvl_datainf.jobfile.records import records_of
 from pydvl_datainf.jobfile.schema import TEXTS, HubData, Job
-from pydvl_datainf.jobfile.texts import encoder_of
+from pydvl_datainf.jobfile.sources import TrainingSource, source_of
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.metadata import columns_of as checked_columns
 from pydvl_datainf.results.reader import InfluenceRun
@@ -42,27 +43,13 @@ class Origin:
         return self.job.task
 
     @property
-    def quoted(self) -> bool:
-        """Whether quotes enclose texts in its files."""
-        return self.job.quoting is None
+    def source(self) -> TrainingSource:
+        """Its training data."""
+        return source_of(self.job, self.folder)
 
     def records(self, run: InfluenceRun) -> Sequence[Placed]:
-        """The training samples, as `read_training_file` reads and checks them."""
-        return read_training_file(run, self)
-
-    @property
-    def train(self) -> Path:
-        """The file of the training data.
-
-        Raises:
-            JobError: if it is a data set that `datasets` loads.
-        """
-        if isinstance(self.job.train, HubData):
-            raise JobError(
-                f"The training data is {self.job.train.dataset}, which datasets loads, and samples "
-                "are selected from files. Save it as one (to_json), and run a job on that."
-            )
-        return file_in(self.folder, self.job.train)
+        """The training samples, as `read_training_data` reads and checks them."""
+        return read_training_data(run, self)
 
 
 def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
@@ -108,14 +95,17 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
             f"The job of {run.store} says that code of the model may run, which a result cannot "
             "allow. Name the file of the job (--job)."
         )
-    if isinstance(named := getattr(known, needed), HubData):
-        return Origin(known, Path.cwd())  # which says that it has no file
+    named = getattr(known, needed)
+    on_hub = isinstance(named, HubData)
+    named = named.dataset if on_hub else named
     beside = [] if run.store.path is None else [run.store.path.resolve().parent]
     tuned = (known.adapter, *(known.checkpoints or ())) if needed == "model" else ()
     there = [f for f in (Path.cwd(), *beside) if _are_in(f, named)]
     whole = [f for f in there if _are_in(f, *tuned)]  # a model's path may be absolute
     if there:
         return Origin(known, (whole or there)[0])
+    if on_hub:  # as what is in no folder
+        return Origin(known, Path.cwd())
     raise JobError(
         f"{named!r}, the '{needed}' of the job of {run.store}, is neither in the current folder "
         "nor in that of the run. Name the file of the job (--job), from which paths are meant."
@@ -154,10 +144,11 @@ def _told_job(run: InfluenceRun) -> Any:
     return told
 
 
-def read_training_file(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:
+def read_training_data(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:
     """Reads the training data of a run, and checks that it is still what the run was made of.
 
-    Of the records, what the run keeps of them is compared: texts, labels, ids and shown columns.
+    Of the records, what the run keeps of them is compared: texts, labels, paths of images, ids and
+    shown columns.
 
     Args:
         run: of the job.
@@ -167,38 +158,42 @@ def read_training_file(run: InfluenceRun, origin: Origin) -> Sequence[Placed]:
         For each training sample its place and its record.
 
     Raises:
-        JobError: if the job is on images, whose arrays may be in a single file.
-        SourceError: if the file is another; names the first sample that differs.
+        SourceError: if the data is another; names the first sample that differs.
     """
-    if origin.job.task not in TEXTS:
-        raise JobError(f"Samples of task {origin.job.task} are not selected: only texts are.")
-    path = origin.train
-    records = records_of(origin.job, str(path), origin.folder)
+    source = origin.source
+    records = source.records()
     if len(records) != run.plan.n:
         raise SourceError(
-            f"{path} holds {len(records):,} samples, and {run.store} was made of "
+            f"{source} holds {len(records):,} samples, and {run.store} was made of "
             f"{run.plan.n:,}. {_REMEDY} What a job leaves out (on_unusable: skip) has to be taken "
-            "out of the file, and the run made of that."
+            "out of the data, and the run made of that."
         )
-    # What is shown of a record depends neither on the tokenizer nor on the model.
-    tokenizer = SimpleNamespace(is_fast=True)
-    config = SimpleNamespace(id2label={}, label2id={}, num_labels=0, problem_type="")
-    shown = encoder_of(origin.job, tokenizer, config).shown
-    columns, ids = columns_of(origin.job, "training", records, shown)
+    columns, ids = columns_of(origin.job, "training", records, _shown_by(origin))
     now = checked_columns(
         None if ids is None else {"train": ids},
         {"train": columns},
         {"train": len(records), "test": 0},
     )
-    _check_same(run, origin, now, records)
+    _check_same(run, source, now, records)
     return records
 
 
-_REMEDY = "Put the file back as it was, or make the run again."
+def _shown_by(origin: Origin) -> Callable[[Placed], Mapping[str, Any]]:
+    """What the job shows of a record."""
+    job = origin.job
+    if job.task not in TEXTS:
+        return shown_of(job, file_in(origin.folder, str(job.train)))
+    # What is shown of a record depends neither on the tokenizer nor on the model.
+    tokenizer = SimpleNamespace(is_fast=True)
+    config = SimpleNamespace(id2label={}, label2id={}, num_labels=0, problem_type="")
+    return encoder_of(job, tokenizer, config).shown
+
+
+_REMEDY = "Put the data back as it was, or make the run again."
 
 
 def _check_same(
-    run: InfluenceRun, origin: Origin, now: Mapping[str, Any], records: Sequence[Placed]
+    run: InfluenceRun, source: TrainingSource, now: Mapping[str, Any], records: Sequence[Placed]
 ) -> None:
     then = {"train": run.train_ids}
     then |= {f"train_{name}": values for name, values in run.metadata("train").items()}
@@ -211,5 +206,5 @@ def _check_same(
             raise SourceError(
                 f"{place}: '{called}' is {brief(now[name][other[0]])}, and was "
                 f"{brief(then[name][other[0]])} when {run.store} was made; {len(other):,} samples "
-                f"of {origin.train} differ. {_REMEDY}"
+                f"of {source} differ. {_REMEDY}"
             )

@@ -1,6 +1,7 @@
 """From a YAML file and options of the command line to a job; errors name line and field."""
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +183,19 @@ def _of_fields(error: ValidationError, place: Any) -> Iterator[str]:
             yield f"{place(loc)}: '{name}' is required."
         elif kind == "extra_forbidden":
             allowed = _PARTS[loc[0]] if len(loc) > 1 else Job
-            yield (
-                f"{place(loc)}: '{name}' is unknown; there are "
-                f"{', '.join(sorted(allowed.model_fields))}."
-            )
+            yield f"{place(loc)}: '{name}' is unknown{_meant(str(loc[-1]), allowed)}"
         else:
             wanted = " or ".join(dict.fromkeys(_allowed(one) for one in several))
             yield f"{place(loc)}: '{name}' must be {wanted}; got {brief(several[0]['input'])}."
+
+
+def _meant(name: str, allowed: type[BaseModel]) -> str:
+    """The fields that are called nearly so, or all of them."""
+    there = sorted(allowed.model_fields)
+    near = get_close_matches(name.lower(), there)
+    if near:
+        return f'; did you mean {" or ".join(near)}? All are in docs/language-models.md, "Fields".'
+    return f"; there are {', '.join(there)}."
 
 
 def _field_of(loc: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -251,6 +258,12 @@ def _of_placement(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             ("parameters",),
             "'parameters: all' would leave out the quantised weights, which have no gradients; let "
             "them be adapters, adapters+heads or patterns.",
+        )
+    if job.quantization is not None and job.training is not None and job.adapter is None:
+        yield (
+            ("training",),
+            "quantised weights are not tuned themselves: with 'quantization', 'training' belongs "
+            "to an 'adapter'.",
         )
     if job.device == "spread" and job.task == "denoising":
         yield ("device",), "'device: spread' does not belong to task denoising."

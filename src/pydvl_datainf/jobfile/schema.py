@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from pydvl_datainf.influence.by_name import Method
+from pydvl_datainf.inverse.names import Asked
 
 
 def _no_truth(value: Any) -> Any:
@@ -272,7 +272,8 @@ class Job(_Part):
         device: where gradients are computed; spread = over all cards, where the model is too large
             for one.
         dtype: of the weights.
-        quantization: of the weights of linear layers, by bitsandbytes: 4bit (NF4) or 8bit.
+        quantization: of the weights of linear layers, by bitsandbytes: 4bit (NF4), 4bit-double,
+            which quantises its scales too, or 8bit.
         attention: its implementation in transformers.
         trust_remote_code: whether code that comes with the model may run.
         trust_pickle: whether weights may be pickles, where there are no safetensors.
@@ -311,7 +312,7 @@ class Job(_Part):
     noise: Literal["common", "own"] = "common"
     reduction: Literal["mean", "sum"] = "mean"
     query: Literal["margin"] | None = None
-    method: Method = "datainf"
+    method: Asked = "datainf"
     iterations: Count | None = None
     tolerance: Positive | None = None
     damping: Literal["auto"] | Positive | dict[str, Positive] = "auto"
@@ -335,7 +336,7 @@ class Job(_Part):
     exact_sample: Literal["auto"] | Position = "auto"
     device: Literal["auto", "cpu", "cuda", "spread"] = "auto"
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
-    quantization: Literal["4bit", "8bit"] | None = None
+    quantization: Literal["4bit", "4bit-double", "8bit"] | None = None
     attention: Text | None = None
     trust_remote_code: Truth = False
     trust_pickle: Truth = False

@@ -6,12 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydvl_datainf.errors import JobError, OutputExistsError
-from pydvl_datainf.huggingface.subsets import (
-    check_absent,
-    check_is_other,
-    check_writable,
-    write_subset,
-)
+from pydvl_datainf.huggingface.subsets import check_absent
 from pydvl_datainf.jobfile.named_file import NamedFile
 from pydvl_datainf.jobfile.origin import Origin
 from pydvl_datainf.results.listing import named_apart, plain, written
@@ -65,7 +60,7 @@ def write_selection(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes the training data that is kept as it was, and what is dropped with the reason.
+    """Writes the training data that is kept, and what is dropped with the reason.
 
     Args:
         run: the samples of which were selected.
@@ -79,10 +74,11 @@ def write_selection(
         OutputExistsError: if a file is there that is not replaced.
         SourceError: if the training data is not what the run was made of, or none is left.
     """
-    check_writable(origin.train, files.kept, overwrite=overwrite)
+    source = origin.source
+    source.check_writable(files.kept, overwrite=overwrite)
     others = [path for path in (files.dropped, files.relabelled) if path is not None]
     for path in others:
-        check_is_other(origin.train, path)
+        source.check_is_other(path)
         check_absent(path, overwrite=overwrite and not path.is_dir())
     suggested = None
     if files.relabelled is not None:
@@ -90,15 +86,9 @@ def write_selection(
             raise JobError(f"Labels are suggested for {CLASSIFICATION}, not {origin.task}.")
         suggested = suggest_labels(run, selection.dropped)
     records = origin.records(run)
+    source.check_writable(files.kept, overwrite=overwrite)  # reading may have taken long
+    source.write(records, selection, files.kept)
     reason = {"reason": [selection.reason] * len(selection.dropped)}
-    write_subset(
-        origin.train,
-        records,
-        selection.kept.tolist(),
-        files.kept,
-        quoted=origin.quoted,
-        overwrite=overwrite,
-    )
     _write_lines(files.dropped, _told(run, selection, reason))
     if files.relabelled is not None and suggested is not None:
         labels = {"suggested_label": suggested}

@@ -42,7 +42,7 @@ OF_LOSSES = (
     "query",
 )
 """Fields on which losses after tuning depend, beside the data and `training`."""
-OF_ARITHMETIC = ("dtype", "attention", "trust_remote_code")
+OF_ARITHMETIC = ("dtype", "quantization", "attention", "trust_remote_code")
 
 
 @dataclass(frozen=True, slots=True)

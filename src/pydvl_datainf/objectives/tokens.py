@@ -9,11 +9,9 @@ from torch.nn import functional as F
 
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.errors import ObjectiveError
+from pydvl_datainf.ignored import IGNORED as IGNORED
 
 Reduction: TypeAlias = Literal["mean", "sum"]
-
-IGNORED = -100
-"""The label of tokens that do not count, as in PyTorch and transformers."""
 
 
 def check_reduction(reduction: Any) -> Reduction:

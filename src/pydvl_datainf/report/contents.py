@@ -9,7 +9,7 @@ import numpy as np
 
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import Floats, largest
-from pydvl_datainf.influence.approximation import ApproximationError
+from pydvl_datainf.inverse.approximation_error import ApproximationError
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.plots import shares_of_sum
 from pydvl_datainf.report.bounds import Bounds
@@ -34,6 +34,7 @@ from pydvl_datainf.report.summary import Extent, Facts, facts_of, query_name, st
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust, trust_of, trust_of_sum
 from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.results.record import NORMALIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,12 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     trust = (
         trust_of_sum()
         if method is None
-        else trust_of(method.name, error, is_query=run.attrs["rows_in"] is not None)
+        else trust_of(
+            method.name,
+            error,
+            is_query=run.attrs["rows_in"] is not None,
+            is_divided=NORMALIZE in run.attrs["fingerprint"],
+        )
     )
     labels = block_labels(list(run.widths))
     by_block = scores_by_block(run)

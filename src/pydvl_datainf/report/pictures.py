@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pydvl_datainf.evaluation import Floats
-from pydvl_datainf.influence.approximation import ApproximationError
+from pydvl_datainf.inverse.approximation_error import ApproximationError
 from pydvl_datainf.plots import (
     block_shares,
     damping_by_block,

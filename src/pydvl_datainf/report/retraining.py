@@ -6,8 +6,9 @@ from math import isnan
 from pathlib import Path
 
 from pydvl_datainf.errors import DataInfError
+from pydvl_datainf.results.beside import bank_beside
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.yardstick import Validation, bank_beside, compare
+from pydvl_datainf.yardstick import Validation, compare
 from pydvl_datainf.yardstick.subsets import Scores
 from pydvl_datainf.yardstick.table import size_of_changes
 

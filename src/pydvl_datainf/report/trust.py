@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pydvl_datainf.influence.approximation import ApproximationError
+from pydvl_datainf.inverse.approximation_error import ApproximationError
 from pydvl_datainf.inverse.methods import DATAINF, EXACT, HESSIAN_FREE
 
 
@@ -36,13 +36,26 @@ SILENT = (
 )
 
 
-def trust_of(method: str, error: ApproximationError | None, is_query: bool = False) -> Trust:
+DIVIDED = (
+    "The influences of this run are divided by the norms of training gradients. Those that were "
+    "compared are not: in their order long gradients count more."
+)
+
+
+def trust_of(
+    method: str,
+    error: ApproximationError | None,
+    is_query: bool = False,
+    is_divided: bool = False,
+) -> Trust:
     """Puts the distance from the exact inverse into words.
 
     Args:
         method: name of the inverse.
         error: as the run measured it.
         is_query: whether the run uses the rows of another one; it then measures nothing.
+        is_divided: whether influences are divided by norms of gradients, which are then not those
+            that were compared.
 
     Returns:
         What is said of it.
@@ -53,7 +66,8 @@ def trust_of(method: str, error: ApproximationError | None, is_query: bool = Fal
             measure, value = "difference from the exact inverse", f"{error.score_error:.2g}"
         else:
             measure, value = "rank correlation with the exact inverse", f"{rank:.2f}"
-        return Trust(measure, value, tuple(_measured(method, error)), SILENT)
+        told = (*_measured(method, error), *([DIVIDED] if is_divided else []))
+        return Trust(measure, value, told, SILENT)
     if method == EXACT.name:
         says = "Each block has its exact damped inverse: nothing is approximated in it."
         return Trust(MEASURE, "exact", (says,), SILENT)

@@ -11,8 +11,7 @@ from typing import Any
 from dask.utils import format_bytes
 
 from pydvl_datainf.block_labels import block_labels
-from pydvl_datainf.inverse.compression import SHARE
-from pydvl_datainf.inverse.methods import method_of
+from pydvl_datainf.inverse.names import UNDAMPED
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import COMPRESSION, NORMALIZE, PRECONDITIONER, TEST_OBJECTIVE
 
@@ -62,13 +61,40 @@ def brief_facts(run: InfluenceRun) -> Iterator[str]:
         f"{size['Method']}, in {size['Blocks']} blocks of {plan.n_parameters:,} parameters."
     )
     yield f"Damping λ: {size['Damping λ, smallest to largest']}."
-    if trust := _trust(run):
-        ranks = trust.get(
-            "Rank correlation of influences", trust["Compared with the exact inverse"]
-        )
-        yield f"Rank correlation with the exact inverse: {ranks}."
+    yield from reliability(run)
     disk = f", and {cost['Size on disk']} on disk" if "Size on disk" in cost else ""
     yield f"It took {cost['Seconds together']} s, {cost['Gradients computed']} gradients{disk}."
+
+
+def reliability(run: InfluenceRun) -> Iterator[str]:
+    """How far the order of samples may be trusted, as far as the run itself tells.
+
+    Args:
+        run: complete.
+
+    Yields:
+        A line for each comparison that it holds.
+    """
+    before = _before(run)
+    if run.parts:
+        yield "Rank correlation with the exact inverse: each part by itself: see there."
+    elif found := run.approximation_error:
+        ranks = _rank(found.rank_correlation)
+        yield f"Rank correlation with the exact inverse{before}: {ranks}."
+    if error := run.compression_error:
+        yield (
+            f"Rank correlation of compressed rows with whole ones{before}: "
+            f"{error.rank_correlation:.3f}, on a sample."
+        )
+
+
+def _rank(correlation: float | None) -> str:
+    return "not defined" if correlation is None else f"{correlation:.2f}"
+
+
+def _before(run: InfluenceRun) -> str:
+    """Comparisons are of influences that are not divided yet."""
+    return ", before influences are divided" if NORMALIZE in run.attrs["fingerprint"] else ""
 
 
 def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
@@ -81,7 +107,7 @@ def _size(run: InfluenceRun, damping: Mapping[str, float]) -> dict[str, str]:
         "Parameters in them": f"{count_parameters(run):,}",
         "Damping λ, smallest to largest": (
             "none"
-            if not run.parts and not method_of(told).is_damped
+            if not run.parts and told["method"] in UNDAMPED
             else "those of the parts, each with its own"
             if run.parts
             else f"{min(values):.2e} to {max(values):.2e}"
@@ -119,9 +145,9 @@ def _trust(run: InfluenceRun) -> dict[str, str]:
     if found is None:
         return {}
     cosines = f"{found.cosines.min():.2f} to {found.cosines.max():.2f}"
-    ranks = "not defined" if found.rank_correlation is None else f"{found.rank_correlation:.2f}"
+    ranks, over = _rank(found.rank_correlation), f"{found.n:,} training, {found.m:,} test samples"
     return {
-        "Compared with the exact inverse": f"over {found.n:,} training, {found.m:,} test samples",
+        "Compared with the exact inverse": f"over {over}{_before(run)}",
         "Cosine to it, of the blocks": cosines,
         "Rank correlation of influences": ranks,
         "Relative error, a common factor included": f"{found.score_error:.2g}",
@@ -143,7 +169,8 @@ def _compressed(run: InfluenceRun, names: Sequence[str]) -> dict[str, str]:
     told = {"Energy in these, of the blocks": f"{shares.min():.1%} to {shares.max():.1%}"}
     if run.store.present("compression_error") and (error := run.compression_error) is not None:
         told["Influences against those of whole rows, on a sample"] = (
-            f"relative error {error.score_error:.2g}, rank correlation {error.rank_correlation:.3f}"
+            f"relative error {error.score_error:.2g}, rank correlation "
+            f"{error.rank_correlation:.3f}{_before(run)}"
         )
     return told
 
@@ -175,6 +202,8 @@ def _kept(run: InfluenceRun, names: Sequence[str], rows_in: str | None) -> dict[
 
 def _coordinates(told: Mapping[str, Any]) -> str:
     """How many are kept of a row."""
+    from pydvl_datainf.inverse.compression import SHARE  # with torch, only where rows are so
+
     if told["rank"] != "auto":
         return f"{told['rank']:,} coordinates at most"
     if "ranks" not in told:

@@ -8,7 +8,7 @@ import zarr
 
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.evaluation import relative_influence, suspicion_ranks
-from pydvl_datainf.influence.approximation import ApproximationError
+from pydvl_datainf.inverse.approximation_error import ApproximationError
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, opened
 from pydvl_datainf.results.linked_rows import is_followed, rows_store

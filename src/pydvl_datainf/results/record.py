@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from hashlib import blake2b
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydvl_datainf.errors import ModelError, SourceError
-from pydvl_datainf.inverse.compression import Compression
-from pydvl_datainf.inverse.methods import EKFAC, METHODS, SETTINGS, method_of
+from pydvl_datainf.inverse.names import EKFAC, NAMES, SETTINGS, WITH_SETTINGS
 from pydvl_datainf.results.arrays import CURVATURE
 from pydvl_datainf.results.metadata import SIDES
 from pydvl_datainf.results.plan import Plan
+
+if TYPE_CHECKING:
+    from pydvl_datainf.inverse.compression import Compression
 
 SELF_INFLUENCE = "self_influence"
 APPROXIMATION = "approximation"
@@ -85,7 +87,7 @@ def comparison_said(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     return said if whole and attributes.get("checksum") == checksum(said) else None
 
 
-def compression_said(fingerprint: Mapping[str, Any]) -> Compression | None:
+def compression_said(fingerprint: Mapping[str, Any]) -> "Compression | None":
     """How the rows of a run are compressed; None where they are whole.
 
     Args:
@@ -99,13 +101,15 @@ def compression_said(fingerprint: Mapping[str, Any]) -> Compression | None:
     """
     if COMPRESSION not in fingerprint:
         return None
+    from pydvl_datainf.inverse.compression import Compression  # with torch, only where it is there
+
     said = fingerprint[COMPRESSION]
     ranks = tuple(said["ranks"]) if "ranks" in said else None
     return Compression(said["rank"], said["basis_sample"], said["basis_seed"], ranks)
 
 
 def compression_entry(
-    compression: Compression | None, widths: Mapping[str, int], n: int
+    compression: "Compression | None", widths: Mapping[str, int], n: int
 ) -> dict[str, Any]:
     """What tells of compressed rows in a fingerprint.
 
@@ -225,7 +229,7 @@ _ATTRIBUTES: dict[str, Fits] = {
     "writer": _is(str),
 }
 _FINGERPRINT: dict[str, Fits] = {
-    "method": lambda value: type(value) is str and value in METHODS,
+    "method": lambda value: type(value) is str and value in NAMES,
     "objective": _is(str),
     "dtype": lambda value: value in ("float32", "float64"),
     "model": _is(dict),
@@ -283,7 +287,7 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
     if said.get(NORMALIZE, "unit") != "unit":
         yield f"fingerprint: {NORMALIZE} is {_short(said[NORMALIZE])}"
     yield from _misfits("plan: ", _PLAN, plan)
-    if said["method"] == EKFAC.name:
+    if said["method"] == EKFAC:
         yield from _misfits("fingerprint: ", {"layers": _are_layers}, said)
         if not said["layers"].keys() <= said["blocks"].keys():
             yield "fingerprint: layers are not blocks"
@@ -312,6 +316,10 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
 
 def _has_settings(said: Mapping[str, Any]) -> bool:
     """Whether those of the method, if there are any, are of its kind."""
+    if said["method"] not in WITH_SETTINGS:
+        return bool(said.get(SETTINGS, {}) == {})
+    from pydvl_datainf.inverse.methods import method_of  # with torch, only where they are there
+
     try:
         return bool(method_of(said).settings == said.get(SETTINGS, {}))
     except (TypeError, ModelError):

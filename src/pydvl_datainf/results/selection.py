@@ -38,18 +38,21 @@ def select_samples(
     *,
     drop_harmful: Amount | None = None,
     keep_helpful: Amount | None = None,
+    drop_helpful: Amount | None = None,
     drop_suspicious: Amount | None = None,
     group: str | None = None,
 ) -> SampleSelection:
     """Chooses training samples by their mean influence or their suspicion.
 
-    Exactly one of the three amounts is given. Of equal samples the first ones are taken.
+    Exactly one of the four amounts is given. Of equal samples the first ones are taken.
 
     Args:
         run: complete.
         drop_harmful: leave out so many of the most harmful; fewer, where fewer have a negative mean
             influence.
         keep_helpful: keep so many of the most helpful, whether or not they help at all.
+        drop_helpful: leave out so many of the most helpful; fewer, where fewer have a positive mean
+            influence. A model that is tuned without them should be worse: a control.
         drop_suspicious: leave out so many of the most suspicious, as `InfluenceRun.suspicion` says.
         group: the test samples over which the mean is taken: one by its id, a group of the run by
             its label, or those that have a value in a column, as "label=bad"; None = all.
@@ -69,6 +72,7 @@ def select_samples(
     amounts = {
         "drop_harmful": drop_harmful,
         "keep_helpful": keep_helpful,
+        "drop_helpful": drop_helpful,
         "drop_suspicious": drop_suspicious,
     }
     given = {name: amount for name, amount in amounts.items() if amount is not None}
@@ -95,6 +99,13 @@ def _keep_helpful(run: InfluenceRun, count: int, mean: Floats, where: str) -> Sa
     return SampleSelection(kept, dropped, "mean influence", mean, reason)
 
 
+def _drop_helpful(run: InfluenceRun, count: int, mean: Floats, where: str) -> SampleSelection:
+    dropped = largest(mean, count)
+    dropped = dropped[mean[dropped] > 0]
+    reason = f"among the {len(dropped):,} most helpful {where}"
+    return SampleSelection(_others(dropped, mean), dropped, "mean influence", mean, reason)
+
+
 def _drop_suspicious(run: InfluenceRun, count: int, mean: Floats, where: str) -> SampleSelection:
     relative = relative_influence(mean, run.self_influence())
     suspicion = suspicion_ranks(run.training_loss(), relative)
@@ -106,6 +117,7 @@ def _drop_suspicious(run: InfluenceRun, count: int, mean: Floats, where: str) ->
 _RULES: Mapping[str, Callable[[InfluenceRun, int, Floats, str], SampleSelection]] = {
     "drop_harmful": _drop_harmful,
     "keep_helpful": _keep_helpful,
+    "drop_helpful": _drop_helpful,
     "drop_suspicious": _drop_suspicious,
 }
 

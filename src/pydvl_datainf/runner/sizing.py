@@ -402,14 +402,19 @@ def _too_few(
 ) -> str:
     """What to say of it."""
     own = asked.method.bytes(asked.n, tile[0] or 1, max(asked.widths))
+    rows = "compressed" if asked.bases else rows  # which are kept as others in a store
     return (
         f"{memory:,} bytes of memory are too few: a gradient takes {asked.gradient:,}, and with "
         f"rows={rows!r} the smallest that works is memory={smallest:,}"
         + (f", for tiles of {tuple(tile)}." if any(tile) else ".")
         + (_MOMENTS.format(asked.moments) if asked.moments > smallest // 4 else "")
         + (_OWN.format(own, asked.method.name) if own > smallest // 4 else "")
+        + (_LEARNING.format(asked.learning) if asked.learning > smallest // 4 else "")
     )
 
 
 _MOMENTS = " Of these the second moments of layers take {0:,}."
+_LEARNING = (
+    " Of these learning the bases takes {0:,}: a smaller basis_sample or rank needs less memory."
+)
 _OWN = " Of these the {1} inverse takes {0:,} in the widest block."

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pydvl_datainf.errors import PlanError, StoreError, StoreExistsError
-from pydvl_datainf.inverse.methods import SETTINGS
+from pydvl_datainf.inverse.names import SETTINGS
 from pydvl_datainf.results.arrays import CURVATURE, Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import arrays_said, extras_in, opened

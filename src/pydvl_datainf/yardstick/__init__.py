@@ -5,12 +5,13 @@ the data, and what the scores predict is compared with what came out. `compare` 
 beside them on the same retrainings.
 """
 
+from pydvl_datainf.results.beside import bank_beside
 from pydvl_datainf.yardstick.bank import Bank
 from pydvl_datainf.yardstick.removal import Removal, validate_removal
 from pydvl_datainf.yardstick.retraining import Train, retrain_on_all
 from pydvl_datainf.yardstick.statistics import Validation, expected_error, measure
 from pydvl_datainf.yardstick.subsets import Scores, half_subsets
-from pydvl_datainf.yardstick.validation import Comparison, bank_beside, compare, validate
+from pydvl_datainf.yardstick.validation import Comparison, compare, validate
 
 __all__ = [
     "Bank",

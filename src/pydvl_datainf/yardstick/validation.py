@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distributed import Client
 from rich.table import Table
 
 from pydvl_datainf.errors import PlanError, StoreError
+from pydvl_datainf.results.beside import bank_beside
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.yardstick.bank import HALVES, Bank, complete_subsets, seeds_of_first
 from pydvl_datainf.yardstick.retraining import FEWEST, Train, retrain_on_halves
@@ -196,19 +196,6 @@ def _check_data(name: str, scores: Scores, bank: Bank) -> None:
         )
     if isinstance(scores.given, InfluenceRun) and scores.ids != bank.fingerprint["ids"]:
         raise PlanError(f"The run {name!r} has other ids than {bank}, or in another order.")
-
-
-def bank_beside(run: InfluenceRun) -> str | None:
-    """Where `validate` keeps the losses of a run, if it is not told: beside its store.
-
-    Args:
-        run: complete or not.
-
-    Returns:
-        A path or URL; None where the store is an object in memory.
-    """
-    place = run.store.path or run.store.location
-    return f"{str(place).rstrip('/')}.bank" if isinstance(place, str | Path) else None
 
 
 def _place(run_or_scores: Any) -> str:

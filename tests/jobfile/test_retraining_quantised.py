@@ -1,0 +1,60 @@
+"""Adapters of a quantised base, tuned again: against a loop of the tests' own."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from pydvl_datainf import JobError
+from pydvl_datainf.huggingface.models import forbid_packing
+from pydvl_datainf.jobfile.validation import recipe_of
+from tuned_again import adamw, adapted, orders, retraining, sum_loss, sum_losses, tuned_plainly
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+pytest.importorskip("bitsandbytes", reason="needs the extra [quantized]")
+
+
+def quantised(tuned, seed, **bits):
+    torch.manual_seed(seed)
+    config = BitsAndBytesConfig(
+        bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32, **bits
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        tuned.causal, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
+    )
+    forbid_packing(base)
+    base.requires_grad_(False)
+    lora = {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4}
+    return adapted(base, **lora, target_modules=["q_proj", "v_proj"]).eval()
+
+
+@pytest.mark.parametrize("name", ["4bit", "4bit-double"])
+def test_an_adapter_of_a_base_of_4_bits(causal, tuned, tmp_path, name):
+    causal |= {"quantization": name, "dtype": "float32"}
+    double = {"load_in_4bit": True, "bnb_4bit_use_double_quant": name == "4bit-double"}
+    model = quantised(tuned, 5, **double)
+    before = sum_losses(model)
+    tuned_plainly(model, orders(range(10), 5), sum_loss, adamw(model))
+    again = retraining(tmp_path, causal)
+    found = again(range(10))
+    np.testing.assert_allclose(found, sum_losses(model), rtol=1e-4)
+    assert np.abs(found - before).max() > 1e-2  # the premise: there was something to learn
+    np.testing.assert_array_equal(again(range(10)), found)
+    assert f'"quantization": "{name}"' in recipe_of(again)  # whose losses are kept apart
+    plain = retraining(tmp_path, {**causal, "quantization": None})
+    assert np.abs(plain(range(10)) - found).max() > 1e-3  # the negative control
+    assert "quantization" not in recipe_of(plain)
+
+
+def test_a_base_of_8_bits_is_tuned_again(causal, tuned, tmp_path):
+    causal |= {"quantization": "8bit", "dtype": "float32"}
+    again = retraining(tmp_path, causal)
+    found = again(range(10))
+    plain = retraining(tmp_path, {**causal, "quantization": None})(range(10))
+    assert 0 < np.abs(found - plain).max() < 0.1 * np.abs(plain).max()
+    np.testing.assert_array_equal(again(range(10)), found)
+
+
+def test_quantised_weights_are_not_tuned_themselves(whole, tuned, tmp_path):
+    with pytest.raises(JobError, match="quantised weights are not tuned themselves: with 'quanti"):
+        retraining(tmp_path, {**whole, "quantization": "4bit"}, base=str(tuned.encoder))
