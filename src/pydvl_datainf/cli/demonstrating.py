@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
-import joblib
 
 from pydvl_datainf.cli.commands import WithTorch, main
 from pydvl_datainf.cli.console import errors_as_messages, say, show
@@ -127,6 +126,8 @@ def _run(settings: DemoSettings, out: Path, overwrite: bool, progress: bool) -> 
 
 
 def _validate_demo(settings: DemoSettings, out: Path, minutes: float, progress: bool) -> None:
+    import joblib  # takes a while, as what follows does
+
     from pydvl_datainf.demo.validation import validate_demo
 
     found = validate_demo(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pydvl_datainf.asking.parts import runs_to_ask
 from pydvl_datainf.errors import JobError, SourceError, StoreError
 from pydvl_datainf.huggingface.records import Placed, brief
 from pydvl_datainf.jobfile.columns import columns_of
@@ -128,6 +127,8 @@ def origins_of(run: InfluenceRun, job: Path | None) -> list[Origin]:
     """
     if not run.parts:
         return [origin_of(run, job, "model")]
+    from pydvl_datainf.asking.parts import runs_to_ask  # imports torch
+
     if isinstance(_told_job(run), dict):
         total = origin_of(run, job, "model")
         paths = total.job.checkpoints or ()
