@@ -137,7 +137,7 @@ def _columns(run: InfluenceRun, side: Literal["test", "train"]) -> dict[str, Arr
 
 def _ranking_table(run: InfluenceRun, title: str, ranking: Ranking) -> Table:
     """Samples with a number of each: an influence, or another measure."""
-    is_influence = ranking.measure not in _SUSPICIONS
+    is_influence = ranking.kind == "influence"
     columns = {n: column[ranking.positions] for n, column in _columns(run, "train").items()}
     caption = _against(ranking.values, ranking.end) if is_influence else None
     table = titled_table(title, caption=caption)
@@ -151,9 +151,6 @@ def _ranking_table(run: InfluenceRun, title: str, ranking: Ranking) -> Table:
         shown = f"{number:+.2e}" if is_influence else f"{number:.4g}"
         table.add_row(shown, *(_text(_shown(value)) for value in row))
     return table
-
-
-_SUSPICIONS = {measure.name for measure in MEASURES.values() if measure.is_suspicion}
 
 
 def _against(influences: Array, end: End) -> str | None:

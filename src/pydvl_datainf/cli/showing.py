@@ -55,9 +55,12 @@ def info(store: str, blocks: bool, check: bool) -> None:
 @click.option(
     "--by",
     type=click.Choice(list(MEASURES)),
-    help="Over all test samples, order by the mean or the median influence, by relative influence "
-    "(mean influence / √self-influence), self-influence or training loss, or by suspicion: the "
-    "average of the ranks of training loss and relative influence.  [default: mean]",
+    help="Over all test samples, order by "
+    + ", ".join(
+        f"{measure.name} ({measure.definition})" if measure.definition else measure.name
+        for measure in MEASURES.values()
+    )
+    + ".  [default: mean]",
 )
 @click.option(
     "--k",
@@ -67,8 +70,9 @@ def info(store: str, blocks: bool, check: bool) -> None:
 @click.option(
     "--most",
     type=click.Choice(list(ENDS)),
-    help="Which end to show; by self, loss and suspicion the harmful end is that of large numbers, "
-    "which is shown alone.  [default: both]",
+    help="Which end to show; by "
+    + ", ".join(by for by, measure in MEASURES.items() if measure.is_suspicion)
+    + " the harmful end is that of large numbers, which is shown alone.  [default: both]",
 )
 @click.option(
     "--format",

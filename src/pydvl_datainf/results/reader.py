@@ -427,7 +427,8 @@ class InfluenceRun:
         Raises:
             StoreError: as for `self_influence`.
         """
-        return relative_influence(self.mean_influence(), self.self_influence())
+        own = np.maximum(self.self_influence(), 0)  # negative by rounding only
+        return relative_influence(self.mean_influence(), own)
 
     def suspicion(self) -> Array:
         """How suspicious each training label is by its loss and its relative influence together.
