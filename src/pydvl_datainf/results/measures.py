@@ -57,18 +57,18 @@ _SUSPICION = "the average of the ranks of training loss and relative influence"
 MEASURES: Mapping[str, Measure] = {
     "mean": Measure(
         "mean influence",
-        InfluenceRun.mean_influence,
+        lambda run: run.mean_influence(),
         "the most harmful mean influence on all {queries}",
     ),
     "median": Measure(
         "median influence",
-        InfluenceRun.median_influence,
+        lambda run: run.median_influence(),
         "the most harmful median influence",
         takes=("scores",),
     ),
     "relative": Measure(
         "relative influence",
-        InfluenceRun.relative_influence,
+        lambda run: run.relative_influence(),
         "the most harmful influence relative to what a sample can do at most "
         f"(relative influence = {_RELATIVE})",
         takes=("self_influence",),
@@ -76,7 +76,7 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "self": Measure(
         "self-influence",
-        InfluenceRun.self_influence,
+        lambda run: run.self_influence(),
         "the largest influence on themselves",
         takes=("self_influence",),
         kind="scientific",
@@ -84,7 +84,7 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "loss": Measure(
         "training loss",
-        InfluenceRun.training_loss,
+        lambda run: run.training_loss(),
         "the largest training loss",
         takes=("training_loss",),
         kind="number",
@@ -93,7 +93,7 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "suspicion": Measure(
         "suspicion",
-        InfluenceRun.suspicion,
+        lambda run: run.suspicion(),
         f"the largest suspicion, which is {_SUSPICION}",
         takes=("self_influence", "training_loss"),
         kind="number",
