@@ -108,19 +108,11 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     )
     extent = Extent(run, bounds, tops, samples, limit, thumbnails, uncounted(told))
 
-    mean, error = measures["mean"], run.approximation_error
-    method = None if run.parts else method_of(run.attrs["fingerprint"])
-    damping = run.damping if method is not None and method.is_damped else {}
-    trust = (
-        trust_of_sum()
-        if method is None
-        else trust_of(method.name, error, is_query=run.attrs["rows_in"] is not None)
-    )
-    labels = block_labels(list(run.widths))
+    mean, error, damping = measures["mean"], run.approximation_error, _damping(run)
+    trust, labels = _trust(run, error), block_labels(list(run.widths))
     by_block = scores_by_block(run)
     counts = label_counts(told, mean, largest(-mean, bounds.suspects))
-    retraining = retraining_of(run)
-    query = query_name(run)
+    retraining, query = retraining_of(run), query_name(run)
     return Contents(
         store=store_name(run),
         method=run.attrs["method"],
@@ -144,14 +136,35 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
             **{side: made.to_json() for side, made in samples.items()},
             "unit": None if retraining is None else retraining.unit,
             "tops": tops_to_json(tops, samples["train"]),
-            "measures": {MEASURES[m].name: shortest(all_[shown]) for m, all_ in measures.items()},
-            "kinds": {MEASURES[m].name: MEASURES[m].kind for m in measures},
-            "beside": [MEASURES[m].name for m in measures if MEASURES[m].beside_influences],
+            **_columns({name: values[shown] for name, values in measures.items()}),
             "suspects": samples["train"].rows(suspects),
             "blocks": _blocks(run, labels, damping, error, by_block),
             "labels": None if counts is None else counts.to_json(),
         },
     )
+
+
+def _damping(run: InfluenceRun) -> Mapping[str, float]:
+    """λ of each block, where the run has one inverse and λ takes part in it."""
+    is_damped = not run.parts and method_of(run.attrs["fingerprint"]).is_damped
+    return run.damping if is_damped else {}
+
+
+def _trust(run: InfluenceRun, error: ApproximationError | None) -> Trust:
+    if run.parts:
+        return trust_of_sum()
+    name = method_of(run.attrs["fingerprint"]).name
+    return trust_of(name, error, is_query=run.attrs["rows_in"] is not None)
+
+
+def _columns(measures: Mapping[str, Floats]) -> dict[str, Any]:
+    """Measures of the training samples shown, how to show them, and which beside influences."""
+    shown = {MEASURES[name].name: (MEASURES[name], values) for name, values in measures.items()}
+    return {
+        "measures": {name: shortest(values) for name, (_, values) in shown.items()},
+        "kinds": {name: measure.kind for name, (measure, _) in shown.items()},
+        "beside": [name for name, (measure, _) in shown.items() if measure.beside_influences],
+    }
 
 
 def _blocks(

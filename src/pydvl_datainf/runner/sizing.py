@@ -169,13 +169,8 @@ def _planned(
     if pieces is None:
         pieces = _cut(asked, held) if rows == "zarr" else [(len(asked.widths), sum(asked.widths))]
     step = min(step, train_tile)
-    while True:
-        needs = _needs(asked, rows, pieces, test_tile or 0, train_tile, step, held)
-        room = memory - needs.fixed
-        most = room // needs.query if room > 0 and memory >= needs.tile else 0
-        if most >= (test_tile or 1) or step == 1:
-            break
-        step //= 2
+    needed = partial(_needs, asked, rows, pieces, test_tile or 0, train_tile, held=held)
+    step, room, most = _step_that_fits(needed, memory, step, test_tile or 1)
     if most < (test_tile or 1):
         finer = is_cut and len(pieces) < len(asked.widths)
         single = [(1, width) for width in asked.widths]
@@ -202,6 +197,29 @@ def _planned(
         self_tiles=max(1, room // (train_tile * _self_bytes(asked, step))),
         rows=rows,
     )
+
+
+def _step_that_fits(
+    needed: Callable[[int], "_Needs"], memory: int, step: int, least: int
+) -> tuple[int, int, int]:
+    """Halves the samples in a gradient computation until so many queries fit, or it has one.
+
+    Args:
+        needed: the needs of a step.
+        memory: bytes.
+        step: samples, at most.
+        least: queries.
+
+    Returns:
+        The step, the bytes that it leaves to queries, and how many queries these are.
+    """
+    while True:
+        needs = needed(step)
+        room = memory - needs.fixed
+        most = room // needs.query if room > 0 and memory >= needs.tile else 0
+        if most >= least or step == 1:
+            return step, room, most
+        step //= 2
 
 
 def _queries_at_once(
