@@ -32,7 +32,8 @@ from pydvl_datainf.runner.executors import Executor, executor_for
 from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.runner.request import Request
 from pydvl_datainf.runner.stages import Stages
-from pydvl_datainf.runner.tasks import Context, RunSpec
+from pydvl_datainf.runner.task_calls import TaskCalls
+from pydvl_datainf.runner.tasks import RunSpec
 from pydvl_datainf.runner.train_side import NewRows, StoredRows
 from pydvl_datainf.runner.worker_inputs import Built, Inputs
 
@@ -285,7 +286,8 @@ def _begun(request: Request, stored: Mapping[str, Any] | None, shared: Any) -> R
     training.copy_norms(store, str(spec.writer))
     if not spec.is_open:
         return spec
-    known = request.with_ranks(_stages(store, spec, request.executor, shared).ranks())
+    calls = TaskCalls.of(store, spec, request.executor, shared)
+    known = request.with_ranks(Stages(calls).ranks())
     spec = known.spec(stored)
     enter_again(store, known.fingerprint, spec)
     lay_out(store, spec, types, columns)
@@ -302,36 +304,13 @@ def _perform(
     exact_sample: int,
 ) -> None:
     """Does what is missing, and marks the run as complete."""
-    before = store.attributes
-    stages = _stages(store, spec, executor, inputs, given, self_influence)
-    stages.run(exact_sample)
+    before, calls = store.attributes, TaskCalls.of(store, spec, executor, inputs)
+    Stages(calls, *given, self_influence).run(exact_sample)
     if not before["complete"]:
-        stages.take_over()
+        calls.take_over()
     store.delete(WORK)
     extras = extras_in(store)
     names = [name for name in store.layouts if name not in EXTRAS] + extras
     is_told = before["extras"] == extras and not store.not_as_consolidated(names)
-    if stages.is_new or not is_told:
+    if calls.is_new or not is_told:
         store.finish(extras)
-
-
-def _stages(
-    store: Store,
-    spec: RunSpec,
-    executor: Executor,
-    inputs: Any,
-    given: tuple[Mapping[str, float], float] = ({}, 1.0),
-    self_influence: bool = False,
-) -> Stages:
-    before = store.attributes
-    return Stages(
-        executor=executor,
-        store=store,
-        spec=spec,
-        shared=[executor.share(Context(spec)), inputs],
-        given=given[0],
-        damping_scale=given[1],
-        self_influence=self_influence,
-        seconds=dict(before["seconds"]),
-        gradients=before["gradients"],
-    )
