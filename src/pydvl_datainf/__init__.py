@@ -35,7 +35,8 @@ with warnings.catch_warnings():
         LissaInfluence,
     )
     from pydvl_datainf.influence.approximation import ApproximationError, approximation_error
-    from pydvl_datainf.results.reader import CompressionError, InfluenceRun
+    from pydvl_datainf.results.comparisons import CompressionError
+    from pydvl_datainf.results.reader import InfluenceRun
     from pydvl_datainf.runner.options import RunOptions
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
     from pydvl_datainf.runner.sums import sum_runs

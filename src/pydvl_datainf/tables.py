@@ -10,7 +10,8 @@ from rich.text import Text
 
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.facts import run_facts
-from pydvl_datainf.results.listing import End, Ranking, named_apart, rankings_by, rankings_of_test
+from pydvl_datainf.results.layout import End
+from pydvl_datainf.results.listing import Ranking, named_apart, rankings_by, rankings_of_test
 from pydvl_datainf.results.measures import MEASURES, Measure
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.terminal import visible

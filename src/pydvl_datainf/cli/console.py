@@ -113,7 +113,7 @@ def checked_k(run: InfluenceRun, k: int | None) -> int:
     Raises:
         ClickException: if the run kept fewer.
     """
-    kept, n = run.attrs["fingerprint"]["top_k"], run.plan.n
+    kept, n = run.top_k, run.plan.n
     if kept is not None and k is not None and k > kept:
         raise click.ClickException(
             f"This run kept the top {kept:,} of each test sample, not {k:,}."

@@ -19,7 +19,8 @@ from pydvl_datainf.cli.console import (
     write,
 )
 from pydvl_datainf.report import Bounds, write_report
-from pydvl_datainf.results.listing import End, rankings_by, rankings_of_test, records_of, written
+from pydvl_datainf.results.layout import End
+from pydvl_datainf.results.listing import rankings_by, rankings_of_test, records_of, written
 from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.tables import info_tables, mean_tables, top_tables
 

@@ -11,11 +11,9 @@ from pydvl_datainf.evaluation import Floats, Indices, largest
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import shortest
 from pydvl_datainf.report.samples import Samples
-from pydvl_datainf.results.listing import End
+from pydvl_datainf.results.layout import ENDS, End
 from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
-
-ENDS: tuple[End, End] = ("helpful", "harmful")
 
 MOST_SCORES = 2 * 10**7
 """Influences that are read for one page: all of them for medians, or those by block."""
@@ -58,8 +56,7 @@ def tops_of(run: InfluenceRun, bounds: Bounds) -> Tops:
     Returns:
         The tops.
     """
-    kept = run.attrs["fingerprint"]["top_k"]
-    k = min(bounds.k, run.plan.n, run.plan.n if kept is None else kept)
+    k = min(bounds.k, run.plan.n if run.top_k is None else run.top_k, run.plan.n)
     shown = min(bounds.tests, run.plan.m)
     tiles = [
         slice(t.start, min(t.stop, shown))

@@ -1,7 +1,7 @@
 """The table of the arrays of a run (shape, chunks, dtype), as its plan, once cut, has them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.arrays import BASES, MOMENTS, Layout
@@ -21,7 +21,8 @@ from pydvl_datainf.results.record import (
 from pydvl_datainf.results.row_sets import row_sets, rows_each
 from pydvl_datainf.results.stored import Stored
 
-ENDS = ("helpful", "harmful")
+End: TypeAlias = Literal["helpful", "harmful"]
+ENDS: tuple[End, End] = ("helpful", "harmful")
 ID_CHUNK = 2**16
 
 

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.evaluation import Indices, largest
 from pydvl_datainf.results.arrays import Array
+from pydvl_datainf.results.layout import End
 from pydvl_datainf.results.measures import MEASURES, Kind
 from pydvl_datainf.results.reader import InfluenceRun
 
-End: TypeAlias = Literal["helpful", "harmful"]
 Format: TypeAlias = Literal["csv", "json", "jsonl"]
 
 

@@ -175,11 +175,10 @@ def mean_on(run: InfluenceRun, positions: Indices) -> Floats:
     Raises:
         StoreError: if the run kept only the top scores, or a chunk is missing or damaged.
     """
-    kept = run.attrs["fingerprint"]["top_k"]
-    if kept is not None:
+    if run.top_k is not None:
         raise StoreError(
-            f"This run kept the top {kept} of each test sample, and the mean over some of them "
-            "takes all scores. Make the run without top_k."
+            f"This run kept the top {run.top_k} of each test sample, and the mean over some of "
+            "them takes all scores. Make the run without top_k."
         )
     total = np.zeros(run.plan.n)
     for train in run.plan.train:
