@@ -28,7 +28,7 @@ from pydvl_datainf.batches import (
 )
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.fingerprint import DataChecksum
-from pydvl_datainf.gradients import GradientEngine
+from pydvl_datainf.gradients.engines import GradientEngine
 from pydvl_datainf.inverse.damping import SquaredNorms, squared_norms
 from pydvl_datainf.objectives import ImageLayout
 from pydvl_datainf.vectors import BlockVectors, length, n_bytes
