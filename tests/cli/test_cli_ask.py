@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import dense
-from commands import failed, invoke
+from commands import failed, printed
 from jobs import changed
 from pydvl_datainf import InfluenceRun
 from pydvl_datainf.report import pictures
@@ -24,20 +24,14 @@ QUESTION = {"prompt": "What is 3 plus 4?", "answer": " It is 7, I think 7."}
 EXACT = {"dtype": "float64", "rows": "zarr", "exact_sample": 0}
 
 
-def done(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def asked(*arguments):
-    return json.loads(done("ask", *arguments, "--format", "json", "--no-progress"))
+    return json.loads(printed("ask", *arguments, "--format", "json", "--no-progress"))
 
 
 def run(folder, **fields):
     """The run of the folder's job with these fields."""
     changed(folder, **fields)
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     return InfluenceRun(folder / json.loads((folder / "job.yaml").read_text())["out"])
 
 
@@ -219,7 +213,7 @@ def test_the_answer_is_shown_as_tables_a_page_or_a_run(folder, monkeypatch):
     args = ("ask", made.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
     (found,) = asked(*args[1:], "--k", "3")
     said = " ".join(
-        done(*args, "--k", "3", "--no-progress", "--keep", folder / "kept.zarr").split()
+        printed(*args, "--k", "3", "--no-progress", "--keep", folder / "kept.zarr").split()
     )
     assert "It is 7, I think 7." in said
     assert "The 3 training samples most helpful to it" in said
@@ -228,9 +222,9 @@ def test_the_answer_is_shown_as_tables_a_page_or_a_run(folder, monkeypatch):
     assert kept.top(1, "0")[1][0] == np.float32(found["helpful"][0]["influence"])
     other = ("ask", made.store, "--prompt", "another", "--answer", "one", "--no-progress")
     assert "holds another run" in failed(1, *other, "--keep", folder / "kept.zarr")
-    done(*other, "--keep", folder / "kept.zarr", "--overwrite")
+    printed(*other, "--keep", folder / "kept.zarr", "--overwrite")
     page = folder / "page.html"
-    assert f"Written to {page}." in done(*args, "--no-progress", "-o", page)
+    assert f"Written to {page}." in printed(*args, "--no-progress", "-o", page)
     assert "It is 7, I think 7." in page.read_text("utf-8")
 
 
