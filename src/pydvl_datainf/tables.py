@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pydvl_datainf.results.arrays import Array
-from pydvl_datainf.results.facts import run_facts
+from pydvl_datainf.results.facts import query_name, run_facts
 from pydvl_datainf.results.layout import End
 from pydvl_datainf.results.listing import Ranking, named_apart, rankings_by, rankings_of_test
 from pydvl_datainf.results.measures import MEASURES, Measure
@@ -44,9 +44,9 @@ def top_tables(run: InfluenceRun, position: int, k: int, ends: Sequence[End]) ->
         A table of the test sample, and one for each end.
     """
     found = list(rankings_of_test(run, position, k, ends))
-    what = "test sample" if run.attrs["fingerprint"]["query groups"] is None else "group"
     columns = _columns(run, "test").items()
-    yield facts_table(f"The {what}", {name: _shown(values[position]) for name, values in columns})
+    told = {name: _shown(values[position]) for name, values in columns}
+    yield facts_table(f"The {query_name(run)}", told)
     for ranking in found:
         title = f"The {_samples(len(ranking.positions))} most {ranking.end} to it"
         yield _ranking_table(run, title, ranking)

@@ -13,7 +13,7 @@ from rich.protocol import rich_cast
 from rich.table import Table
 from tqdm import tqdm
 
-from pydvl_datainf.errors import DataInfError, StoreError
+from pydvl_datainf.errors import DataInfError, StoreError, some
 from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.results.arrays import Array
@@ -93,9 +93,9 @@ def position_of(ids: Array, wanted: str) -> int:
     """
     names = [str(name) for name in ids.tolist()]
     if wanted not in names:
-        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise click.ClickException(
-            f"No test sample has the id '{wanted}'. The ids of the {len(names):,} there are: {some}"
+            f"No test sample has the id '{wanted}'. The ids of the {len(names):,} there are: "
+            f"{some(names)}"
         )
     return names.index(wanted)
 

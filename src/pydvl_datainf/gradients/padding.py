@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, signature
+from pydvl_datainf.errors import some
 from pydvl_datainf.gradients.by_length import MASK, Tokens, lengths_of, trimmed
 from pydvl_datainf.gradients.checks import Tolerance
 from pydvl_datainf.gradients.engines import LossGradientEngine
@@ -64,13 +65,12 @@ class PaddingCheckEngine(LossGradientEngine):
         wrong = tolerance.unequal(padded, {block: v[0] for block, v in rows.items()})
         if wrong:
             inner: Any = getattr(self.model, "get_base_model", lambda: self.model)()
-            some = ", ".join(sorted(wrong)[:5]) + (", ..." if len(wrong) > 5 else "")
             remedy = "Pad on the right. If that warns, too, give" if sides[0] else "Give"
             warn(
                 f"{type(inner).__name__} does not ignore padding: without it, sample {i} of a "
-                f"batch has other gradients, for {some}. So they change with the length of the "
-                f"longest sample of each batch. {remedy} batches of samples of one length, or with "
-                "an attention_mask use max_tokens=1.",
+                f"batch has other gradients, for {some(sorted(wrong))}. So they change with the "
+                f"length of the longest sample of each batch. {remedy} batches of samples of one "
+                "length, or with an attention_mask use max_tokens=1.",
                 stacklevel=2,
             )
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.errors import OptimizerError
+from pydvl_datainf.errors import OptimizerError, some
 from pydvl_datainf.fingerprint import as_bytes
 from pydvl_datainf.gradients.engines import LossGradientEngine
 from pydvl_datainf.vectors import BlockVectors
@@ -114,7 +114,7 @@ class AdamPreconditioner:
         if absent:
             raise OptimizerError(
                 f"The optimizer has no state of {len(absent)} parameters that are in blocks: "
-                f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}. It did not train "
+                f"{some(absent)}. It did not train "
                 "them: leave them out of the blocks, or leave the preconditioner out."
             )
         for name, shape in blocks.shapes.items():

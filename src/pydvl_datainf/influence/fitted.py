@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError, SourceError
+from pydvl_datainf.errors import ModelError, SourceError, some
 from pydvl_datainf.fingerprint import Seen
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.sources import MemoryRows, RowSource, sum_norms
@@ -80,10 +80,9 @@ class Fitted:
         changed = self.model.changes(model)
         if not changed:
             return
-        some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
         raise ModelError(
-            f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
-            "no longer belong to the fitted ones. Call fit again."
+            f"The model changed after fit ({len(changed)} tensors: {some(changed)}), so its "
+            "gradients no longer belong to the fitted ones. Call fit again."
         )
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.errors import ModelError, some
 from pydvl_datainf.fingerprint import DataChecksum, Seen, differences, fingerprint
 from pydvl_datainf.gradients.compressed import read_compressed
 from pydvl_datainf.gradients.sources import Reader, RowsKept, RowSource, has_fixed_order, read_rows
@@ -92,6 +92,6 @@ def _check_own_buffers(before: Mapping[str, int], after: Mapping[str, int]) -> N
     changed = _changed_by_itself(before, after)
     if changed:
         raise ModelError(
-            f"The model's own forward pass changes {', '.join(changed[:5])} each time, so its "
+            f"The model's own forward pass changes {some(changed)} each time, so its "
             "gradients differ from call to call. Switch that off, for instance with model.eval()."
         )

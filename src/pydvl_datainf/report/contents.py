@@ -30,9 +30,10 @@ from pydvl_datainf.report.pictures import (
 )
 from pydvl_datainf.report.retraining import Retraining, retraining_of
 from pydvl_datainf.report.samples import samples_of
-from pydvl_datainf.report.summary import Extent, Facts, facts_of, query_name, store_name, tiles_of
+from pydvl_datainf.report.summary import Extent, Facts, facts_of, store_name, tiles_of
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust, trust_of, trust_of_sum
+from pydvl_datainf.results.facts import query_name
 from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
 

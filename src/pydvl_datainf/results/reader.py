@@ -401,10 +401,13 @@ class InfluenceRun:
         told = name in rows.attrs["extras"]  # damaged or not: reading says which
         return told or has_extra(rows.store, name)
 
-    def relative_influence(self) -> Array:
+    def relative_influence(self, mean: Array | None = None) -> Array:
         """Mean influence / √self-influence of each training sample.
 
         Barshan, Brunet and Dziugaite, "RelatIF", AISTATS 2020.
+
+        Args:
+            mean: influences over some of the test samples, (n,); None = over all of them.
 
         Returns:
             Relative influences, (n,), in the order of the training data.
@@ -413,10 +416,13 @@ class InfluenceRun:
             StoreError: as for `self_influence`.
         """
         own = np.maximum(self.self_influence(), 0)  # negative by rounding only
-        return relative_influence(self.mean_influence(), own)
+        return relative_influence(self.mean_influence() if mean is None else mean, own)
 
-    def suspicion(self) -> Array:
+    def suspicion(self, mean: Array | None = None) -> Array:
         """How suspicious each training label is by its loss and its relative influence together.
+
+        Args:
+            mean: as for `relative_influence`.
 
         Returns:
             Average of the ranks of both, (n,), between 1 and n; the larger, the more suspicious:
@@ -425,7 +431,7 @@ class InfluenceRun:
         Raises:
             StoreError: as for `self_influence` and `training_loss`.
         """
-        return suspicion_ranks(self.training_loss(), self.relative_influence())
+        return suspicion_ranks(self.training_loss(), self.relative_influence(mean))
 
     @property
     def approximation_error(self) -> ApproximationError | None:

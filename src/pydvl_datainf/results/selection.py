@@ -6,8 +6,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from pydvl_datainf.errors import StoreError
-from pydvl_datainf.evaluation import Floats, Indices, largest, relative_influence, suspicion_ranks
+from pydvl_datainf.errors import StoreError, some
+from pydvl_datainf.evaluation import Floats, Indices, largest
+from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.reader import InfluenceRun
 
 Amount: TypeAlias = int | float
@@ -96,8 +97,7 @@ def _keep_helpful(run: InfluenceRun, count: int, mean: Floats, where: str) -> Sa
 
 
 def _drop_suspicious(run: InfluenceRun, count: int, mean: Floats, where: str) -> SampleSelection:
-    relative = relative_influence(mean, run.self_influence())
-    suspicion = suspicion_ranks(run.training_loss(), relative)
+    suspicion = run.suspicion(mean)
     dropped = largest(suspicion, count)
     reason = f"among the {count:,} most suspicious, influence taken {where}"
     return SampleSelection(_others(dropped, mean), dropped, "suspicion", suspicion, reason)
@@ -157,9 +157,8 @@ def positions_of(run: InfluenceRun, group: str) -> Indices:
     return found
 
 
-def _some(values: Indices, most: int = 5) -> str:
-    different = list(dict.fromkeys(values.tolist()))
-    return ", ".join(different[:most]) + (", ..." if len(different) > most else "")
+def _some(values: Array) -> str:
+    return some(dict.fromkeys(values.tolist()))
 
 
 def mean_on(run: InfluenceRun, positions: Indices) -> Floats:
