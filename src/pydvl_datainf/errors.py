@@ -1,13 +1,5 @@
 """The exceptions of this package: one for each thing that a caller handles differently."""
 
-from collections.abc import Iterable
-
-
-def some(names: Iterable[str], most: int = 5) -> str:
-    """The first of some names, as messages tell them."""
-    listed = list(names)
-    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
-
 
 class DataInfError(Exception):
     """Base class: `except DataInfError` catches whatever this package refuses."""

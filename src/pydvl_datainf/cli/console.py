@@ -13,13 +13,13 @@ from rich.protocol import rich_cast
 from rich.table import Table
 from tqdm import tqdm
 
-from pydvl_datainf.errors import DataInfError, StoreError, some
+from pydvl_datainf.errors import DataInfError, StoreError
 from pydvl_datainf.gradients.supported import SMALLER
 from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.facts import RUN_JOB, is_of_job
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.terminal import visible
+from pydvl_datainf.terminal import some, visible
 
 MOST_SHOWN = 10
 UNLIMITED = 10**6

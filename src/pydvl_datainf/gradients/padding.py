@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, signature
-from pydvl_datainf.errors import some
 from pydvl_datainf.gradients.by_length import MASK, Tokens, lengths_of, trimmed
 from pydvl_datainf.gradients.checks import Tolerance
 from pydvl_datainf.gradients.engines import LossGradientEngine
+from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
 
 IDS = "input_ids"

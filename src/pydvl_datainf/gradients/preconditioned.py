@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.errors import OptimizerError, some
+from pydvl_datainf.errors import OptimizerError
 from pydvl_datainf.fingerprint import as_bytes
 from pydvl_datainf.gradients.engines import LossGradientEngine
+from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
 
 Settings: TypeAlias = Mapping[str, Any]

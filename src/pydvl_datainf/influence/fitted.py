@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pydvl_datainf.errors import ModelError, SourceError, some
+from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.fingerprint import Seen
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.sources import MemoryRows, RowSource, sum_norms
@@ -17,6 +17,7 @@ from pydvl_datainf.gradients.supported import preserved_rng
 from pydvl_datainf.inverse.compression import lifted, projected
 from pydvl_datainf.inverse.damping import SquaredNorms, check_finite, resolve_damping
 from pydvl_datainf.inverse.method import Makes, Method, solve
+from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
 
 

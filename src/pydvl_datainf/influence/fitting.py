@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pydvl_datainf.errors import ModelError, some
+from pydvl_datainf.errors import ModelError
 from pydvl_datainf.fingerprint import DataChecksum, Seen, differences, fingerprint
 from pydvl_datainf.gradients.compressed import read_compressed
 from pydvl_datainf.gradients.sources import Reader, RowsKept, RowSource, has_fixed_order, read_rows
@@ -16,6 +16,7 @@ from pydvl_datainf.influence.fitted import Fitted
 from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.terminal import some
 
 
 def read_fitted(

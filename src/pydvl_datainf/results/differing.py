@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pydvl_datainf.errors import some
+from pydvl_datainf.terminal import some
 
 
 def differences(

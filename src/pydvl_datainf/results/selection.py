@@ -6,10 +6,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from pydvl_datainf.errors import StoreError, some
+from pydvl_datainf.errors import StoreError
 from pydvl_datainf.evaluation import Floats, Indices, largest
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.terminal import some
 
 Amount: TypeAlias = int | float
 """A number of samples, or, as a float up to 1, a share of them."""

@@ -15,7 +15,8 @@ from warnings import warn
 import distributed
 from distributed import Client
 
-from pydvl_datainf.errors import ClusterError, some
+from pydvl_datainf.errors import ClusterError
+from pydvl_datainf.terminal import some
 
 SAY_AFTER = 60.0
 """Seconds without anybody at work after which it is said what is missing."""

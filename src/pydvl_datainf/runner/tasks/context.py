@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.batches import Batch, as_arguments, slice_batch
-from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError, some
+from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.inverse.compression import projected
 from pydvl_datainf.results.arrays import Array
@@ -23,6 +23,7 @@ from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, Cut, cut_batches, read_again
 from pydvl_datainf.runner.tasks.spec import RunSpec
 from pydvl_datainf.runner.worker_inputs import Inputs
+from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
 
 Made = TypeVar("Made")
