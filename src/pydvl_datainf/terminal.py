@@ -1,4 +1,4 @@
-"""Texts for people: the first of many names, and nothing that moves a cursor, hides or turns around."""
+"""Texts for people: the first of many names, and nothing that moves a cursor or hides."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Reading the training data for the first time, while the model has to stay as it is."""
+"""What `fit` does: reads the training data for the first time, and has λ chosen from its rows."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The training samples at the ends of a measure, as records for programs and tables for people."""
+"""The training samples at the ends of a measure, as records, and these as CSV or JSON."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The stages that make scores, the best of them, their means, and self-influences."""
+"""What is missing of the scores of a run, their means and self-influences, and how it is made."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

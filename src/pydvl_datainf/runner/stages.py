@@ -1,4 +1,4 @@
-"""The order of a run's work, and its stages over the training data: what is missing is done."""
+"""The order of a run's work, and what is missing on its training side: rows, norms, λ, moments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
