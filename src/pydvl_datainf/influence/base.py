@@ -522,6 +522,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block gradients as rows, shape (B, d_l).
         """
+        if self.test_objective is None:
+            return self.loss_gradients_by_block(x, y)
         return self._rows(self._batch(x, y), self._test_engine)
 
     def curvature_rows_by_block(
