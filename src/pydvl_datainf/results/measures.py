@@ -52,7 +52,10 @@ class Measure:
 
 
 _RELATIVE = "mean influence / √self-influence"
-_SUSPICION = "the average of the ranks of training loss and relative influence"
+_SUSPICION = (
+    "the average of the ranks of training loss and relative influence, from 1 to the number of "
+    "training samples"
+)
 
 MEASURES: Mapping[str, Measure] = {
     "mean": Measure(
