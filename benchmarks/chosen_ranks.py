@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -26,9 +25,10 @@ warnings.filterwarnings("ignore")
 from pydvl_datainf import DataInfInfluence, ExactInfluence  # noqa: E402
 from pydvl_datainf.inverse import compression  # noqa: E402
 from pydvl_datainf.yardstick import compare, validate  # noqa: E402
+from retraining import convolutional, descended, perceptron  # noqa: E402
 
 TRAIN, TEST, CLASSES, NOISE = 1000, 200, 10, 0.1
-EPOCHS, BATCH, RATE, MOMENTUM = 30, 100, 0.1, 0.9
+EPOCHS, RATE = 30, 0.1
 SHARES = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 SCORED_SEED = 100
 
@@ -47,15 +47,10 @@ def data():
     return (x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:])
 
 
-def perceptron():
-    layers = nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, CLASSES)
-    return nn.Sequential(nn.Flatten(), *layers)
-
-
-def convolutional():
-    first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
-    pooled = nn.ReLU(), nn.MaxPool2d(2)
-    return nn.Sequential(first, *pooled, second, *pooled, nn.Flatten(), nn.Linear(64, CLASSES))
+NETWORKS = {
+    "perceptron": lambda: perceptron((64, 48, 24, CLASSES)),
+    "convolutional": lambda: convolutional(64),
+}
 
 
 @dataclass(frozen=True)
@@ -69,18 +64,7 @@ class Recipe:
         """A model trained on some of the images."""
         x, y = (part[indices] for part in data()[0])
         torch.manual_seed(seed)
-        model = {"perceptron": perceptron, "convolutional": convolutional}[self.network]()
-        settings = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": self.decay}
-        optimizer = torch.optim.SGD(model.parameters(), **settings)
-        steps = EPOCHS * -(-len(x) // BATCH)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(EPOCHS):
-            for batch in torch.randperm(len(x)).split(BATCH):
-                optimizer.zero_grad()
-                F.cross_entropy(model(x[batch]), y[batch]).backward()
-                optimizer.step()
-                schedule.step()
-        return model.eval()
+        return descended(NETWORKS[self.network](), x, y, self.decay, EPOCHS, RATE)
 
     def __call__(self, indices, seed):
         """The losses of the test images."""

@@ -29,7 +29,7 @@ from pydvl_datainf import CausalLM, DataInfInfluence
 from pydvl_datainf.fingerprint import fingerprint
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.methods import DATAINF
-from pydvl_datainf.results.half_precision import decoded, encoded
+from pydvl_datainf.results.half_precision import decode, encode
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import ListedBatches, index_batches
 
@@ -151,11 +151,12 @@ def forward_and_backward(model: nn.Module, data: Batch) -> None:
 def add_bytes(table: Table, repeats: int) -> None:
     """Rates in bytes of rows in half precision, which is what lies on disk."""
     rows = torch.randn(64, WIDTH)
-    halves, scales = encoded(rows, squared_norms(rows))
+    norms, halves = squared_norms(rows), torch.empty_like(rows, dtype=torch.float16)
+    scales, wide = encode(rows, norms, halves), torch.empty_like(rows, dtype=torch.float64)
     seconds = medians(
         {
-            "rows encoded": partial(encoded, rows),
-            "rows decoded": partial(decoded, halves, scales, torch.float64),
+            "rows encoded": partial(encode, rows, norms, halves),
+            "rows decoded": partial(decode, halves, scales, wide),
             "norms of rows": partial(squared_norms, rows),
         },
         repeats,

@@ -33,16 +33,32 @@ SCORED_SEEDS = range(100, 105)
 """Of the models whose influences are measured; retrainings have other seeds, 0 and 1."""
 
 
-def perceptron():
-    sizes = (SIDE**2, 24, 24, CLASSES)
+def perceptron(sizes=(SIDE**2, 24, 24, CLASSES)):
     layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
     return nn.Sequential(nn.Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
 
-def convolutional():
+def convolutional(features=144):
     first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
     pooled = (nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(first, *pooled, second, *pooled, nn.Flatten(), nn.Linear(144, CLASSES))
+    return nn.Sequential(
+        first, *pooled, second, *pooled, nn.Flatten(), nn.Linear(features, CLASSES)
+    )
+
+
+def descended(model, x, y, decay, epochs, rate):
+    """A model after steps with momentum and weight decay, at a rate that falls to zero."""
+    settings = {"lr": rate, "momentum": MOMENTUM, "weight_decay": decay}
+    optimizer = torch.optim.SGD(model.parameters(), **settings)
+    steps = epochs * -(-len(x) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x)).split(BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
 
 
 @dataclass(frozen=True)
@@ -58,17 +74,7 @@ class Recipe:
         x, y = (part[indices] for part in load(self.data)[0])
         torch.manual_seed(seed)
         model = {"perceptron": perceptron, "convolutional": convolutional}[self.network]()
-        settings = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": self.decay}
-        optimizer = torch.optim.SGD(model.parameters(), **settings)
-        steps = EPOCHS * -(-len(x) // BATCH)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(EPOCHS):
-            for batch in torch.randperm(len(x)).split(BATCH):
-                optimizer.zero_grad()
-                F.cross_entropy(model(x[batch]), y[batch]).backward()
-                optimizer.step()
-                schedule.step()
-        return model.eval()
+        return descended(model, x, y, self.decay, EPOCHS, RATE)
 
     def __call__(self, indices, seed):
         """The losses of the test images."""

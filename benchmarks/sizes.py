@@ -14,7 +14,8 @@ from pydvl_datainf.errors import PlanError
 from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.results.plan import Plan
-from pydvl_datainf.runner.sizing import RunSize, make_plan
+from pydvl_datainf.runner.cutting import make_plan
+from pydvl_datainf.runner.sizing import RunSize
 
 LORA, QUERIES, BATCH = 8, 100, 8
 RATE = 4e14  # operations a second that a GPU sustains, assumed

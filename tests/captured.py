@@ -14,7 +14,7 @@ def engine(model, loss=F.mse_loss, **kwargs):
     return CaptureEngine(model, OutputLoss(loss), Blocks.from_model(model, "module"), **kwargs)
 
 
-def rows(engine, batch):
+def flat_rows(engine, batch):
     return engine.blocks.flatten(engine.rows(batch))
 
 
@@ -29,7 +29,7 @@ def batches(*lengths, shape=(3,)):
 
 def assert_right(watched, batch):
     exact = dense.gradients(watched.model, F.mse_loss, batch, list(watched.blocks.shapes))
-    torch.testing.assert_close(rows(watched, batch), exact, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(flat_rows(watched, batch), exact, rtol=1e-9, atol=1e-12)
 
 
 def assert_all_right(watched, some):

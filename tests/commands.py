@@ -9,11 +9,16 @@ def invoke(*arguments):
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def done(*arguments):
+def printed(*arguments):
     """What a command prints that succeeds."""
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
-    return " ".join(result.stdout.split())
+    return result.stdout
+
+
+def done(*arguments):
+    """The same on one line."""
+    return " ".join(printed(*arguments).split())
 
 
 def failed(code, *arguments):

@@ -5,15 +5,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import dense
+from small_runs import samples
 
 BLOCKS = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}
 N, M = 11, 4
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 4, (length,), generator=generator)
 
 
 TRAIN, TEST = samples(N, 1), samples(M, 2)

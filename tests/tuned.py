@@ -117,3 +117,24 @@ def sums(count):
 def changed(path, **values):
     """Changes some values of a file of JSON."""
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def pairs(count):
+    """Answers to sums, of which one is preferred."""
+    return [
+        {
+            "prompt": f"What is {i} plus {i}?",
+            "chosen": f" It is {2 * i}.",
+            "rejected": f" It is {3 * i}, I think.",
+        }
+        for i in range(count)
+    ]
+
+
+def log_probability(model, prompt, answer):
+    """Of an answer after a prompt, token by token."""
+    words = tokenizer()
+    ids = torch.tensor([words(prompt + answer)["input_ids"] + [words.eos_token_id]])
+    start = len(words(prompt)["input_ids"])
+    logits = model(ids).logits[0].double().log_softmax(-1)
+    return sum(logits[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))

@@ -5,21 +5,16 @@ from functools import partial
 import numpy as np
 import torch
 from pydvl.valuation.dataset import Dataset, GroupedDataset
-from torch import nn
 from torch.nn import functional as F
 
 import dense
 from pydvl_datainf import DataInfInfluence
 from pydvl_datainf.valuation import DataInfValuation
+from small_runs import network
 
 N, M = 13, 5
 GROUPS = np.array([2, 0, 1, 2, 0, 2, 1, 1, 0, 2, 2, 0, 1])
 BLOCKS = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double()
 
 
 def samples(length, seed):
@@ -43,11 +38,6 @@ def oracle(train, test, model=None, damping=None):
     test, train = rows(test), rows(train)
     given = {b: damping or dense.automatic_damping(g) for b, g in train.items()}
     return dense.influences(test, train, train, given).numpy()
-
-
-def close(actual, expected, relative=1e-9):
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(actual, expected, rtol=relative, atol=relative * scale)
 
 
 TRAIN, TEST = samples(N, 1), samples(M, 2)

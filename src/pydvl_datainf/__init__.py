@@ -48,7 +48,8 @@ if TYPE_CHECKING:
         TokenClassification,
         reference_log_probabilities,
     )
-    from pydvl_datainf.results.reader import CompressionError, InfluenceRun
+    from pydvl_datainf.results.comparisons import CompressionError
+    from pydvl_datainf.results.reader import InfluenceRun
     from pydvl_datainf.runner.options import RunOptions
     from pydvl_datainf.runner.run import compute_self_influence, run_influences
     from pydvl_datainf.runner.sums import sum_runs
@@ -115,10 +116,8 @@ if not TYPE_CHECKING:
             ),
             "influence.approximation": ("approximation_error",),
             "inverse.approximation_error": ("ApproximationError",),
-            "results.reader": (
-                "CompressionError",
-                "InfluenceRun",
-            ),
+            "results.comparisons": ("CompressionError",),
+            "results.reader": ("InfluenceRun",),
             "runner.options": ("RunOptions",),
             "runner.run": (
                 "compute_self_influence",

@@ -175,6 +175,11 @@ def _describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def as_arguments(batch: Batch) -> tuple[Any, Tensor | None]:
+    """Inputs and labels as influence models are called: x and y, or a mapping and None."""
+    return (batch, None) if isinstance(batch, Mapping) else batch
+
+
 def as_batches(data: Any) -> Any:
     """A single batch as data of one batch; loaders as they are."""
     is_pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.by_token import answers_by_token
-from pydvl_datainf.results.facts import run_facts
-from pydvl_datainf.results.listing import End, Ranking, named_apart, rankings_by, rankings_of_test
+from pydvl_datainf.results.facts import query_name, run_facts
+from pydvl_datainf.results.layout import End
+from pydvl_datainf.results.listing import Ranking, named_apart, rankings_by, rankings_of_test
 from pydvl_datainf.results.measures import MEASURES, Measure
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.terminal import visible
@@ -44,9 +45,9 @@ def top_tables(run: InfluenceRun, position: int, k: int, ends: Sequence[End]) ->
         A table of the test sample, and one for each end.
     """
     found = list(rankings_of_test(run, position, k, ends))
-    what = "test sample" if run.attrs["fingerprint"]["query groups"] is None else "group"
     columns = _columns(run, "test").items()
-    yield facts_table(f"The {what}", {name: _shown(values[position]) for name, values in columns})
+    told = {name: _shown(values[position]) for name, values in columns}
+    yield facts_table(f"The {query_name(run)}", told)
     for ranking in found:
         title = f"The {_samples(len(ranking.positions))} most {ranking.end} to it"
         yield _ranking_table(run, title, ranking)
@@ -171,7 +172,7 @@ def _columns(run: InfluenceRun, side: Literal["test", "train"]) -> dict[str, Arr
 
 def _ranking_table(run: InfluenceRun, title: str, ranking: Ranking) -> Table:
     """Samples with a number of each: an influence, or another measure."""
-    is_influence = ranking.measure not in _SUSPICIONS
+    is_influence = ranking.kind == "influence"
     columns = {n: column[ranking.positions] for n, column in _columns(run, "train").items()}
     caption = _against(ranking.values, ranking.end) if is_influence else _scale(run, ranking)
     table = titled_table(title, caption=caption)
@@ -185,9 +186,6 @@ def _ranking_table(run: InfluenceRun, title: str, ranking: Ranking) -> Table:
         shown = f"{number:+.2e}" if is_influence else f"{number:.4g}"
         table.add_row(shown, *(_text(_shown(value)) for value in row))
     return table
-
-
-_SUSPICIONS = {measure.name for measure in MEASURES.values() if measure.is_suspicion}
 
 
 def _against(influences: Array, end: End) -> str | None:

@@ -1,6 +1,7 @@
-"""Texts as a terminal may show them: nothing in them moves its cursor, hides or turns around."""
+"""Texts for people: the first of many names, and nothing that moves a cursor or hides."""
 
 import re
+from collections.abc import Iterable
 from unicodedata import category
 
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -37,3 +38,9 @@ def _escaped(found: re.Match[str]) -> str:
     if category(character) in HIDDEN:
         return character.encode("unicode_escape").decode()
     return character
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first of some names, as messages tell them."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import dense
-from commands import failed, invoke
+from commands import failed, printed
 from jobs import changed, write_job
 from pydvl_datainf import InfluenceRun
 from pydvl_datainf.report import pictures
@@ -25,20 +25,14 @@ QUESTION = {"prompt": "What is 3 plus 4?", "answer": " It is 7, I think 7."}
 EXACT = {"dtype": "float64", "rows": "zarr", "exact_sample": 0}
 
 
-def done(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def asked(*arguments):
-    return json.loads(done("ask", *arguments, "--format", "json", "--no-progress"))
+    return json.loads(printed("ask", *arguments, "--format", "json", "--no-progress"))
 
 
 def run(folder, **fields):
     """The run of the folder's job with these fields."""
     changed(folder, **fields)
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     return InfluenceRun(folder / json.loads((folder / "job.yaml").read_text())["out"])
 
 
@@ -220,7 +214,7 @@ def test_the_answer_is_shown_as_tables_a_page_or_a_run(folder, monkeypatch):
     args = ("ask", made.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
     (found,) = asked(*args[1:], "--k", "3")
     said = " ".join(
-        done(*args, "--k", "3", "--no-progress", "--keep", folder / "kept.zarr").split()
+        printed(*args, "--k", "3", "--no-progress", "--keep", folder / "kept.zarr").split()
     )
     assert "It is 7, I think 7." in said
     assert "The 3 training samples most helpful to it" in said
@@ -231,9 +225,9 @@ def test_the_answer_is_shown_as_tables_a_page_or_a_run(folder, monkeypatch):
     message = failed(1, *other, "--keep", folder / "kept.zarr")
     assert "holds another run" in message
     assert "Warning: questions, question 1: no space stands between prompt and answer" in message
-    done(*other, "--keep", folder / "kept.zarr", "--overwrite")
+    printed(*other, "--keep", folder / "kept.zarr", "--overwrite")
     page = folder / "page.html"
-    assert f"Written to {page}." in done(*args, "--no-progress", "-o", page)
+    assert f"Written to {page}." in printed(*args, "--no-progress", "-o", page)
     assert "It is 7, I think 7." in page.read_text("utf-8")
 
 
@@ -279,7 +273,7 @@ def test_tasks_that_give_no_answers_are_refused(folder, tuned):
     job = json.loads((folder / "job.yaml").read_text()) | fields | {"rows": "zarr"}
     del job["adapter"]
     write_job(folder, job | {"parameters": ["classifier.*"], "exact_sample": 0})
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     message = failed(1, "ask", folder / "out.zarr", "--prompt", "a")
     assert "Models of task token-classification give no answers" in message
 
@@ -289,10 +283,10 @@ def test_answers_by_token_are_one_table_or_a_page(folder):
     args = ("ask", made.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
     args = (*args, "--by-token", "--no-progress")
     page, kept = folder / "page.html", folder / "kept.zarr"
-    assert f"Written to {page}." in done(*args, "-o", page, "--keep", kept)
+    assert f"Written to {page}." in printed(*args, "-o", page, "--keep", kept)
     by_token = InfluenceRun(kept).scores[...]
     assert page.read_text("utf-8").count('title="') == len(by_token) * 20
-    said = done(*args)
+    said = printed(*args)
     assert said.count("Influences in units of") == 1
     unit = float(re.search(r"Influences in units of (\S+),", said)[1])
     lines = [line.split() for line in said.splitlines()]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from commands import failed, invoke
+from commands import failed, printed
 from jobs import changed
 from pydvl_datainf import InfluenceRun
 from tuned import tokenizer, write_lines
@@ -43,18 +43,12 @@ def pairs(tuned, tmp_path_factory):
         "exact_sample": 0,
     }
     (folder / "job.yaml").write_text(json.dumps(job))
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     return InfluenceRun(folder / "out.zarr")
 
 
-def done(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def asked(*arguments):
-    return json.loads(done("ask", *arguments, "--format", "json", "--no-progress"))
+    return json.loads(printed("ask", *arguments, "--format", "json", "--no-progress"))
 
 
 def scores_of(question, run):
@@ -102,14 +96,14 @@ def test_a_label_that_is_not_given_is_the_models_own(pairs, tuned):
 
 
 def test_the_answer_is_shown_as_tables(pairs):
-    said = done("ask", pairs.store, "--prompt", "a", "--text-pair", "b", "--no-progress")
+    said = printed("ask", pairs.store, "--prompt", "a", "--text-pair", "b", "--no-progress")
     assert "predicted" in said
     assert "training samples most helpful to it" in said
 
 
 def test_a_run_of_margins_is_asked_for_the_margin(classification):
     changed(classification, query="margin", rows="zarr", dtype="float64", exact_sample=0)
-    done("run", classification / "job.yaml", "--no-progress")
+    printed("run", classification / "job.yaml", "--no-progress")
     run = InfluenceRun(classification / "out.zarr")
     (found,) = asked(run.store, "--prompt", "It is 2 plus 0", "--answer", "good", "--k", "15")
     assert run.metadata("test")["text"][0] == "It is 2 plus 0"

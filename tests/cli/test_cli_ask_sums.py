@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from commands import failed, invoke
+from commands import failed, printed
 from pydvl_datainf import CausalLM, InfluenceRun, sum_runs
 from pydvl_datainf.asking import ask
 from pydvl_datainf.huggingface import AnswerEncoder, InfluenceBuilder, ModelFiles
@@ -21,12 +21,6 @@ pytestmark = [
 WEIGHTS = [0.5, 2.0]
 QUESTION = {"prompt": "What is 3 plus 4?", "answer": " It is 7, I think 7."}
 TOLD = [part for name, text in QUESTION.items() for part in (f"--{name}", text)]
-
-
-def done(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +48,12 @@ def total(tuned, tmp_path_factory):
         "exact_sample": 0,
     }
     (folder / "job.yaml").write_text(json.dumps(job))
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     return InfluenceRun(folder / "out.zarr")
 
 
 def asked(store, *arguments):
-    return json.loads(done("ask", store, *arguments, "--format", "json", "--no-progress"))
+    return json.loads(printed("ask", store, *arguments, "--format", "json", "--no-progress"))
 
 
 def scores_of(question, run):
@@ -95,7 +89,7 @@ def test_the_last_checkpoint_answers(total, tmp_path, monkeypatch):
         close(answer.influences, sum(WEIGHTS) * scores_of(last, total)[answer.positions], 1e-6)
     assert [part.weight for part in stored.parts] == WEIGHTS
     assert [part.place for part in stored.parts] == [f"{kept}.parts/{k}.zarr" for k in (1, 2)]
-    assert f"{given['helpful'][0]['id']}" in done("top", kept, "--k", 1)
+    assert f"{given['helpful'][0]['id']}" in printed("top", kept, "--k", 1)
 
 
 def test_a_sum_that_no_job_made_is_asked_by_the_jobs_of_its_parts(total, tmp_path, monkeypatch):

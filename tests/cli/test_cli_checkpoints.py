@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from commands import invoke
+from jobs import write_job
 from pydvl_datainf import CausalLM, InfluenceRun, JobError, SequenceClassification
-from pydvl_datainf.cli import main
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
     ClassEncoder,
@@ -30,10 +30,6 @@ slow = pytest.mark.slow
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 WEIGHTS = [0.5, 2.0]
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def done(*arguments):
@@ -77,10 +73,6 @@ def folder(tuned, tmp_path):
     }
     write_job(tmp_path, job)
     return tmp_path
-
-
-def write_job(folder, job):
-    (folder / "job.yaml").write_text(json.dumps(job))  # JSON is YAML
 
 
 def changed(folder, **fields):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pydvl_datainf import DataInfInfluence, InfluenceRun, run_influences
 from pydvl_datainf.cli import main
+from report_pages import samples
 
 N, M = 9, 4
 INFLUENCES = {"mean": "on average", "median": "by median influence"}
@@ -24,12 +25,6 @@ READ = {
     "loss": InfluenceRun.training_loss,
     "suspicion": InfluenceRun.suspicion,
 }
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 2, (length,), generator=generator)
 
 
 def made(store, **settings):

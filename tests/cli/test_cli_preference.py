@@ -10,20 +10,9 @@ import dense
 from jobs import done, run
 from pydvl_datainf import InfluenceRun
 from pydvl_datainf.jobfile import reference
-from tuned import tokenizer, write_lines
+from tuned import log_probability, pairs, write_lines
 
 pytestmark = pytest.mark.slow
-
-
-def pairs(count):
-    return [
-        {
-            "prompt": f"What is {i} plus {i}?",
-            "chosen": f" It is {2 * i}.",
-            "rejected": f" It is {3 * i}, I think.",
-        }
-        for i in range(count)
-    ]
 
 
 @pytest.fixture
@@ -41,15 +30,6 @@ def preference(tuned, tmp_path):
         "beta": 0.3,
         "max_tokens": 100,
     }
-
-
-def log_probability(model, prompt, answer):
-    """Of an answer after a prompt, token by token."""
-    words = tokenizer()
-    ids = torch.tensor([words(prompt + answer)["input_ids"] + [words.eos_token_id]])
-    start = len(words(prompt)["input_ids"])
-    logits = model(ids).logits[0].double().log_softmax(-1)
-    return sum(logits[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
 
 
 def test_preferences(preference, tuned, tmp_path):

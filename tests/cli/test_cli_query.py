@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import dense
 from pydvl_datainf import InfluenceRun
 from pydvl_datainf.cli import main
-from tuned import sums, tokenizer, write_lines
+from tuned import log_probability, pairs, sums, write_lines
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,26 +33,6 @@ def done(folder, job):
 def job_of(task, **fields):
     usual = {"train": "train.jsonl", "test": "test.jsonl", "out": "out.zarr", "device": "cpu"}
     return {"task": task, "query": "margin", **usual, **fields}
-
-
-def pairs(count):
-    return [
-        {
-            "prompt": f"What is {i} plus {i}?",
-            "chosen": f" It is {2 * i}.",
-            "rejected": f" It is {3 * i}, I think.",
-        }
-        for i in range(count)
-    ]
-
-
-def log_probability(model, prompt, answer):
-    """Of an answer after a prompt, token by token."""
-    words = tokenizer()
-    ids = torch.tensor([words(prompt + answer)["input_ids"] + [words.eos_token_id]])
-    start = len(words(prompt)["input_ids"])
-    logits = model(ids).logits[0].double().log_softmax(-1)
-    return sum(logits[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
 
 
 def lead(model, pair):

@@ -8,24 +8,20 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
+from commands import invoke
 from pydvl_datainf import DataInfInfluence, run_influences
-from pydvl_datainf.cli import main
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.tasks import blocks
 from pydvl_datainf.tables import info_tables, mean_tables
+from report_pages import samples
 
 N, M = 12, 5
 LONG = "A text with [bold]square[/bold] brackets, " + "and many words " * 20 + "up to its end."
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def one_line(text):
@@ -43,12 +39,6 @@ def refused(*arguments):
     assert result.exit_code == 1, result.output
     assert re.fullmatch(r"Error: .+\n", result.stderr)
     return result.stderr
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 2, (length,), generator=generator)
 
 
 METADATA = {

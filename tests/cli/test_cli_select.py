@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from commands import failed, invoke
+from commands import failed, printed
 from jobs import changed
 from pydvl_datainf import InfluenceRun
 
@@ -16,12 +16,6 @@ pytestmark = [
 ]
 
 
-def done(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def lines_of(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
@@ -29,14 +23,14 @@ def lines_of(path):
 @pytest.fixture
 def made(folder):
     """The run of a job on prompts and answers, with ids."""
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     return InfluenceRun(folder / "out.zarr")
 
 
 @pytest.fixture
 def classified(classification):
     changed(classification, self_influence=True)
-    done("run", classification / "job.yaml", "--no-progress")
+    printed("run", classification / "job.yaml", "--no-progress")
     return classification
 
 
@@ -46,7 +40,7 @@ def test_the_next_training_file_and_what_was_left_out(folder, made):
     assert 0 < harming < 20
     worst = np.argsort(mean, kind="stable")[:harming].tolist()
     before = (folder / "train.jsonl").read_text().splitlines(keepends=True)
-    said = done("select", made.store, "--drop-harmful", "19", "-o", folder / "next.jsonl")
+    said = printed("select", made.store, "--drop-harmful", "19", "-o", folder / "next.jsonl")
     kept = "".join(line for i, line in enumerate(before) if i not in worst)
     assert (folder / "next.jsonl").read_text() == kept
     dropped = lines_of(folder / "next.dropped.jsonl")
@@ -61,9 +55,9 @@ def test_the_next_training_file_and_what_was_left_out(folder, made):
 
 
 def test_the_next_file_makes_a_run(folder, made):
-    done("select", made.store, "--keep-helpful", "50%", "-o", folder / "next.jsonl")
+    printed("select", made.store, "--keep-helpful", "50%", "-o", folder / "next.jsonl")
     changed(folder, train="next.jsonl", out="next.zarr")
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     best = np.argsort(-made.mean_influence(), kind="stable")[:10]
     assert InfluenceRun(folder / "next.zarr").train_ids.tolist() == [
         f"sum {i}" for i in sorted(best.tolist())
@@ -73,7 +67,7 @@ def test_the_next_file_makes_a_run(folder, made):
 def test_suspicious_labels_are_written_for_a_person_to_check(classified):
     out = classified / "next.csv"
     args = ("--drop-suspicious", "20%", "--relabel", "--for", "label=bad", "-o", out)
-    said = done("select", classified / "out.zarr", *args)
+    said = printed("select", classified / "out.zarr", *args)
     dropped, checked = (
         lines_of(classified / f"next.{what}.jsonl") for what in ("dropped", "relabel")
     )
@@ -98,7 +92,7 @@ def test_existing_files_stay(folder, made):
     assert "next.dropped.jsonl is there" in failed(1, *args)
     assert not (folder / "next.jsonl").exists()
     assert "replace it with --overwrite" in failed(1, *args)
-    done(*args, "--overwrite")
+    printed(*args, "--overwrite")
     assert lines_of(folder / "next.dropped.jsonl")
     args = (*args[:-1], folder / "train.jsonl", "--overwrite")
     assert "is the data itself" in failed(1, *args)
@@ -126,9 +120,9 @@ def test_the_job_is_found_beside_the_run_here_or_by_its_name(folder, made, tmp_p
     monkeypatch.chdir(elsewhere)
     assert "is neither in the current folder nor in that of the run" in failed(1, *args)
     monkeypatch.chdir(folder)
-    done(*args)
+    printed(*args)
     monkeypatch.chdir(elsewhere)
-    done(*args, "--job", folder / "job.yaml")
+    printed(*args, "--job", folder / "job.yaml")
     assert (elsewhere / "next.jsonl").read_text() == (folder / "next.jsonl").read_text()
     changed(folder, max_length=100)
     message = failed(1, *args, "--job", folder / "job.yaml", "--overwrite")
@@ -151,9 +145,9 @@ def test_unquoted_tables_are_cut_at_their_lines(folder):
     rows = [f'He said "{i}\tmore {i}\n' for i in range(12)]
     (folder / "train.tsv").write_text("".join(["prompt\tanswer\n", *rows]))
     changed(folder, train="train.tsv", quoting="none", columns={})
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     best = np.argsort(-InfluenceRun(folder / "out.zarr").mean_influence(), kind="stable")[:3]
-    done("select", folder / "out.zarr", "--keep-helpful", "3", "-o", folder / "next.tsv")
+    printed("select", folder / "out.zarr", "--keep-helpful", "3", "-o", folder / "next.tsv")
     kept = "".join(rows[i] for i in sorted(best.tolist()))
     assert (folder / "next.tsv").read_text() == "prompt\tanswer\n" + kept
 
@@ -162,7 +156,7 @@ def test_a_run_that_left_samples_out_says_what_to_do(folder):
     with (folder / "train.jsonl").open("a") as file:
         file.write(json.dumps({"id": "long", "prompt": "plus " * 60, "answer": "x"}) + "\n")
     changed(folder, on_unusable="skip", max_length=40)
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     args = ("select", folder / "out.zarr", "--drop-harmful", "1", "-o", folder / "next.jsonl")
     message = failed(1, *args)
     assert "What a job leaves out (on_unusable: skip) has to be taken out of the data" in message

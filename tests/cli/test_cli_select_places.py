@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, load_from_disk
 
-from commands import failed, invoke
+from commands import failed, printed
 from jobs import changed
 from pydvl_datainf import InfluenceRun
 from tuned import sums, write_lines
@@ -17,15 +17,9 @@ pytestmark = [
 ]
 
 
-def done(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def run(folder, **fields):
     changed(folder, exact_sample=0, **fields)
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     return InfluenceRun(folder / "out.zarr")
 
 
@@ -43,10 +37,10 @@ def test_only_folders_of_datasets_are_replaced(folder, monkeypatch):
     assert "is the data itself" in failed(1, *args, folder / "train" / "next")
     monkeypatch.chdir(folder / "train")
     assert "Choose another name" in failed(1, *args, ".", "--job", folder / "job.yaml")
-    done("info", made.store, "--check")
+    printed("info", made.store, "--check")
     assert len(load_from_disk(str(folder / "train"))) == 9
     for place in ("next", "absent/../next"):  # the second of which replaces what the first wrote
-        done(*args, folder / place)
+        printed(*args, folder / place)
     assert len(lines_of(folder / "next.dropped.jsonl")) == 6
     assert len(load_from_disk(str(folder / "next"))) == 3
 
@@ -71,7 +65,7 @@ def test_columns_with_names_of_ours_take_no_number_s_place(folder):
     write_lines(folder / "train.jsonl", [{**record, **theirs} for record in sums(9)])
     made = run(folder, columns={"id": "id", "show_train": names})
     args = ("top", made.store, "--test", "sum 1", "--k", "9", "--most", "helpful")
-    found = json.loads(done(*args, "--format", "json"))
+    found = json.loads(printed(*args, "--format", "json"))
     scores = made.scores[2]
     order = np.argsort(-scores)
     assert [record["rank"] for record in found] == list(range(1, 10))
@@ -79,7 +73,7 @@ def test_columns_with_names_of_ours_take_no_number_s_place(folder):
     assert np.array_equal(np.float32([r["influence"] for r in found]), scores[order])
     assert {record["sample_rank"] for record in found} == {100}
     assert {record["position"] for record in found} == {102}
-    done("select", made.store, "--keep-helpful", "3", "-o", folder / "next.jsonl")
+    printed("select", made.store, "--keep-helpful", "3", "-o", folder / "next.jsonl")
     dropped = lines_of(folder / "next.dropped.jsonl")
     mean = made.mean_influence()
     worst = np.argsort(mean)[:6]
@@ -94,7 +88,7 @@ def test_numbers_that_are_none_are_as_they_were(folder):
     write_lines(folder / "train.jsonl", records)
     made = run(folder, columns={"id": "id", "show_train": ["grade"]})
     args = ("select", made.store, "--keep-helpful", "3", "-o", folder / "next.jsonl")
-    done(*args)
+    printed(*args)
     records[3]["grade"] = 2.5
     write_lines(folder / "train.jsonl", records)
     message = failed(1, *args, "--overwrite")

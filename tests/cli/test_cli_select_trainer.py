@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from commands import failed, invoke
+from commands import failed, printed
 from jobs import changed
 from pydvl_datainf import InfluenceRun, influence_from_trainer, run_influences
 from pydvl_datainf.asking import Question, ask
@@ -20,12 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning"),
 ]
-
-
-def done(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def lines_of(path):
@@ -65,7 +59,7 @@ def test_a_question_to_a_trainer_has_the_scores_of_its_test_sample(folder_of_tra
 def test_the_next_file_of_a_run_of_a_trainer(folder_of_trainer, tmp_path, name):
     store, out = folder_of_trainer / f"{name}.zarr", tmp_path / "next.jsonl"
     train = folder_of_trainer / "train.jsonl"
-    said = done("select", store, "--keep-helpful", "4", "--train", train, "-o", out)
+    said = printed("select", store, "--keep-helpful", "4", "--train", train, "-o", out)
     best = np.argsort(-InfluenceRun(store).mean_influence(), kind="stable")[:4]
     before = train.read_text().splitlines(keepends=True)
     assert out.read_text() == "".join(before[i] for i in sorted(best.tolist()))
@@ -118,16 +112,16 @@ def test_what_does_not_go_with_a_file_is_refused(folder_of_trainer, tmp_path):
 
 def test_answers_that_were_kept_are_asked_and_selected_as_their_run(folder):
     changed(folder, rows="zarr", exact_sample=0)
-    done("run", folder / "job.yaml", "--no-progress")
+    printed("run", folder / "job.yaml", "--no-progress")
     question = ("--prompt", "What is 3 plus 4?", "--answer", " It is 8.")
     kept, again = folder / "kept.zarr", folder / "again.zarr"
-    done("ask", folder / "out.zarr", *question, "--keep", kept, "--no-progress")
-    done("ask", kept, *question, "--keep", again, "--no-progress")
+    printed("ask", folder / "out.zarr", *question, "--keep", kept, "--no-progress")
+    printed("ask", kept, *question, "--keep", again, "--no-progress")
     scores = InfluenceRun(kept).scores[...]
     np.testing.assert_array_equal(InfluenceRun(again).scores, scores)
     args = ("select", folder / "out.zarr", "--keep-helpful", "5", "-o", folder / "next.jsonl")
     assert "Leave --train out" in failed(1, *args, "--train", folder / "train.jsonl")
-    done("select", kept, *args[2:])
+    printed("select", kept, *args[2:])
     ids = {record["id"] for record in lines_of(folder / "next.jsonl")}
     assert ids == {sums(20)[i]["id"] for i in np.argsort(-scores[0], kind="stable")[:5]}
     (folder / "elsewhere").mkdir()

@@ -7,13 +7,12 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
 from transformers import AutoModelForSequenceClassification
 
+from commands import invoke
 from pydvl_datainf import InfluenceRun
-from pydvl_datainf.cli import main
 from pydvl_datainf.jobfile.reading import read_job
 from pydvl_datainf.jobfile.recipe import RecipeCheck
 from pydvl_datainf.jobfile.retraining import Retraining
@@ -68,10 +67,6 @@ def tune(base, folder):
                 optimizer.step()
                 optimizer.zero_grad()
         model.save_pretrained(folder)
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def validated(folder, *options):

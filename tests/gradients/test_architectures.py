@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import dense
 import tiny
+from captured import flat_rows
 from pydvl_datainf import CausalLM, SequenceClassification, TokenClassification
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine
@@ -98,10 +99,6 @@ def engine_of(case, model, **kwargs):
     return CaptureEngine(model, case.objective, Blocks.from_model(model, "module"), **kwargs)
 
 
-def rows_of(engine, batch):
-    return engine.blocks.flatten(engine.rows(batch))
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_rows_are_those_of_one_backward_pass_per_sample(case, attention):
     """Also where a batch has as many samples as positions, and after a batch of one.
@@ -114,7 +111,7 @@ def test_rows_are_those_of_one_backward_pass_per_sample(case, attention):
     for length, positions in ((4, 7), (1, 5), (6, 6), (3, 9)):
         batch = tiny.in_float64(case.batch(length, positions))
         exact = dense.gradients(model, case.loss, batch, tiny.names_of(model))
-        tiny.assert_rows_close(rows_of(engine, batch), exact)
+        tiny.assert_rows_close(flat_rows(engine, batch), exact)
 
 
 def test_a_model_is_compared_in_its_first_batch_whatever_the_sizes(case, monkeypatch):
@@ -138,7 +135,7 @@ def test_rows_of_narrower_models(case, dtype, bound):
     model = case.model().to(dtype).eval()
     batch = case.batch()
     narrow = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
-    rows = rows_of(engine_of(case, model), narrow)
+    rows = flat_rows(engine_of(case, model), narrow)
     wide = dense.in_float64(model)
     exact = dense.gradients(wide, case.loss, tiny.in_float64(narrow), tiny.names_of(wide))
     assert rows.dtype == torch.float32
@@ -153,7 +150,7 @@ def test_layers_that_see_positions_beside_texts():
     for length, positions in ((4, 7), (1, 5), (6, 6), (3, 9)):
         batch = case.batch(length, positions)
         exact = dense.gradients(model, case.loss, batch, tiny.names_of(model))
-        tiny.assert_rows_close(rows_of(engine, batch), exact)
+        tiny.assert_rows_close(flat_rows(engine, batch), exact)
 
 
 def test_texts_of_one_length_need_no_mask(case):
@@ -161,7 +158,7 @@ def test_texts_of_one_length_need_no_mask(case):
     engine = engine_of(case, model, strict=True)
     batch = tiny.in_float64(tiny.joined(*[case.batch(1, 6) for _ in range(3)]))
     exact = dense.gradients(model, case.loss, batch, tiny.names_of(model))
-    tiny.assert_rows_close(rows_of(engine, batch), exact)
+    tiny.assert_rows_close(flat_rows(engine, batch), exact)
 
 
 @pytest.mark.parametrize(

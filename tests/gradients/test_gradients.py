@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import dense
+from captured import flat_rows
 from pydvl_datainf import ModelError
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine, FunctionalEngine
@@ -17,10 +18,6 @@ from zoo import CASES, EXPLAINED, numbers
 
 def in_double(batch):
     return tuple(t.double() if t.is_floating_point() else t for t in batch)
-
-
-def flat_rows(engine, batch):
-    return engine.blocks.flatten(engine.rows(batch))
 
 
 def truth(model, loss, batch):

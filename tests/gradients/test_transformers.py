@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import dense
 import tiny
+from captured import flat_rows
 from pydvl_datainf import CausalLM, DataInfInfluence, ModelError, SequenceClassification
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import CaptureEngine
@@ -16,10 +17,6 @@ ANSWERS = (CausalLM(), tiny.answer_loss, tiny.answers)
 
 def engine_of(model, objective=CLASSES[0]):
     return CaptureEngine(model, objective, Blocks.from_model(model, "module"), strict=True)
-
-
-def rows_of(engine, batch):
-    return engine.blocks.flatten(engine.rows(batch))
 
 
 def truth(model, batch, loss=tiny.classification_loss):
@@ -41,7 +38,7 @@ def test_padding_does_not_change_a_row(build):
     longer = {k: F.pad(v, (0, 3 * (v.ndim - 1))) for k, v in batch.items()}
     assert longer["input_ids"].shape == (4, 10)
     engine = engine_of(model)
-    tiny.assert_rows_close(rows_of(engine, longer), rows_of(engine, batch))
+    tiny.assert_rows_close(flat_rows(engine, longer), flat_rows(engine, batch))
 
 
 @pytest.mark.parametrize("build", [lora_bert, tiny.llama_classifier])
@@ -53,10 +50,10 @@ def test_a_mask_that_is_left_out_is_noticed(build):
     batch["input_ids"] = torch.randint(1, 40, (4, 7))
     batch["attention_mask"][:, 2] = 0
     exact = truth(model, batch)
-    tiny.assert_rows_close(rows_of(engine_of(model), batch), exact)
+    tiny.assert_rows_close(flat_rows(engine_of(model), batch), exact)
     del batch["attention_mask"]
     with pytest.raises(AssertionError):
-        tiny.assert_rows_close(rows_of(engine_of(model), batch), exact)
+        tiny.assert_rows_close(flat_rows(engine_of(model), batch), exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.float64])
@@ -67,7 +64,7 @@ def test_masks_of_other_types(build, dtype):
     batch = tiny.labelled_texts(4, 7)
     exact = truth(model, batch)
     other = {**batch, "attention_mask": batch["attention_mask"].to(dtype)}
-    tiny.assert_rows_close(rows_of(engine_of(model), other), exact)
+    tiny.assert_rows_close(flat_rows(engine_of(model), other), exact)
 
 
 def test_token_types():
@@ -78,10 +75,10 @@ def test_token_types():
         batch = tiny.labelled_texts(length, positions)
         batch["token_type_ids"] = (torch.arange(positions) > 2).long().expand(length, -1)
         exact = truth(model, batch)
-        tiny.assert_rows_close(rows_of(engine, batch), exact)
+        tiny.assert_rows_close(flat_rows(engine, batch), exact)
         untyped = {k: v for k, v in batch.items() if k != "token_type_ids"}
         with pytest.raises(AssertionError):
-            tiny.assert_rows_close(rows_of(engine, untyped), exact)
+            tiny.assert_rows_close(flat_rows(engine, untyped), exact)
 
 
 # Weights that are tied, and an output layer that is called for some positions
@@ -99,7 +96,7 @@ def test_the_output_layer_is_differentiated_where_it_is_called(build, tied):
     for length, positions in ((4, 7), (1, 5), (3, 9)):
         batch = tiny.answers(length, positions)
         exact = truth(model, batch, tiny.answer_loss)
-        tiny.assert_rows_close(rows_of(engine, batch), exact)
+        tiny.assert_rows_close(flat_rows(engine, batch), exact)
 
 
 # Activation checkpointing, which is active in training mode only
@@ -134,9 +131,9 @@ class TestCheckpointing:
         for length, positions in ((4, 7), (1, 5), (3, 9)):
             batch = texts(length, positions)
             exact = truth(model.eval(), batch, loss)
-            tiny.assert_rows_close(rows_of(engine, batch), exact)
+            tiny.assert_rows_close(flat_rows(engine, batch), exact)
             model.train()
-            tiny.assert_rows_close(rows_of(engine, batch), exact)
+            tiny.assert_rows_close(flat_rows(engine, batch), exact)
 
     @pytest.mark.parametrize("length", [1, 4])
     def test_reentrance_is_refused(self, name, length):
@@ -148,7 +145,7 @@ class TestCheckpointing:
             with pytest.raises(ModelError, match=r"re-entrant form hides the graph.*model.eval"):
                 engine.rows(batch)
             model.eval()
-            tiny.assert_rows_close(rows_of(engine, batch), truth(model, batch, loss))
+            tiny.assert_rows_close(flat_rows(engine, batch), truth(model, batch, loss))
             model.train()
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import dense
-from captured import data, engine, rows
+from captured import data, engine, flat_rows
 from pydvl_datainf import ModelError
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import FunctionalEngine
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:One backward pass per sample")
 def assert_right(engine, batch, loss=F.mse_loss):
     names = list(engine.blocks.shapes)
     exact = dense.gradients(engine.model, loss, batch, names)
-    torch.testing.assert_close(rows(engine, batch), exact, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(flat_rows(engine, batch), exact, rtol=1e-9, atol=1e-12)
 
 
 class Sorting(nn.Module):
@@ -219,7 +219,7 @@ def test_a_first_layer_that_works_in_place_leaves_the_callers_data():
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)).double()
     x, y = data(4, 3)
     before = x.clone()
-    got = rows(engine(model), (x, y))
+    got = flat_rows(engine(model), (x, y))
     assert torch.equal(x, before)
     exact = dense.gradients(
         model, F.mse_loss, (before.relu(), y), list(dict(model.named_parameters()))

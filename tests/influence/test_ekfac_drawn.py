@@ -25,17 +25,12 @@ from pydvl_datainf import (
 from pydvl_datainf.gradients.relabelled import drawn
 from pydvl_datainf.objectives import OutputLoss
 from pydvl_datainf.objectives.own_labels import label_logits
+from small_runs import samples
 
 
 def network(seed=3):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double()
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 4, (length,), generator=generator)
 
 
 TEST, TRAIN = samples(30, 2), samples(23, 1)

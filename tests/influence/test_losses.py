@@ -20,13 +20,9 @@ from pydvl_datainf import (
     ObjectiveError,
     SourceError,
 )
+from small_runs import network
 
 N = 11
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double()
 
 
 def samples(length, seed=1):

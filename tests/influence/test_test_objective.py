@@ -22,6 +22,7 @@ from pydvl_datainf import (
     approximation_error,
     run_influences,
 )
+from small_runs import network, samples
 
 N, M = 11, 5
 INVERSES = {
@@ -30,17 +31,6 @@ INVERSES = {
     "scaled": (HessianFreeInfluence, {"scaled": True}, dense.scaled_identity),
 }
 NAMES = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double()
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 4, (length,), generator=generator)
 
 
 TRAIN, TEST = samples(N, 1), samples(M, 2)

@@ -23,11 +23,6 @@ SUSPICION = np.array([1.0, 2.0, 3.0, 4.0])
 CURVES = pytest.mark.parametrize("draw", [roc_curves, inspection_curves])
 
 
-@pytest.fixture
-def ax():
-    return Figure().subplots()
-
-
 def labels(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 

@@ -10,11 +10,6 @@ LAYER = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default"
 
 
 @pytest.fixture
-def ax():
-    return Figure().subplots()
-
-
-@pytest.fixture
 def scores():
     return np.random.default_rng(0).normal(size=(3, 4, 5)) * np.array([1, 10, 0.1, 3])[:, None]
 

@@ -9,11 +9,6 @@ from pydvl_datainf.plots import score_heatmap
 SCORES = np.random.default_rng(1).normal(size=(4, 6))
 
 
-@pytest.fixture
-def ax():
-    return Figure().subplots()
-
-
 def drawn(ax):
     return np.asarray(ax.images[0].get_array())
 

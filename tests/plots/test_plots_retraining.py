@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from pydvl_datainf.plots import lds_of_methods, predicted_against_actual
 
 PREDICTED, ACTUAL = np.array([-1.0, 0.0, 1.0, 2.0]), np.array([3.0, 4.0, 4.0, 6.0])
-
-
-@pytest.fixture
-def ax():
-    return Figure().subplots()
 
 
 def test_each_subset_is_a_point_and_the_line_is_that_of_least_squares(ax):

@@ -9,15 +9,10 @@ from torch.nn import functional as F
 from pydvl_datainf import DataInfInfluence, StoreError, run_influences
 from pydvl_datainf.results import medians
 from pydvl_datainf.results.medians import column_medians
+from small_runs import samples
 
 N = 13
 KINDS = {"sums": {}, "blocks": {"by_block": True}, "tiles": {"tile": (50, 50)}}
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 4, (length,), generator=generator)
 
 
 def run(store, m, **settings):

@@ -17,14 +17,9 @@ from pydvl_datainf.cli import main
 from pydvl_datainf.report import write_report
 from pydvl_datainf.results.facts import run_facts
 from pydvl_datainf.tables import info_tables
+from report_pages import samples
 
 N, M = 9, 4
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 2, (length,), generator=generator)
 
 
 def made(store, seed, kind=DataInfInfluence, **settings):

@@ -26,7 +26,8 @@ from pydvl_datainf import (
 )
 from pydvl_datainf.inverse import compression
 from pydvl_datainf.inverse.methods import DATAINF, EXACT
-from pydvl_datainf.runner.sizing import RunSize, make_plan
+from pydvl_datainf.runner.cutting import make_plan
+from pydvl_datainf.runner.sizing import RunSize
 from small_runs import close, samples
 
 KEPT = [16, 20, 20, 20, 20]

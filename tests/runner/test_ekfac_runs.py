@@ -27,6 +27,7 @@ from pydvl_datainf import (
 )
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner import tasks
+from small_runs import samples
 
 N, M = 23, 6
 HALF = 2**-11
@@ -37,12 +38,6 @@ def network():
     torch.manual_seed(0)
     layers = nn.Linear(3, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 4, bias=False)
     return nn.Sequential(*layers).double().eval()
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 4, (length,), generator=generator)
 
 
 def batches(data, size):

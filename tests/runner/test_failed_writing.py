@@ -20,7 +20,8 @@ from pydvl_datainf import (
 from pydvl_datainf.inverse.methods import METHODS
 from pydvl_datainf.report import write_report
 from pydvl_datainf.runner import tasks
-from pydvl_datainf.runner.sizing import RunSize, make_plan
+from pydvl_datainf.runner.cutting import make_plan
+from pydvl_datainf.runner.sizing import RunSize
 from pydvl_datainf.runner.tasks import gradients
 
 N, M = 12, 3
@@ -125,7 +126,7 @@ def test_what_stops_a_run_is_told_and_not_that_it_cannot_be_noted(tmp_path, monk
         raise StoreError("full")
 
     monkeypatch.setattr(tasks, "write_piece", stopping)
-    monkeypatch.setattr("pydvl_datainf.runner.stages.Stages._tell_cost", full)
+    monkeypatch.setattr("pydvl_datainf.runner.task_calls.TaskCalls._tell_cost", full)
     monkeypatch.setattr(tasks, "write_rows", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run.zarr")

@@ -5,8 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 from torch.nn import functional as F
 from zarr.storage import MemoryStore
 
@@ -28,21 +26,11 @@ from pydvl_datainf.results.facts import run_facts
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import sealed_attributes
 from pydvl_datainf.results.store import Store
+from small_runs import network, samples
 
 N, M, STEPS, NEVER = 23, 30, 12, 1e-300
 BLOCKS = {"0": ["0.weight", "0.bias"], "2": ["2.weight", "2.bias"]}
 NOT_CONVERGED = "ignore:LiSSA has not converged"
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double()
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 4, (length,), generator=generator)
 
 
 TEST, TRAIN = samples(M, 2), samples(N, 1)

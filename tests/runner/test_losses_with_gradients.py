@@ -13,6 +13,7 @@ from pydvl_datainf import DataInfInfluence, ExactInfluence, ModelError, run_infl
 from pydvl_datainf.inverse import compression
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner import tasks
+from small_runs import samples
 
 N, M, NAME = 23, 3, "training_loss"
 
@@ -21,12 +22,6 @@ def network():
     torch.manual_seed(0)
     layers = OrderedDict(first=nn.Linear(3, 5), act=nn.Tanh(), loss=nn.Linear(5, 4))
     return nn.Sequential(layers).double()  # a layer called "loss"
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 4, (length,), generator=generator)
 
 
 def batches(size=4):

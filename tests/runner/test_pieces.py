@@ -23,7 +23,7 @@ from piece_runs import (
     truth,
 )
 from pydvl_datainf import compute_self_influence, run_influences
-from pydvl_datainf.runner import run as making
+from pydvl_datainf.runner import request as making
 from pydvl_datainf.runner.tasks import rows as reading
 from small_runs import close, samples
 

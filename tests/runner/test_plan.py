@@ -18,15 +18,13 @@ from pydvl_datainf.results.plan import Plan, Tiling
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import BatchIndex, cut_batches
 from pydvl_datainf.runner.choices import planned
+from pydvl_datainf.runner.cutting import TRANSIT_SHARE, fits_at_once, make_plan
 from pydvl_datainf.runner.executors import InProcess
 from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.runner.sizing import (
     CHUNKS_IN_TRANSIT,
     DECODED_SHARE,
-    TRANSIT_SHARE,
     RunSize,
-    fits_at_once,
-    make_plan,
     sampled_queries,
 )
 from pydvl_datainf.runner.train_side import NewRows

@@ -3,7 +3,8 @@
 import pytest
 
 from pydvl_datainf.inverse.methods import METHODS
-from pydvl_datainf.runner.sizing import DECODED_SHARE, TRANSIT_SHARE, RunSize, make_plan
+from pydvl_datainf.runner.cutting import TRANSIT_SHARE, make_plan
+from pydvl_datainf.runner.sizing import DECODED_SHARE, RunSize
 
 N, WIDE, MEMORY = 2000, 20_000, 128 * 2**20
 

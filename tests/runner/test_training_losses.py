@@ -5,29 +5,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import dense
+from damage import flip_a_byte
 from pydvl_datainf import DataInfInfluence, StoreError, run_influences
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
+from small_runs import network, samples
 
 N, M = 13, 5
 NAME = "training_loss"
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double()
-
-
-def samples(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(length, 3, generator=generator, dtype=torch.float64)
-    return x, torch.randint(0, 4, (length,), generator=generator)
 
 
 def loader(length, seed, batch_size=4):
@@ -114,12 +104,6 @@ def test_a_stop_among_the_losses_keeps_those_that_are_there(old, monkeypatch, ke
     for chunk in "012":
         name = f"{NAME}/c/{chunk}"
         assert (store / name).read_bytes() == (kept / name).read_bytes()
-
-
-def flip_a_byte(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, lambda file: file.unlink()], ids=["bit", "gone"])

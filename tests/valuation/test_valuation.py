@@ -16,6 +16,7 @@ from pydvl_datainf import DataInfInfluence
 from pydvl_datainf.errors import BatchError, ModelError, PlanError, SourceError
 from pydvl_datainf.influence import ExactInfluence, HessianFreeInfluence
 from pydvl_datainf.valuation import DataInfValuation
+from small_runs import close
 from valued import (
     BLOCKS,
     TEST,
@@ -23,7 +24,6 @@ from valued import (
     M,
     N,
     build,
-    close,
     group_scores,
     grouped,
     network,

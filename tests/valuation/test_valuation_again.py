@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from pydvl_datainf import DataInfInfluence
 from pydvl_datainf.errors import BatchError
 from pydvl_datainf.valuation import DataInfValuation
-from valued import TEST, TRAIN, N, build, close, network, oracle, samples, tensors, values_of
+from small_runs import close
+from valued import TEST, TRAIN, N, build, network, oracle, samples, tensors, values_of
 
 # Fitted anew
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from pydvl_datainf import ExactInfluence
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.valuation import DataInfValuation
-from valued import TEST, TRAIN, close, network
+from small_runs import close
+from valued import TEST, TRAIN, network
 
 ASKED = {"rows": "compressed", "basis_sample": 7}
 

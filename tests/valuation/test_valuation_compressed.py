@@ -10,7 +10,8 @@ import dense
 from pydvl_datainf import DataInfInfluence, ExactInfluence, HessianFreeInfluence
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.valuation import DataInfValuation
-from valued import BLOCKS, TEST, TRAIN, N, close, network, oracle_rows
+from small_runs import close
+from valued import BLOCKS, TEST, TRAIN, N, network, oracle_rows
 
 RANK, SAMPLE, SEED = 3, 7, 2
 ASKED = {"rows": "compressed", "rank": RANK, "basis_sample": SAMPLE, "basis_seed": SEED}

@@ -4,7 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from pydvl_datainf import EkfacInfluence
-from valued import TEST, TRAIN, close, network, tensors, values_of
+from small_runs import close
+from valued import TEST, TRAIN, network, tensors, values_of
 
 
 def test_values_are_mean_influences_of_the_fitted_model():

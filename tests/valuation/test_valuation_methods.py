@@ -9,7 +9,8 @@ from torch.nn import functional as F
 import dense
 from pydvl_datainf import DataInfInfluence, ExactInfluence, LissaInfluence
 from pydvl_datainf.valuation import DataInfValuation
-from valued import BLOCKS, TEST, TRAIN, close, network, oracle_rows
+from small_runs import close
+from valued import BLOCKS, TEST, TRAIN, network, oracle_rows
 
 
 def values(influence):

@@ -14,13 +14,13 @@ from pydvl_datainf import DataInfInfluence, InfluenceRun, StoreError, run_influe
 from pydvl_datainf.errors import PlanError, SourceError, StoreExistsError
 from pydvl_datainf.influence import ExactInfluence
 from pydvl_datainf.valuation import DataInfValuation, to_valuation_result
+from small_runs import close
 from valued import (
     TEST,
     TRAIN,
     M,
     N,
     build,
-    close,
     group_scores,
     grouped,
     network,

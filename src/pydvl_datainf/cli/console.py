@@ -17,7 +17,7 @@ from pydvl_datainf.huggingface.folders import absence
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.facts import RUN_JOB, is_of_job
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.terminal import visible
+from pydvl_datainf.terminal import some, visible
 
 MOST_SHOWN = 10
 UNLIMITED = 10**6
@@ -91,9 +91,9 @@ def position_of(ids: Array, wanted: str) -> int:
     """
     names = [str(name) for name in ids.tolist()]
     if wanted not in names:
-        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise click.ClickException(
-            f"No test sample has the id '{wanted}'. The ids of the {len(names):,} there are: {some}"
+            f"No test sample has the id '{wanted}'. The ids of the {len(names):,} there are: "
+            f"{some(names)}"
         )
     return names.index(wanted)
 
@@ -111,7 +111,7 @@ def checked_k(run: InfluenceRun, k: int | None) -> int:
     Raises:
         ClickException: if the run kept fewer.
     """
-    kept, n = run.attrs["fingerprint"]["top_k"], run.plan.n
+    kept, n = run.top_k, run.plan.n
     if kept is not None and k is not None and k > kept:
         raise click.ClickException(
             f"This run kept the top {kept:,} of each test sample, not {k:,}."

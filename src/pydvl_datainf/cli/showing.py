@@ -20,7 +20,8 @@ from pydvl_datainf.cli.console import (
 )
 from pydvl_datainf.cli.reliability import say_reliability
 from pydvl_datainf.report import Bounds, write_report
-from pydvl_datainf.results.listing import End, rankings_by, rankings_of_test, records_of, written
+from pydvl_datainf.results.layout import End
+from pydvl_datainf.results.listing import rankings_by, rankings_of_test, records_of, written
 from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.tables import info_tables, mean_tables, top_tables
 
@@ -56,10 +57,12 @@ def info(store: str, blocks: bool, check: bool) -> None:
 @click.option(
     "--by",
     type=click.Choice(list(MEASURES)),
-    help="Over all test samples, order by the mean or the median influence, by relative influence "
-    "(mean influence / √self-influence), self-influence or training loss, or by suspicion: the "
-    "average of the ranks of training loss and relative influence, from 1 to n.  "
-    "[default: mean]",
+    help="Over all test samples, order by "
+    + ", ".join(
+        f"{measure.name} ({measure.definition})" if measure.definition else measure.name
+        for measure in MEASURES.values()
+    )
+    + ".  [default: mean]",
 )
 @click.option(
     "--k",
@@ -69,8 +72,9 @@ def info(store: str, blocks: bool, check: bool) -> None:
 @click.option(
     "--most",
     type=click.Choice(list(ENDS)),
-    help="Which end to show; by self, loss and suspicion the harmful end is that of large numbers, "
-    "which is shown alone.  [default: both]",
+    help="Which end to show; by "
+    + ", ".join(by for by, measure in MEASURES.items() if measure.is_suspicion)
+    + " the harmful end is that of large numbers, which is shown alone.  [default: both]",
 )
 @click.option(
     "--format",

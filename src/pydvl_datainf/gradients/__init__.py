@@ -1,36 +1,19 @@
 """Per-sample gradients as rows, block by block, from one batched forward and backward pass."""
 
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import nn
 
-from pydvl_datainf.batches import Batch
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.capture import CaptureEngine
+from pydvl_datainf.gradients.engines import GradientEngine, LossGradientEngine
 from pydvl_datainf.gradients.functional import FunctionalEngine
 from pydvl_datainf.gradients.padding import PaddingCheckEngine
 from pydvl_datainf.gradients.preconditioned import AdamPreconditioner, PreconditionedEngine
 from pydvl_datainf.objectives import Objective
-from pydvl_datainf.vectors import BlockVectors
 
 Gradients: TypeAlias = Literal["auto", "capture", "functional"]
-
-
-class GradientEngine(Protocol):
-    """Whatever turns a batch into rows of per-sample gradients."""
-
-    def rows(self, batch: Batch) -> BlockVectors:
-        """Computes for each block the gradients of the B samples' own losses, shape (B, d_l)."""
-        ...
-
-
-class LossGradientEngine(GradientEngine, Protocol):
-    """One that knows the losses too, from the passes that give their gradients."""
-
-    def rows_with_losses(self, batch: Batch) -> BlockVectors:
-        """Computes the same rows, and beside them, under `LOSS`, the losses, (B, 1)."""
-        ...
 
 
 def gradient_engine(

@@ -2,21 +2,19 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.errors import BatchError, NonFiniteError, ObjectiveError
+from pydvl_datainf.gradients.engines import GradientEngine, LossGradientEngine
 from pydvl_datainf.objectives.tokens import IGNORED, has_tokens
 from pydvl_datainf.vectors import BlockVectors, concatenated
 
-if TYPE_CHECKING:
-    from pydvl_datainf.gradients import GradientEngine, LossGradientEngine
-
 Tokens: TypeAlias = Mapping[str, Tensor]
-Engine = TypeVar("Engine", bound="GradientEngine")
+Engine = TypeVar("Engine", bound=GradientEngine)
 
 MASK = "attention_mask"
 DECODER = "decoder_"
@@ -38,7 +36,7 @@ class ByLengthEngine:
         BatchError: if the number is not positive.
     """
 
-    def __init__(self, engine: "GradientEngine | LossGradientEngine", max_tokens: int):
+    def __init__(self, engine: GradientEngine, max_tokens: int):
         if type(max_tokens) is not int or max_tokens < 1:
             raise BatchError(f"max_tokens must be a positive number or None, got {max_tokens!r}.")
         self.engine = engine
@@ -62,7 +60,7 @@ class ByLengthEngine:
 
     def rows_with_losses(self, batch: Batch) -> BlockVectors:
         """Computes the same, and beside them, under `LOSS`, the losses, (B, 1)."""
-        return self._joined(batch, cast("LossGradientEngine", self.engine).rows_with_losses)
+        return self._joined(batch, cast(LossGradientEngine, self.engine).rows_with_losses)
 
     def _joined(self, batch: Batch, compute: Callable[[Batch], BlockVectors]) -> BlockVectors:
         order, parts = [], []

@@ -22,6 +22,7 @@ from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
 from pydvl_datainf.gradients.checks import Tolerance, check_finite_rows, check_steady
 from pydvl_datainf.gradients.comparison import check_any_sample, compared, give_up_misplaced
+from pydvl_datainf.gradients.engines import LossGradientEngine
 from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.passes import Checked, Inputs, Pass, Passes
 from pydvl_datainf.gradients.paths import path_of
@@ -42,7 +43,7 @@ SAMPLES_PER_CHECK = 128
 """One sample in so many is computed alone too, to find what the graph does not show."""
 
 
-class CaptureEngine:
+class CaptureEngine(LossGradientEngine):
     """Gradients by capture.
 
     What is computed is compared with plain autograd on the first batch of each kind, and whenever
@@ -73,36 +74,19 @@ class CaptureEngine:
         self._passes = Passes(model, objective, self.places)
         self._kinds: dict[Any, Checked] = {}  # of batches
 
-    def rows(self, batch: Batch) -> BlockVectors:
-        """Computes the gradients of the samples' own losses.
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes the gradients of the samples' own losses, and their losses beside them.
 
         Args:
             batch: a checked batch of B samples on the model's device.
 
         Returns:
-            For each block the gradients as rows, shape (B, d_l), in float32, or float64 where the
-            parameters are.
+            For each block the gradients as rows, shape (B, d_l), and under `LOSS` the losses,
+            (B, 1), all in float32, or float64 where the parameters are.
 
         Raises:
             ModelError: if the model is unsupported, or per-sample gradients are not defined.
             OutOfMemoryError: if the device has too little memory.
-        """
-        rows = self.rows_with_losses(batch)
-        del rows[LOSS]
-        return rows
-
-    def rows_with_losses(self, batch: Batch) -> BlockVectors:
-        """Computes gradients as `rows` does, and gives the losses of the same pass beside them.
-
-        Args:
-            batch: as there.
-
-        Returns:
-            The same, and under `LOSS` the losses, (B, 1), in the dtype of the rows.
-
-        Raises:
-            ModelError: as there.
-            OutOfMemoryError: as there.
         """
         if not self._kinds:
             check_model(self.model)

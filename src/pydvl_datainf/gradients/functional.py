@@ -21,6 +21,7 @@ from pydvl_datainf.gradients.checks import (
     check_finite_rows,
     check_independent,
 )
+from pydvl_datainf.gradients.engines import LossGradientEngine
 from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.supported import (
     check_mode,
@@ -33,7 +34,7 @@ from pydvl_datainf.objectives import ImageLayout, Objective, check_losses
 from pydvl_datainf.vectors import BlockVectors
 
 
-class FunctionalEngine:
+class FunctionalEngine(LossGradientEngine):
     """Gradients by `vmap(grad(loss))` over the samples of a batch.
 
     Args:
@@ -48,38 +49,20 @@ class FunctionalEngine:
         self.blocks = blocks
         self._checked: set[Any] = set()
 
-    def rows(self, batch: Batch) -> BlockVectors:
-        """Computes the gradients of the samples' own losses.
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes the gradients of the samples' own losses, and their losses beside them.
 
         Args:
             batch: a checked batch of B samples on the model's device.
 
         Returns:
-            For each block the gradients as rows, shape (B, d_l), in float32, or float64 where the
-            parameters are.
+            For each block the gradients as rows, shape (B, d_l), and under `LOSS` the losses,
+            (B, 1), all in float32, or float64 where the parameters are.
 
         Raises:
             ModelError: if vmap cannot enter the model.
             DataInfError: whatever the objective refuses.
             OutOfMemoryError: if the device has too little memory.
-        """
-        rows = self.rows_with_losses(batch)
-        del rows[LOSS]
-        return rows
-
-    def rows_with_losses(self, batch: Batch) -> BlockVectors:
-        """Computes gradients as `rows` does, and gives the losses of the same pass beside them.
-
-        Args:
-            batch: as there.
-
-        Returns:
-            The same, and under `LOSS` the losses, (B, 1), in the dtype of the rows.
-
-        Raises:
-            ModelError: as there.
-            DataInfError: as there.
-            OutOfMemoryError: as there.
         """
         check_model(self.model)
         check_mode(self.model)

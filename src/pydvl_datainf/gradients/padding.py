@@ -1,7 +1,7 @@
 """Whether padding changes gradients: a sample in its batch against the same without padding."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from warnings import warn
 
 import torch
@@ -10,16 +10,14 @@ from torch import Tensor, nn
 from pydvl_datainf.batches import Batch, signature
 from pydvl_datainf.gradients.by_length import MASK, Tokens, lengths_of, trimmed
 from pydvl_datainf.gradients.checks import Tolerance
-from pydvl_datainf.gradients.losses import LOSS
+from pydvl_datainf.gradients.engines import LossGradientEngine
+from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
-
-if TYPE_CHECKING:
-    from pydvl_datainf.gradients import LossGradientEngine
 
 IDS = "input_ids"
 
 
-class PaddingCheckEngine:
+class PaddingCheckEngine(LossGradientEngine):
     """The rows of another engine, with a warning where padding changes them.
 
     The other checks see a sample with the padding that its batch gave it, so a model that looks at
@@ -32,26 +30,13 @@ class PaddingCheckEngine:
         model: whose gradients they are.
     """
 
-    def __init__(self, engine: "LossGradientEngine", model: nn.Module):
+    def __init__(self, engine: LossGradientEngine, model: nn.Module):
         self.engine = engine
         self.model = model
         self._seen: set[Any] = set()  # kinds of batches, and on which sides the padding was
 
-    def rows(self, batch: Batch) -> BlockVectors:
-        """Computes the gradients of the samples' own losses.
-
-        Args:
-            batch: a checked batch of B samples on the model's device.
-
-        Returns:
-            For each block the gradients as rows, shape (B, d_l).
-        """
-        rows = self.rows_with_losses(batch)
-        del rows[LOSS]
-        return rows
-
     def rows_with_losses(self, batch: Batch) -> BlockVectors:
-        """Computes the same, and beside them, under `LOSS`, the losses, (B, 1)."""
+        """Computes what the other engine does, and warns."""
         rows = self.engine.rows_with_losses(batch)
         if isinstance(batch, Mapping) and (masks := _masks(batch, self.model)):
             left = _padding_behind([mask.flip(1) for mask in masks.values()])
@@ -80,13 +65,12 @@ class PaddingCheckEngine:
         wrong = tolerance.unequal(padded, {block: v[0] for block, v in rows.items()})
         if wrong:
             inner: Any = getattr(self.model, "get_base_model", lambda: self.model)()
-            some = ", ".join(sorted(wrong)[:5]) + (", ..." if len(wrong) > 5 else "")
             remedy = "Pad on the right. If that warns, too, give" if sides[0] else "Give"
             warn(
                 f"{type(inner).__name__} does not ignore padding: without it, sample {i} of a "
-                f"batch has other gradients, for {some}. So they change with the length of the "
-                f"longest sample of each batch. {remedy} batches of samples of one length, or with "
-                "an attention_mask use max_tokens=1.",
+                f"batch has other gradients, for {some(sorted(wrong))}. So they change with the "
+                f"length of the longest sample of each batch. {remedy} batches of samples of one "
+                "length, or with an attention_mask use max_tokens=1.",
                 stacklevel=2,
             )
 

@@ -36,7 +36,6 @@ def path_of(
 
     Returns:
         The steps, in no order.
-
     """
     names = {id(p): name for name, p in parameters.items()}
     steps: set[tuple[Any, ...]] = set()

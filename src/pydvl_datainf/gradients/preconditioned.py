@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,9 @@ from pydvl_datainf.batches import Batch
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import OptimizerError
 from pydvl_datainf.fingerprint import as_bytes
+from pydvl_datainf.gradients.engines import LossGradientEngine
+from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
-
-if TYPE_CHECKING:
-    from pydvl_datainf.gradients import LossGradientEngine
 
 Settings: TypeAlias = Mapping[str, Any]
 
@@ -116,7 +115,7 @@ class AdamPreconditioner:
         if absent:
             raise OptimizerError(
                 f"The optimizer has no state of {len(absent)} parameters that are in blocks: "
-                f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}. It did not train "
+                f"{some(absent)}. It did not train "
                 "them: leave them out of the blocks, or leave the preconditioner out."
             )
         for name, shape in blocks.shapes.items():
@@ -156,7 +155,7 @@ class AdamPreconditioner:
         return {"kind": "adam", "step": self.step, "checksum": digest.hexdigest()}
 
 
-class PreconditionedEngine:
+class PreconditionedEngine(LossGradientEngine):
     """Rows in Adam's coordinates.
 
     Args:
@@ -164,25 +163,12 @@ class PreconditionedEngine:
         scales: for each block what they are multiplied by, (1, d_l).
     """
 
-    def __init__(self, engine: "LossGradientEngine", scales: BlockVectors):
+    def __init__(self, engine: LossGradientEngine, scales: BlockVectors):
         self.engine, self.scales = engine, scales
 
-    def rows(self, batch: Batch) -> BlockVectors:
-        """Computes the gradients of the samples' own losses, times the scales.
-
-        Args:
-            batch: a checked batch of B samples on the model's device.
-
-        Returns:
-            For each block such rows, shape (B, d_l).
-        """
-        return self._scaled(self.engine.rows(batch))
-
     def rows_with_losses(self, batch: Batch) -> BlockVectors:
-        """Computes the same, and beside them, under `LOSS`, the losses, (B, 1)."""
-        return self._scaled(self.engine.rows_with_losses(batch))
-
-    def _scaled(self, rows: BlockVectors) -> BlockVectors:
+        """Computes what the other engine does, and multiplies the gradients by the scales."""
+        rows = self.engine.rows_with_losses(batch)
         # Kept where they are needed next; of the same device and dtype nothing is copied.
         self.scales = OrderedDict((block, s.to(rows[block])) for block, s in self.scales.items())
         return OrderedDict(rows, **_times({b: rows[b] for b in self.scales}, self.scales))

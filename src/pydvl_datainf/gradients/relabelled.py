@@ -17,7 +17,7 @@ and copies of a sample get the same ones.
 from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -27,13 +27,11 @@ from pydvl_datainf.batches import Batch, batch_length, batch_named, slice_batch
 from pydvl_datainf.errors import ObjectiveError
 from pydvl_datainf.fingerprint import as_bytes
 from pydvl_datainf.gradients.by_length import MASK, by_length
+from pydvl_datainf.gradients.engines import GradientEngine
 from pydvl_datainf.objectives import ImageLayout, Objective
 from pydvl_datainf.objectives.own_labels import LabelLogits, label_logits, with_labels
 from pydvl_datainf.objectives.tokens import has_tokens
 from pydvl_datainf.vectors import BlockVectors, concatenated
-
-if TYPE_CHECKING:
-    from pydvl_datainf.gradients import GradientEngine
 
 Labels: TypeAlias = Literal["auto", "all", "drawn"]
 
@@ -83,7 +81,7 @@ class DrawnEngine:
         seed: of the draws.
     """
 
-    def __init__(self, engine: "GradientEngine", model: nn.Module, objective: Objective, seed: int):
+    def __init__(self, engine: GradientEngine, model: nn.Module, objective: Objective, seed: int):
         self.engine, self.labels = engine, DrawnLabels(model, objective, seed)
 
     def rows(self, batch: Batch) -> BlockVectors:
@@ -111,7 +109,7 @@ class ClassEngine:
         k: the class.
     """
 
-    def __init__(self, engine: "GradientEngine", model: nn.Module, objective: Objective, k: int):
+    def __init__(self, engine: GradientEngine, model: nn.Module, objective: Objective, k: int):
         self.engine, self.model, self.objective, self.k = engine, model, objective, k
         self.images = ImageLayout.of(model)
 
@@ -148,7 +146,7 @@ class GaussNewtonEngine:
 
     def __init__(
         self,
-        engine: "GradientEngine",
+        engine: GradientEngine,
         model: nn.Module,
         objective: Objective,
         labels: Labels,
@@ -190,7 +188,7 @@ class GaussNewtonEngine:
             return {"labels": "drawn", "rows": 1, "label_seed": self.seed}
         return {"labels": "all", "rows": len(engines)}
 
-    def _chosen(self, batch: Batch) -> "list[GradientEngine]":
+    def _chosen(self, batch: Batch) -> list[GradientEngine]:
         given = (self.engine, self.model, self.objective)
         one = self.images.as_given(slice_batch(batch, 0, 1))
         found = label_logits(self.objective, self.model, one)

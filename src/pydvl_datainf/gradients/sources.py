@@ -28,7 +28,7 @@ from pydvl_datainf.batches import (
 )
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.fingerprint import DataChecksum
-from pydvl_datainf.gradients import GradientEngine
+from pydvl_datainf.gradients.engines import GradientEngine
 from pydvl_datainf.inverse.damping import SquaredNorms, squared_norms
 from pydvl_datainf.objectives import ImageLayout
 from pydvl_datainf.vectors import BlockVectors, length, n_bytes
@@ -210,8 +210,8 @@ def read_rows(
     if keep == "recompute" and not need_norms:
         n = count_samples(reader)
         return RecomputedRows(replace(reader, seen=None), n), None
-    budget = {"memory": float("inf"), "recompute": 0.0, "auto": _free_memory(reader.device)}[keep]
-    tally = _Tally(budget if keep != "auto" else MEMORY_SHARE * budget)
+    budget = {"memory": float("inf"), "recompute": 0.0}.get(keep)
+    tally = _Tally(MEMORY_SHARE * _free_memory(reader.device) if budget is None else budget)
     for rows in reader.rows():
         tally.add(rows)
     n = _check_some(tally.n)

@@ -1,4 +1,4 @@
-"""How far DataInf is from the exact inverse, measured on a sample of the data at hand."""
+"""How far the inverse of an influence model is from the exact one, on a part of its data."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping

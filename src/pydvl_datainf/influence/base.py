@@ -33,7 +33,6 @@ from pydvl_datainf.gradients import (
     gradient_engine,
 )
 from pydvl_datainf.gradients.by_length import by_length
-from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
@@ -74,8 +73,8 @@ from pydvl_datainf.vectors import BlockVectors, concatenated, length, products
 class BlockwiseInfluence(TorchInfluenceFunctionModel):
     """Influence functions with an inverse for each block of parameters, fed by rows of gradients.
 
-    The common part of `DataInfInfluence`, `ExactInfluence`, `LissaInfluence` and
-    `HessianFreeInfluence`, which tell the inverse. Arguments are those of `DataInfInfluence`.
+    What `DataInfInfluence` and its siblings, which tell the inverse, have in common. Arguments are
+    those of `DataInfInfluence`.
     """
 
     inverse: Method
@@ -388,8 +387,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(fitted.factors(left), train)
         right = left if train is test and self.test_objective is None else self._rows(train)
-        if isinstance(fitted.source, CompressedRows):
-            left, right = fitted.projected(left), fitted.projected(right)
+        left, right = fitted.projected(left), fitted.projected(right)
         if batch_length(test) <= batch_length(train):
             return products(fitted.times(left), right)
         return products(left, fitted.times(right))
@@ -510,10 +508,6 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     ) -> "OrderedDict[str, Tensor]":
         """As `loss_gradients_by_block`, with the losses, which the same passes give.
 
-        Args:
-            x: inputs (B, ...), or a mapping that carries its labels.
-            y: targets (B, ...); None with a mapping.
-
         Returns:
             For each block gradients as rows, shape (B, d_l), and under `LOSS` the losses, (B, 1).
         """
@@ -525,10 +519,6 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     ) -> "OrderedDict[str, Tensor]":
         """As `loss_gradients_by_block`, but of the `test_objective` where there is one.
 
-        Args:
-            x: inputs (B, ...), or a mapping that carries its labels.
-            y: targets (B, ...); None with a mapping.
-
         Returns:
             For each block gradients as rows, shape (B, d_l).
         """
@@ -539,14 +529,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     def curvature_rows_by_block(
         self, x: Inputs, y: Tensor | None = None
     ) -> "OrderedDict[str, Tensor]":
-        """The rows that the inverse is made of: the gradients, or those of another curvature.
-
-        Args:
-            x: inputs (B, ...), or a mapping that carries its labels.
-            y: targets (B, ...); None with a mapping.
+        """As `loss_gradients_by_block`, but the rows that the inverse is made of.
 
         Returns:
-            For each block rows, (B, d_l), or (B K, d_l) where there are K of each sample.
+            For each block gradients, or rows of another curvature, (B, d_l), or (B K, d_l) where
+            there are K of each sample.
         """
         return self._rows(self._batch(x, y), self.curvature_engine)
 

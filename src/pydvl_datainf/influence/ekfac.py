@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from pydvl_datainf.batches import Batch, split_batch
+from pydvl_datainf.batches import Batch, as_arguments, split_batch
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import BlockError, ObjectiveError, OptimizerError
 from pydvl_datainf.gradients import Gradients
@@ -154,8 +154,7 @@ class EkfacInfluence(BlockwiseInfluence):
         """
         moments = self._moments()
         for given in batches:
-            x, y = (given, None) if isinstance(given, Mapping) else given
-            for batch in split_batch(self._batch(x, y), self.batch_size):
+            for batch in split_batch(self._batch(*as_arguments(given)), self.batch_size):
                 _add(moments, batch, self._max_tokens)
         return moments.sums
 

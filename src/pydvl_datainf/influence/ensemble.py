@@ -59,8 +59,8 @@ class EnsembleInfluence(InfluenceFunctionModel[Tensor, DataLoader[Any]]):
         for influence in influences:
             if not isinstance(influence, BlockwiseInfluence):
                 raise ModelError(
-                    f"A member is a {type(influence).__name__}. Pass DataInfInfluence, "
-                    "ExactInfluence or HessianFreeInfluence models."
+                    f"A member is a {type(influence).__name__}. Pass influence models such as "
+                    "DataInfInfluence."
                 )
         self.weights = tuple(checked_weights(weights, len(influences), "members"))
         self.members = tuple(copy.copy(influence) for influence in influences)

@@ -17,6 +17,7 @@ from pydvl_datainf.gradients.supported import preserved_rng
 from pydvl_datainf.inverse.compression import lifted, projected
 from pydvl_datainf.inverse.damping import SquaredNorms, check_finite, resolve_damping
 from pydvl_datainf.inverse.method import Makes, Method, solve
+from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
 
 
@@ -80,10 +81,9 @@ class Fitted:
         changed = self.model.changes(model)
         if not changed:
             return
-        some = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
         raise ModelError(
-            f"The model changed after fit ({len(changed)} tensors: {some}), so its gradients "
-            "no longer belong to the fitted ones. Call fit again."
+            f"The model changed after fit ({len(changed)} tensors: {some(changed)}), so its "
+            "gradients no longer belong to the fitted ones. Call fit again."
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Reading the training data for the first time, while the model has to stay as it is."""
+"""What `fit` does: reads the training data for the first time, and has λ chosen from its rows."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +16,7 @@ from pydvl_datainf.influence.fitted import Fitted
 from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.terminal import some
 
 
 def read_fitted(
@@ -92,6 +93,6 @@ def _check_own_buffers(before: Mapping[str, int], after: Mapping[str, int]) -> N
     changed = _changed_by_itself(before, after)
     if changed:
         raise ModelError(
-            f"The model's own forward pass changes {', '.join(changed[:5])} each time, so its "
+            f"The model's own forward pass changes {some(changed)} each time, so its "
             "gradients differ from call to call. Switch that off, for instance with model.eval()."
         )

@@ -1,4 +1,4 @@
-"""The paper's iterative baseline."""
+"""LiSSA, the paper's iterative baseline."""
 
 from collections import OrderedDict
 

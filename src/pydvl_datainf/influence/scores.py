@@ -1,4 +1,4 @@
-"""What was computed block by block, in the dtype of the influences, and checked for overflow."""
+"""Influences of blocks, each by itself or added up, in their dtype and checked for overflow."""
 
 from collections.abc import Mapping
 

@@ -200,8 +200,7 @@ class Ekfac(Method):
         """Checks that training rows can serve.
 
         Args:
-            kept: where they are: "memory", "zarr", "recompute",
-                "compressed" or "auto".
+            kept: where they are: "memory", "zarr", "recompute", "compressed" or "auto".
 
         Raises:
             SourceError: if they are to be computed again, or compressed.

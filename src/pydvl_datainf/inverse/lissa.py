@@ -117,8 +117,7 @@ class Lissa(Method):
         """Checks that training rows can serve.
 
         Args:
-            kept: where they are: "memory", "zarr", "recompute",
-                "compressed" or "auto".
+            kept: where they are: "memory", "zarr", "recompute", "compressed" or "auto".
 
         Raises:
             SourceError: if they are to be computed again.

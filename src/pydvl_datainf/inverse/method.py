@@ -142,8 +142,7 @@ class Method(Protocol):
         """Checks that training rows can serve.
 
         Args:
-            kept: where they are: "memory", "zarr", "recompute",
-                "compressed" or "auto".
+            kept: where they are: "memory", "zarr", "recompute", "compressed" or "auto".
 
         Raises:
             SourceError: if rows that are kept so cannot.

@@ -63,8 +63,7 @@ class Exact(Method):
         """Checks that training rows can serve.
 
         Args:
-            kept: where they are: "memory", "zarr", "recompute",
-                "compressed" or "auto".
+            kept: where they are: "memory", "zarr", "recompute", "compressed" or "auto".
 
         Raises:
             SourceError: if they are to be computed again.

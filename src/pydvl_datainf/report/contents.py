@@ -15,9 +15,9 @@ from pydvl_datainf.plots import shares_of_sum
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import json_value, shortest
 from pydvl_datainf.report.influences import (
-    MEAN,
-    Measures,
+    measures_of,
     scores_by_block,
+    suspects_of,
     tops_of,
     tops_to_json,
 )
@@ -30,9 +30,11 @@ from pydvl_datainf.report.pictures import (
 )
 from pydvl_datainf.report.retraining import Retraining, retraining_of
 from pydvl_datainf.report.samples import samples_of
-from pydvl_datainf.report.summary import Extent, Facts, facts_of, query_name, store_name, tiles_of
+from pydvl_datainf.report.summary import Extent, Facts, facts_of, store_name, tiles_of
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust, trust_of, trust_of_sum
+from pydvl_datainf.results.facts import query_name
+from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import NORMALIZE
 
@@ -50,6 +52,7 @@ class Contents:
         tiles: the most important facts, as name, value and where on the page to read on.
         facts: all others.
         suspects: how many training samples are suspicious by each measure.
+        suspicious: which are by each measure, in words.
         held: what of the run the page holds, in sentences.
         left_out: what it does not, in sentences.
         trust: what is said of the distance from the exact inverse.
@@ -69,6 +72,7 @@ class Contents:
     tiles: Sequence[tuple[str, str, str]]
     facts: Sequence[Facts]
     suspects: int
+    suspicious: Sequence[str]
     held: Sequence[str]
     left_out: Sequence[str]
     trust: Trust
@@ -94,8 +98,8 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     Raises:
         StoreError: if the run is not complete, or damaged.
     """
-    measures = Measures.of(run)  # refuses a run that is not complete
-    tops, suspects = tops_of(run, bounds), measures.suspects(bounds.suspects)
+    measures = measures_of(run)  # refuses a run that is not complete
+    tops, suspects = tops_of(run, bounds), suspects_of(measures, bounds.suspects)
     shown = np.unique(np.concatenate([suspects, *tops.all_positions()]))
     thumbnails, told = Thumbnails(bounds.image_bytes, images), run.metadata("train")
     samples, limit = samples_of(
@@ -106,32 +110,21 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
     )
     extent = Extent(run, bounds, tops, samples, limit, thumbnails, uncounted(told))
 
-    mean, error = measures.values[MEAN], run.approximation_error
-    method = None if run.parts else method_of(run.attrs["fingerprint"])
-    damping = run.damping if method is not None and method.is_damped else {}
-    trust = (
-        trust_of_sum()
-        if method is None
-        else trust_of(
-            method.name,
-            error,
-            is_query=run.attrs["rows_in"] is not None,
-            is_divided=NORMALIZE in run.attrs["fingerprint"],
-        )
-    )
-    labels = block_labels(list(run.widths))
+    mean, error, damping = measures["mean"], run.approximation_error, _damping(run)
+    trust, labels = _trust(run, error), block_labels(list(run.widths))
     by_block = scores_by_block(run)
     counts = label_counts(told, mean, largest(-mean, bounds.suspects))
-    retraining = retraining_of(run)
+    retraining, query = retraining_of(run), query_name(run)
     return Contents(
         store=store_name(run),
         method=run.attrs["method"],
         sign=run.attrs["sign"],
         created=run.attrs["created"],
-        query=query_name(run),
+        query=query,
         tiles=list(tiles_of(run, damping, trust)),
         facts=list(facts_of(run)),
         suspects=min(bounds.suspects, run.plan.n),
+        suspicious=[MEASURES[m].foremost.format(queries=f"{query}s") for m in measures],
         held=list(extent.held()),
         left_out=list(extent.left_out()),
         trust=trust,
@@ -141,16 +134,44 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
         labels=counts,
         labels_picture=None if counts is None else labels_picture(counts, mean),
         data={
-            "query": query_name(run),
+            "query": query,
             **{side: made.to_json() for side, made in samples.items()},
             "unit": None if retraining is None else retraining.unit,
             "tops": tops_to_json(tops, samples["train"]),
-            "measures": {name: shortest(all_[shown]) for name, all_ in measures.values.items()},
+            **_columns({name: values[shown] for name, values in measures.items()}),
             "suspects": samples["train"].rows(suspects),
             "blocks": _blocks(run, labels, damping, error, by_block),
             "labels": None if counts is None else counts.to_json(),
         },
     )
+
+
+def _damping(run: InfluenceRun) -> Mapping[str, float]:
+    """λ of each block, where the run has one inverse and λ takes part in it."""
+    is_damped = not run.parts and method_of(run.attrs["fingerprint"]).is_damped
+    return run.damping if is_damped else {}
+
+
+def _trust(run: InfluenceRun, error: ApproximationError | None) -> Trust:
+    if run.parts:
+        return trust_of_sum()
+    name = method_of(run.attrs["fingerprint"]).name
+    return trust_of(
+        name,
+        error,
+        is_query=run.attrs["rows_in"] is not None,
+        is_divided=NORMALIZE in run.attrs["fingerprint"],
+    )
+
+
+def _columns(measures: Mapping[str, Floats]) -> dict[str, Any]:
+    """Measures of the training samples shown, how to show them, and which beside influences."""
+    shown = {MEASURES[name].name: (MEASURES[name], values) for name, values in measures.items()}
+    return {
+        "measures": {name: shortest(values) for name, (_, values) in shown.items()},
+        "kinds": {name: measure.kind for name, (measure, _) in shown.items()},
+        "beside": [name for name, (measure, _) in shown.items() if measure.beside_influences],
+    }
 
 
 def _blocks(

@@ -7,29 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from pydvl_datainf.evaluation import (
-    Floats,
-    Indices,
-    largest,
-    relative_influence,
-    suspicion_ranks,
-)
+from pydvl_datainf.evaluation import Floats, Indices, largest
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import shortest
 from pydvl_datainf.report.samples import Samples
-from pydvl_datainf.results.listing import End
+from pydvl_datainf.results.layout import ENDS, End
 from pydvl_datainf.results.measures import MEASURES
 from pydvl_datainf.results.reader import InfluenceRun
 
-ENDS: tuple[End, End] = ("helpful", "harmful")
-
 MOST_SCORES = 2 * 10**7
 """Influences that are read for one page: all of them for medians, or those by block."""
-
-MEAN, MEDIAN, RELATIVE, SELF, LOSS, SUSPICION = (
-    MEASURES[key].name for key in ("mean", "median", "relative", "self", "loss", "suspicion")
-)
-"""Measures of a training sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +56,7 @@ def tops_of(run: InfluenceRun, bounds: Bounds) -> Tops:
     Returns:
         The tops.
     """
-    kept = run.attrs["fingerprint"]["top_k"]
-    k = min(bounds.k, run.plan.n, run.plan.n if kept is None else kept)
+    k = min(bounds.k, run.plan.n if run.top_k is None else run.top_k, run.plan.n)
     shown = min(bounds.tests, run.plan.m)
     tiles = [
         slice(t.start, min(t.stop, shown))
@@ -83,53 +69,38 @@ def tops_of(run: InfluenceRun, bounds: Bounds) -> Tops:
     return Tops(positions, influences)
 
 
-@dataclass(frozen=True, slots=True)
-class Measures:
+def measures_of(run: InfluenceRun) -> dict[str, Floats]:
     """What is known of the influence of each training sample as a whole.
 
-    Attributes:
-        values: numbers by name, (n,) each; the mean influence comes first.
+    Args:
+        run: complete.
+
+    Returns:
+        Numbers, (n,) each, by their names in `MEASURES`: of what the run kept, but medians only
+        where they do not take too many scores.
     """
+    few_scores = count_scores(run) <= MOST_SCORES
+    return {
+        name: measure.read(run)
+        for name, measure in MEASURES.items()
+        if measure.is_there(run) and (few_scores or "scores" not in measure.takes)
+    }
 
-    values: Mapping[str, Floats]
 
-    @classmethod
-    def of(cls, run: InfluenceRun) -> "Measures":
-        """Reads what a run has, and computes nothing expensive.
+def suspects_of(measures: Mapping[str, Floats], count: int) -> Indices:
+    """The most suspicious training samples by any of the measures.
 
-        Args:
-            run: complete.
+    Args:
+        measures: as `measures_of` gives them.
+        count: by each measure.
 
-        Returns:
-            The measures.
-        """
-        values = {MEAN: run.mean_influence()}
-        if 0 < count_scores(run) <= MOST_SCORES:
-            values[MEDIAN] = run.median_influence()
-        if run.has_self_influence:
-            own = run.self_influence()
-            positive = np.maximum(own, 0)  # negative by rounding only
-            values |= {RELATIVE: relative_influence(values[MEAN], positive), SELF: own}
-        if run.has_training_loss:
-            values[LOSS] = run.training_loss()
-        if LOSS in values and RELATIVE in values:
-            values[SUSPICION] = suspicion_ranks(values[LOSS], values[RELATIVE])
-        return cls(values)
-
-    def suspects(self, count: int) -> Indices:
-        """The most suspicious training samples by any of the measures.
-
-        Args:
-            count: by each measure.
-
-        Returns:
-            Positions, those with the most harmful mean first.
-        """
-        as_is = {measure.name for measure in MEASURES.values() if measure.is_suspicion}
-        suspicions = [v if name in as_is else -v for name, v in self.values.items()]
-        chosen = np.unique(np.concatenate([largest(s, count) for s in suspicions]))
-        order: Indices = chosen[np.argsort(self.values[MEAN][chosen], kind="stable")]
-        return order
+    Returns:
+        Positions, those with the most harmful mean first.
+    """
+    suspicions = [v if MEASURES[name].is_suspicion else -v for name, v in measures.items()]
+    chosen = np.unique(np.concatenate([largest(s, count) for s in suspicions]))
+    order: Indices = chosen[np.argsort(measures["mean"][chosen], kind="stable")]
+    return order
 
 
 def tops_to_json(tops: Tops, train: Samples) -> dict[str, Any]:

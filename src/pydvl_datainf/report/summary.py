@@ -11,7 +11,7 @@ from pydvl_datainf.report.labels import MOST as MOST_LABELS
 from pydvl_datainf.report.samples import Samples, Side
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust
-from pydvl_datainf.results.facts import count_parameters, run_facts
+from pydvl_datainf.results.facts import count_parameters, query_name, run_facts
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.terminal import visible
 
@@ -143,11 +143,6 @@ def place_name(place: str) -> str:
     host, _, path = address.partition("/")
     name = (path.rpartition("/")[2] or host).rpartition("@")[2]
     return name if name and ":" not in name else "a store"  # no half of a password
-
-
-def query_name(run: InfluenceRun) -> str:
-    """What a row of the scores belongs to."""
-    return "test sample" if run.attrs["fingerprint"]["query groups"] is None else "group"
 
 
 def facts_of(run: InfluenceRun) -> Iterator[Facts]:

@@ -1,4 +1,4 @@
-"""Which chunks of an array are missing, and which would expand beyond their size."""
+"""Chunks of an array: which an index chooses, which are missing, which would expand too far."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -99,6 +99,36 @@ def expanded_size(header: bytes) -> int | None:
     if not length or len(header) < start + length:
         return None
     return int.from_bytes(header[start : start + length], "little") + 256 * (kind == 1)
+
+
+def key_of(name: str, chunk: Chunk) -> str:
+    """The key of a chunk of an array in the store of its group."""
+    return f"{name}/c/{'/'.join(map(str, chunk))}"
+
+
+Selection = list[tuple[Any, int, range]]
+"""Along each axis the number or slice, how much of it that is, and in which chunks."""
+
+
+def selection_of(array: Any, where: Any) -> Selection:
+    """Which chunks of an array an index chooses.
+
+    Args:
+        array: of Zarr.
+        where: numbers and slices along the axes, and perhaps an ellipsis.
+
+    Returns:
+        That, for every axis.
+    """
+    given = where if isinstance(where, tuple) else (where,)
+    first = given.index(...) if ... in given else len(given)
+    rest = given[first + 1 :]
+    along = given[:first] + (slice(None),) * (array.ndim - first - len(rest)) + rest
+    chosen = []
+    for at, size, chunk in zip(along, array.shape, array.chunks, strict=True):
+        start, stop, _ = (at if isinstance(at, slice) else slice(at, at + 1)).indices(size)
+        chosen.append((at, stop - start, range(start // chunk, -(-stop // chunk))))
+    return chosen
 
 
 def lacking(grid: Sequence[range], there: set[Chunk]) -> tuple[list[Chunk], int]:

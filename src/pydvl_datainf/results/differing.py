@@ -5,6 +5,8 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pydvl_datainf.terminal import some
+
 
 def differences(
     stored: Mapping[str, Any],
@@ -31,8 +33,7 @@ def differences(
             continue
         elif isinstance(a, dict) and isinstance(b, dict):
             names = [k for k in dict.fromkeys((*a, *b)) if not same(a.get(k), b.get(k))]
-            some = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-            lines.append(f"{key}: {len(names)} differ ({some})")
+            lines.append(f"{key}: {len(names)} differ ({some(map(repr, names))})")
         else:
             lines.append(f"{key}: {a!r} in the store, {b!r} now")
     return lines

@@ -155,6 +155,11 @@ def _trust(run: InfluenceRun) -> dict[str, str]:
     }
 
 
+def query_name(run: InfluenceRun) -> str:
+    """What a row of the scores belongs to."""
+    return "test sample" if run.attrs["fingerprint"]["query groups"] is None else "group"
+
+
 def count_parameters(run: InfluenceRun) -> int:
     """Parameters in all blocks; a compressed row has fewer numbers."""
     told = run.attrs["fingerprint"].get(COMPRESSION)

@@ -1,7 +1,7 @@
 """The table of the arrays of a run (shape, chunks, dtype), as its plan, once cut, has them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.arrays import BASES, MOMENTS, Layout
@@ -18,10 +18,11 @@ from pydvl_datainf.results.record import (
     faults,
     is_sum,
 )
-from pydvl_datainf.results.row_sets import SCORED, row_sets, rows_each
+from pydvl_datainf.results.row_sets import row_sets, rows_each
 from pydvl_datainf.results.stored import Stored
 
-ENDS = ("helpful", "harmful")
+End: TypeAlias = Literal["helpful", "harmful"]
+ENDS: tuple[End, End] = ("helpful", "harmful")
 ID_CHUNK = 2**16
 
 
@@ -58,8 +59,7 @@ def arrays_of(
     Returns:
         Layouts by name, `EXTRAS` among them.
     """
-    n, m, L = plan.n, plan.m, blocks
-    t, r = plan.test_tile, plan.train_tile
+    n, r, L = plan.n, plan.train_tile, blocks
     tables = {
         "damping": Layout((L,), (L,), "float64", ("block",)),
         "mean_influence": Layout((n,), (r,), "float64", ("train",)),
@@ -85,25 +85,29 @@ def arrays_of(
         tables["outside_norms"] = Layout((n, L), (r, L), "float64", ("train", "block"))
         for b, shape in bases.items():
             tables[basis_name(b)] = Layout(shape, shape, dtype, ("direction", "parameter"))
-    if top_k is not None:
-        k, names = min(top_k, n), ("test", "end", "rank")
-        tables["top"] = Layout((m, len(ENDS), k), (t, len(ENDS), k), "int64", names)
-        tables["top_scores"] = Layout((m, len(ENDS), k), (t, len(ENDS), k), dtype, names)
-        tables["end"] = Layout((len(ENDS),), (ID_CHUNK,), "string", ("end",))
-    elif by_block:
-        tables["scores"] = Layout((m, L, n), (t, 1, r), dtype, ("test", "block", "train"))
-    else:
-        tables["scores"] = Layout((m, n), (t, r), dtype, ("test", "train"))
-    lengths = {"test": m, "train": n}
+    tables |= _arrays_of_scores(plan, L, dtype, by_block=by_block, top_k=top_k)
+    lengths = {"test": plan.m, "train": n}
     for name, kind in columns.items():
         side = name.partition("_")[0]
         tables[name] = Layout((lengths[side],), (ID_CHUNK,), kind, (side,))
     return tables
 
 
-def rows_name(piece: int) -> str:
-    """The array of the training rows of a piece of blocks."""
-    return SCORED.name(piece)
+def _arrays_of_scores(
+    plan: Plan, L: int, dtype: str, *, by_block: bool, top_k: int | None
+) -> dict[str, Layout]:
+    """Scores, of L blocks or of their sum, or the top of them."""
+    n, m, t, r = plan.n, plan.m, plan.test_tile, plan.train_tile
+    if top_k is not None:
+        k, e, names = min(top_k, n), len(ENDS), ("test", "end", "rank")
+        return {
+            "top": Layout((m, e, k), (t, e, k), "int64", names),
+            "top_scores": Layout((m, e, k), (t, e, k), dtype, names),
+            "end": Layout((e,), (ID_CHUNK,), "string", ("end",)),
+        }
+    if by_block:
+        return {"scores": Layout((m, L, n), (t, 1, r), dtype, ("test", "block", "train"))}
+    return {"scores": Layout((m, n), (t, r), dtype, ("test", "train"))}
 
 
 def basis_name(block: int) -> str:

@@ -1,4 +1,4 @@
-"""The training samples at the ends of a measure, as records for programs and tables for people."""
+"""The training samples at the ends of a measure, as records, and these as CSV or JSON."""
 
 import csv
 import io
@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.evaluation import Indices, largest
 from pydvl_datainf.results.arrays import Array
-from pydvl_datainf.results.measures import MEASURES
+from pydvl_datainf.results.layout import End
+from pydvl_datainf.results.measures import MEASURES, Kind
 from pydvl_datainf.results.reader import InfluenceRun
 
-End: TypeAlias = Literal["helpful", "harmful"]
 Format: TypeAlias = Literal["csv", "json", "jsonl"]
 
 
@@ -24,12 +24,14 @@ class Ranking:
     Attributes:
         end: which; that of harmful samples is the one of large numbers, where they are suspicions.
         measure: what the numbers are called.
+        kind: what they are.
         positions: of training samples.
         values: the number of each.
     """
 
     end: End
     measure: str
+    kind: Kind
     positions: Indices
     values: Array
 
@@ -51,7 +53,7 @@ def rankings_of_test(
     run.check_complete()
     for end in ends:
         positions, values = run.top_positions(slice(position, position + 1), k, end)
-        yield Ranking(end, "influence", positions[0], values[0])
+        yield Ranking(end, "influence", "influence", positions[0], values[0])
 
 
 def rankings_by(run: InfluenceRun, k: int, ends: Sequence[End], by: str) -> Iterator[Ranking]:
@@ -70,7 +72,7 @@ def rankings_by(run: InfluenceRun, k: int, ends: Sequence[End], by: str) -> Iter
     values = measure.read(run)
     for end in ends:
         positions = largest(values if measure.is_largest(end) else -values, k)
-        yield Ranking(end, measure.name, positions, values[positions])
+        yield Ranking(end, measure.name, measure.kind, positions, values[positions])
 
 
 def records_of(run: InfluenceRun, rankings: Iterator[Ranking]) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def columns_of(
             raise BatchError(f"{what} has the keys {keys}; it takes {list(known)}.")
     columns = {}
     for side in SIDES:
-        default = default_test if side == "test" and default_test is not None else None
+        default = default_test if side == "test" else None
         values = (ids or {}).get(side, np.arange(lengths[side]) if default is None else default)
         columns[side] = _column(values, lengths[side], f"ids of the {side} data")
         if (

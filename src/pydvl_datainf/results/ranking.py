@@ -1,12 +1,10 @@
 """The largest or smallest scores of each query, a tile of training samples at a time."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from pydvl_datainf.results.arrays import Array
 
 AT_ONCE = 2**18
 """How many scores are put in order at once: their order takes twice the memory that they take."""

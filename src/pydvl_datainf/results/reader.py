@@ -1,6 +1,6 @@
 """A run in its store, as its user reads it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -10,7 +10,12 @@ from pydvl_datainf.errors import StoreError
 from pydvl_datainf.evaluation import relative_influence, suspicion_ranks
 from pydvl_datainf.inverse.approximation_error import ApproximationError
 from pydvl_datainf.results.arrays import Array
-from pydvl_datainf.results.layout import ENDS, comparison_in, has_extra, opened
+from pydvl_datainf.results.comparisons import (
+    CompressionError,
+    approximation_error_in,
+    compression_error_in,
+)
+from pydvl_datainf.results.layout import ENDS, End, has_extra, opened
 from pydvl_datainf.results.linked_rows import is_followed, rows_store
 from pydvl_datainf.results.medians import column_medians
 from pydvl_datainf.results.parts import Part, parts_of
@@ -26,24 +31,6 @@ from pydvl_datainf.results.record import (
     compression_said,
 )
 from pydvl_datainf.results.stored import Stored
-
-
-@dataclass(frozen=True, slots=True)
-class CompressionError:
-    """How far influences from compressed rows are from those of whole rows, on a sample.
-
-    The inverse of the run's method was taken over some training samples, from their whole rows and
-    from their coordinates, and influences of others of up to 64 on up to 32 test samples from both,
-    before `normalize` divides them.
-
-    Args:
-        score_error: ‖S − T‖/‖T‖ of the influences S from coordinates and T from whole rows.
-        rank_correlation: Spearman's, of a test sample's influences in S and T, averaged over test
-            samples; 1 where there is no order to lose: one training sample, or copies of one.
-    """
-
-    score_error: float
-    rank_correlation: float
 
 
 class InfluenceRun:
@@ -103,6 +90,12 @@ class InfluenceRun:
     def is_complete(self) -> bool:
         """Whether everything was computed."""
         return bool(self.attrs["complete"])
+
+    @property
+    def top_k(self) -> int | None:
+        """How many influences on each test sample are kept at either end; None = all."""
+        kept: int | None = self.attrs["fingerprint"]["top_k"]
+        return kept
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -169,9 +162,7 @@ class InfluenceRun:
         Raises:
             StoreError: if it is damaged.
         """
-        if "compression_error" not in self._store.layouts:
-            return None
-        return CompressionError(*self._store.read("compression_error").tolist())
+        return compression_error_in(self._store)
 
     @property
     def test_ids(self) -> Array:
@@ -201,7 +192,7 @@ class InfluenceRun:
     def progress(self) -> tuple[int, int]:
         """How many chunks of results are there, and how many there will be."""
         self._store.check_same_run()
-        name = "scores" if self.attrs["fingerprint"]["top_k"] is None else "top"
+        name = "scores" if self.top_k is None else "top"
         if name not in self._store:
             return 0, 0
         return len(self._store.present(name)), self._store.count(name)
@@ -232,11 +223,9 @@ class InfluenceRun:
         Positive = helpful. What is not computed yet is NaN.
         """
         self._store.check_same_run()
-        return self._store.array("scores") if self.attrs["fingerprint"]["top_k"] is None else None
+        return self._store.array("scores") if self.top_k is None else None
 
-    def top(
-        self, k: int, test: Any = None, most: Literal["helpful", "harmful"] = "helpful"
-    ) -> tuple[Array, Array]:
+    def top(self, k: int, test: Any = None, most: End = "helpful") -> tuple[Array, Array]:
         """The training samples with the largest or the smallest influence.
 
         Args:
@@ -256,23 +245,20 @@ class InfluenceRun:
         self.check_complete()
         if most not in ENDS:
             raise ValueError(f"most must be one of {ENDS}, got {most!r}.")
-        kept = self.attrs["fingerprint"]["top_k"]
+        kept = self.top_k
         if k < 1 or (kept is not None and k > min(kept, self.plan.n)):
             limit = "" if kept is None else f"; this run kept the top {kept}"
             raise ValueError(f"k must be a positive number, got {k}{limit}.")
-        tiles = (
-            [slice(i, i + 1) for i in [self._position(test)]]
-            if test is not None
-            else self.plan.test
-        )
+        tiles: Iterable[slice] = self.plan.test
+        if test is not None:
+            position = self._position(test)
+            tiles = [slice(position, position + 1)]
         found = [self.top_positions(tile, k, most) for tile in tiles]
         positions, scores = (np.concatenate(part) for part in zip(*found, strict=True))
         ids = self.train_ids[positions]
         return (ids, scores) if test is None else (ids[0], scores[0])
 
-    def top_positions(
-        self, queries: slice, k: int, most: Literal["helpful", "harmful"]
-    ) -> tuple[Array, Array]:
+    def top_positions(self, queries: slice, k: int, most: End) -> tuple[Array, Array]:
         """As `top`, for neighbouring queries and in positions along the training data.
 
         Args:
@@ -326,11 +312,10 @@ class InfluenceRun:
             StoreError: if the run is not complete, is damaged, or kept only the top scores.
         """
         self.check_complete()
-        kept = self.attrs["fingerprint"]["top_k"]
-        if kept is not None:
+        if self.top_k is not None:
             raise StoreError(
-                f"This run kept the top {kept} of each test sample, and a median takes all scores. "
-                "Make the run without top_k, or use mean_influence()."
+                f"This run kept the top {self.top_k} of each test sample, and a median takes all "
+                "scores. Make the run without top_k, or use mean_influence()."
             )
         return column_medians(self._store, self.plan)
 
@@ -416,10 +401,13 @@ class InfluenceRun:
         told = name in rows.attrs["extras"]  # damaged or not: reading says which
         return told or has_extra(rows.store, name)
 
-    def relative_influence(self) -> Array:
+    def relative_influence(self, mean: Array | None = None) -> Array:
         """Mean influence / √self-influence of each training sample.
 
         Barshan, Brunet and Dziugaite, "RelatIF", AISTATS 2020.
+
+        Args:
+            mean: influences over some of the test samples, (n,); None = over all of them.
 
         Returns:
             Relative influences, (n,), in the order of the training data.
@@ -427,10 +415,14 @@ class InfluenceRun:
         Raises:
             StoreError: as for `self_influence`.
         """
-        return relative_influence(self.mean_influence(), self.self_influence())
+        own = np.maximum(self.self_influence(), 0)  # negative by rounding only
+        return relative_influence(self.mean_influence() if mean is None else mean, own)
 
-    def suspicion(self) -> Array:
+    def suspicion(self, mean: Array | None = None) -> Array:
         """How suspicious each training label is by its loss and its relative influence together.
+
+        Args:
+            mean: as for `relative_influence`.
 
         Returns:
             Average of the ranks of both, (n,), between 1 and n; the larger, the more suspicious:
@@ -439,7 +431,7 @@ class InfluenceRun:
         Raises:
             StoreError: as for `self_influence` and `training_loss`.
         """
-        return suspicion_ranks(self.training_loss(), self.relative_influence())
+        return suspicion_ranks(self.training_loss(), self.relative_influence(mean))
 
     @property
     def approximation_error(self) -> ApproximationError | None:
@@ -455,23 +447,7 @@ class InfluenceRun:
         store = run._store
         if APPROXIMATION not in run.array_names() or not store.present(APPROXIMATION):
             return None
-        told = comparison_in(store)
-        if told is None:
-            raise StoreError(
-                f"The metadata of '{APPROXIMATION}' in {store} are damaged.{store.repair}"
-            )
-        errors, cosines = store.read(APPROXIMATION)
-        return ApproximationError(
-            blocks=tuple(store.read("block").tolist()),
-            errors=errors,
-            cosines=cosines,
-            widths=store.read("width"),
-            damping=store.read("damping"),
-            n=told["n"],
-            m=told["m"],
-            score_error=told["score_error"],
-            rank_correlation=told["rank_correlation"],
-        )
+        return approximation_error_in(store)
 
     def to_xarray(self) -> Any:
         """The arrays as an `xarray.Dataset`, read lazily.
@@ -492,7 +468,7 @@ class InfluenceRun:
         self.array_names()  # checks them
         return xarray.open_zarr(self._store.location, consolidated=False)
 
-    # Small print
+    # What is there
 
     def array_names(self) -> list[str]:
         """The arrays that this run must have, or has by now.

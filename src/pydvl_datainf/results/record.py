@@ -245,6 +245,14 @@ _FINGERPRINT: dict[str, Fits] = {
     "ids and metadata": _is(str),
     "run metadata": _is(dict),
 }
+_MAY_TELL: dict[str, Fits] = {
+    TEST_OBJECTIVE: _is(str),
+    CURVATURE: _is_curvature,
+    PRECONDITIONER: _is_preconditioner,
+    NORMALIZE: lambda value: value == "unit",
+}
+"""What may be in a fingerprint."""
+
 _SUM: dict[str, Fits] = {"method": _is(str), "parts": _are_parts}
 """What is otherwise in the fingerprint of a sum of runs."""
 
@@ -278,14 +286,7 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield from _misfits("", {"parts_in": _all_in(list, _is(str))}, attributes)
         if len(attributes["parts_in"]) != len(said["parts"]):
             yield "parts_in are not the places of all parts"
-    if type(said.get(TEST_OBJECTIVE, "")) is not str:
-        yield f"fingerprint: {TEST_OBJECTIVE} is {_short(said[TEST_OBJECTIVE])}"
-    if CURVATURE in said and not _is_curvature(said[CURVATURE]):
-        yield f"fingerprint: {CURVATURE} is {_short(said[CURVATURE])}"
-    if PRECONDITIONER in said and not _is_preconditioner(said[PRECONDITIONER]):
-        yield f"fingerprint: {PRECONDITIONER} is {_short(said[PRECONDITIONER])}"
-    if said.get(NORMALIZE, "unit") != "unit":
-        yield f"fingerprint: {NORMALIZE} is {_short(said[NORMALIZE])}"
+    yield from _misfits("fingerprint: ", {k: _MAY_TELL[k] for k in _MAY_TELL if k in said}, said)
     yield from _misfits("plan: ", _PLAN, plan)
     if said["method"] == EKFAC:
         yield from _misfits("fingerprint: ", {"layers": _are_layers}, said)
@@ -297,21 +298,28 @@ def faults(attributes: Mapping[str, Any]) -> Iterator[str]:
         yield f"residual is {_short(attributes['residual'])}"
     if not of_sum and not _has_settings(said):
         yield f"fingerprint: {SETTINGS} is {_short(said.get(SETTINGS))}"
+    yield from _disagreements(said, plan, of_sum=of_sum)
+    if not of_sum and not _has_compression(said, plan, is_complete=attributes["complete"]):
+        yield f"fingerprint: {COMPRESSION} is {_short(said.get(COMPRESSION))}"
+    if attributes["checksum"] != sealed_attributes(attributes)["checksum"]:
+        yield "fingerprint, plan or columns are not as they were written"
+
+
+def _disagreements(
+    said: Mapping[str, Any], plan: Mapping[str, Any], *, of_sum: bool
+) -> Iterator[str]:
+    """Where fingerprint and plan, which are each as they should be, do not go together."""
     if plan["n"] != said["training samples"] or plan["m"] > said["test samples"]:
         yield "fingerprint and plan tell of different numbers of samples"
     sides = (("test_tile", "m"), ("train_tile", "n"), ("columns", "n_parameters"))
     if of_sum != (plan["rows"] == NO_ROWS):
         yield "plan: rows are those of a sum, or of a run, and this is the other"
     yield from (f"plan: {a} is larger than {b}" for a, b in sides if plan[a] > plan[b])
-    if not of_sum and not _has_compression(said, plan, is_complete=attributes["complete"]):
-        yield f"fingerprint: {COMPRESSION} is {_short(said.get(COMPRESSION))}"
     sums = [sum(counts) for counts in zip(*plan["pieces"], strict=True)]
     if sums != [len(said["blocks"]), plan["n_parameters"]]:
         yield "plan: pieces are not all blocks and parameters"
     if any(blocks > width for blocks, width in plan["pieces"]):
         yield "there are more blocks than parameters"
-    if attributes["checksum"] != sealed_attributes(attributes)["checksum"]:
-        yield "fingerprint, plan or columns are not as they were written"
 
 
 def _has_settings(said: Mapping[str, Any]) -> bool:

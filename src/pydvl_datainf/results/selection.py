@@ -7,8 +7,10 @@ from typing import TypeAlias
 import numpy as np
 
 from pydvl_datainf.errors import StoreError
-from pydvl_datainf.evaluation import Floats, Indices, largest, relative_influence, suspicion_ranks
+from pydvl_datainf.evaluation import Floats, Indices, largest
+from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.reader import InfluenceRun
+from pydvl_datainf.terminal import some
 
 Amount: TypeAlias = int | float
 """A number of samples, or, as a float up to 1, a share of them."""
@@ -107,8 +109,7 @@ def _drop_helpful(run: InfluenceRun, count: int, mean: Floats, where: str) -> Sa
 
 
 def _drop_suspicious(run: InfluenceRun, count: int, mean: Floats, where: str) -> SampleSelection:
-    relative = relative_influence(mean, run.self_influence())
-    suspicion = suspicion_ranks(run.training_loss(), relative)
+    suspicion = run.suspicion(mean)
     dropped = largest(suspicion, count)
     reason = f"among the {count:,} most suspicious, influence taken {where}"
     return SampleSelection(_others(dropped, mean), dropped, "suspicion", suspicion, reason)
@@ -169,9 +170,8 @@ def positions_of(run: InfluenceRun, group: str) -> Indices:
     return found
 
 
-def _some(values: Indices, most: int = 5) -> str:
-    different = list(dict.fromkeys(values.tolist()))
-    return ", ".join(different[:most]) + (", ..." if len(different) > most else "")
+def _some(values: Array) -> str:
+    return some(dict.fromkeys(values.tolist()))
 
 
 def mean_on(run: InfluenceRun, positions: Indices) -> Floats:
@@ -187,11 +187,10 @@ def mean_on(run: InfluenceRun, positions: Indices) -> Floats:
     Raises:
         StoreError: if the run kept only the top scores, or a chunk is missing or damaged.
     """
-    kept = run.attrs["fingerprint"]["top_k"]
-    if kept is not None:
+    if run.top_k is not None:
         raise StoreError(
-            f"This run kept the top {kept} of each test sample, and the mean over some of them "
-            "takes all scores. Make the run without top_k."
+            f"This run kept the top {run.top_k} of each test sample, and the mean over some of "
+            "them takes all scores. Make the run without top_k."
         )
     total = np.zeros(run.plan.n)
     for train in run.plan.train:

@@ -21,6 +21,7 @@ from zarr.errors import GroupNotFoundError
 from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import WORK, Array, Layout
 from pydvl_datainf.results.chunk_files import write_chunk
+from pydvl_datainf.results.chunks import selection_of
 from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
 from pydvl_datainf.results.stored import FORMAT, FORMAT_VERSION, Stored
 
@@ -295,7 +296,7 @@ class Store(Stored):
         Raises:
             ValueError: if they are of another shape, which Zarr would repeat to fill the place.
         """
-        chosen = self._chosen(name, where)
+        chosen = selection_of(self.array(name), where)
         shape = tuple(size for at, size, _ in chosen if isinstance(at, slice))
         if np.shape(values) != shape:
             raise ValueError(f"'{name}' takes {shape} at {where}, got {np.shape(values)}.")

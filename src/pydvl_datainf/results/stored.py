@@ -24,7 +24,16 @@ from zarr.storage import LocalStore, MemoryStore
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.arrays import WORK, Array, Layout, is_compressed
 from pydvl_datainf.results.chunk_files import is_plain, only_chunk, read_chunk, read_rows
-from pydvl_datainf.results.chunks import FREE, NAMED, Chunk, guarded, lacking
+from pydvl_datainf.results.chunks import (
+    FREE,
+    NAMED,
+    Chunk,
+    Selection,
+    guarded,
+    key_of,
+    lacking,
+    selection_of,
+)
 from pydvl_datainf.results.places import as_location
 
 FORMAT = "pydvl-datainf influences"
@@ -286,7 +295,7 @@ class Stored:
         """Whether an array is in files here, as its numbers are in memory."""
         return type(self._files) is LocalStore and is_plain(self.array(name))
 
-    def _only_chunk(self, name: str, chosen: Sequence[tuple[Any, int, range]]) -> Chunk | None:
+    def _only_chunk(self, name: str, chosen: Selection) -> Chunk | None:
         """The plain chunk that a selection is, if it is one."""
         _, sizes, chunks = zip(*chosen, strict=True) if chosen else ((), (), ())
         return only_chunk(self.array(name), sizes, chunks) if self._is_plain(name) else None
@@ -296,7 +305,8 @@ class Stored:
         return self.path / name
 
     def _read(self, name: str, where: Any) -> Array:
-        array, chosen = self.array(name), self._chosen(name, where)
+        array = self.array(name)
+        chosen = selection_of(array, where)
         chunk = self._only_chunk(name, chosen)
         whole = None if chunk is None else read_chunk(self._folder(name), array, chunk)
         if whole is not None:
@@ -332,21 +342,6 @@ class Stored:
         if count:
             raise self._damaged(_keys_of(name, first), count)
 
-    def _chosen(self, name: str, where: Any) -> list[tuple[Any, int, range]]:
-        """Along each axis the number or slice, how much of it that is, and in which chunks."""
-        array = self.array(name)
-        given = where if isinstance(where, tuple) else (where,)
-        first = given.index(...) if ... in given else len(given)
-        rest = given[first + 1 :]
-        whole = (slice(None),) * (array.ndim - first - len(rest))
-        chosen = []
-        for at, size, chunk in zip(
-            given[:first] + whole + rest, array.shape, array.chunks, strict=True
-        ):
-            start, stop, _ = (at if isinstance(at, slice) else slice(at, at + 1)).indices(size)
-            chosen.append((at, stop - start, range(start // chunk, -(-stop // chunk))))
-        return chosen
-
     # What is there
 
     def count(self, name: str) -> int:
@@ -375,8 +370,7 @@ class Stored:
 
     def has(self, name: str, chunk: Chunk) -> bool:
         """Whether one chunk is there, sound or not."""
-        key = f"{name}/c/{'/'.join(map(str, chunk))}"
-        return sync(self._files.exists(key))
+        return sync(self._files.exists(key_of(name, chunk)))
 
     def sound(self, name: str) -> set[Chunk]:
         """The chunks of an array that read back through their checksums and are finite."""
@@ -431,7 +425,7 @@ class Stored:
 
 
 def _keys_of(name: str, chunks: Iterable[Chunk]) -> list[str]:
-    return [f"{name}/c/{'/'.join(map(str, chunk))}" for chunk in sorted(chunks)]
+    return [key_of(name, chunk) for chunk in sorted(chunks)]
 
 
 def _has_nan(values: Array) -> bool:

@@ -10,15 +10,10 @@ from pydvl_datainf.errors import PlanError
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import BatchIndex
+from pydvl_datainf.runner.cutting import fits_at_once, make_plan
 from pydvl_datainf.runner.executors import Executor
 from pydvl_datainf.runner.options import RunOptions
-from pydvl_datainf.runner.sizing import (
-    RunSize,
-    fits_at_once,
-    make_plan,
-    moment_bytes,
-    sample_bytes,
-)
+from pydvl_datainf.runner.sizing import RunSize, moment_bytes, sample_bytes
 from pydvl_datainf.runner.train_side import NewRows, StoredRows
 from pydvl_datainf.runner.worker_inputs import Description
 

@@ -14,15 +14,8 @@ from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import ENDS, arrays_of, moments_of, opened
-from pydvl_datainf.results.metadata import digest, json_of
 from pydvl_datainf.results.plan import Plan
-from pydvl_datainf.results.record import (
-    EXTRAS,
-    NORMALIZE,
-    TEST_OBJECTIVE,
-    is_sum,
-    sealed_attributes,
-)
+from pydvl_datainf.results.record import EXTRAS, TEST_OBJECTIVE, is_sum, sealed_attributes
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex
@@ -30,29 +23,6 @@ from pydvl_datainf.runner.executors import Executor
 from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.runner.tasks import RunSpec
 from pydvl_datainf.runner.worker_inputs import Description
-
-
-def asked_of(
-    options: RunOptions,
-    tests: BatchIndex,
-    codes: tuple[int, ...] | None,
-    columns: Mapping[str, Array],
-    test_objective: str | None,
-) -> dict[str, Any]:
-    """What the test data and the options add to the fingerprint of a run."""
-    own = {} if test_objective is None else {TEST_OBJECTIVE: test_objective}
-    if options.normalize is not None:
-        own[NORMALIZE] = options.normalize
-    return {
-        **own,
-        "test samples": tests.n,
-        "test data": tests.fingerprint,
-        "query groups": None if codes is None else digest({"codes": np.array(codes)}),
-        "by_block": options.by_block,
-        "top_k": options.top_k,
-        "ids and metadata": digest(columns),
-        "run metadata": json_of((options.metadata or {}).get("run", {})),
-    }
 
 
 def stored_in(store: Store, executor: Executor, options: RunOptions) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from distributed import Client
@@ -13,17 +12,13 @@ from pydvl_datainf.inverse.compression import Rank
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.results.arrays import WORK, Array
 from pydvl_datainf.results.layout import column_type, extras_in, has_extra
-from pydvl_datainf.results.metadata import columns_of, group_codes
-from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import EXTRAS, NORMALIZE, SELF_INFLUENCE, compression_said
 from pydvl_datainf.results.row_sets import rows_each
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner import tasks
 from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
-from pydvl_datainf.runner.choices import exact_sample_of, planned, row_widths
 from pydvl_datainf.runner.entry import (
-    asked_of,
     check_fitted,
     check_names,
     enter,
@@ -35,10 +30,12 @@ from pydvl_datainf.runner.entry import (
 )
 from pydvl_datainf.runner.executors import Executor, executor_for
 from pydvl_datainf.runner.options import RunOptions
+from pydvl_datainf.runner.request import Request
 from pydvl_datainf.runner.stages import Stages
-from pydvl_datainf.runner.tasks import Context, RunSpec
+from pydvl_datainf.runner.task_calls import TaskCalls
+from pydvl_datainf.runner.tasks import RunSpec
 from pydvl_datainf.runner.train_side import NewRows, StoredRows
-from pydvl_datainf.runner.worker_inputs import Built, Description, Inputs
+from pydvl_datainf.runner.worker_inputs import Built, Inputs
 
 
 def run_influences(
@@ -266,77 +263,35 @@ def _work(
             index_side(executor, shared, "train", inputs.train), options.compression
         ).resumed(model, stored)
         check_fitted(model, training.n)
-        rows = replace(model, widths=row_widths(model, training.opened()))
-        sample = exact_sample_of(options, rows, training.n, tests.n)
-        codes, labels = _groups(options, tests.n)
-        m = tests.n if labels is None else len(labels)
-        lengths = {"test": m, "train": training.n}
-        columns = columns_of(options.ids, options.metadata, lengths, labels) | training.columns()
-        asked = asked_of(options, tests, codes, columns, model.test_objective)
-        fingerprint = training.fingerprint(model) | asked
-
-        def cut(stored: Mapping[str, Any] | None) -> Plan:
-            return planned(model, options, m, tests, training, executor, store, stored)
-
-        if options.overwrite and not is_begun(stored, fingerprint, cut):
-            stored, store.layouts, training = None, {}, training.opened()
-            fingerprint = training.fingerprint(model) | asked
-        spec = _spec(store, cut(stored), model, tests, training, codes, options, fingerprint)
-        types = {name: column_type(values.dtype) for name, values in columns.items()}
-        # As they were written: the same numbers may come in wider types another time.
-        types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
-        if stored is None:
-            training.check_whole()
-        enter(store, stored, fingerprint, types, training.rows_in, spec)
-        lay_out(store, spec, types, columns)
-        training.copy_norms(store, str(spec.writer))
-        if spec.is_open and isinstance(training, NewRows):
-            training = training.with_ranks(_stages(store, spec, executor, shared).ranks())
-            fingerprint = training.fingerprint(model) | asked
-            spec = _spec(store, cut(stored), model, tests, training, codes, options, fingerprint)
-            enter_again(store, fingerprint, spec)
-            lay_out(store, spec, types, columns)
+        request = Request.of(model, options, tests, training, store, executor)
+        sample = request.exact_sample
+        if options.overwrite and not is_begun(stored, request.fingerprint, request.plan):
+            stored, store.layouts, request = None, {}, request.opened()
+        spec = _begun(request, stored, shared)
         given = (model.fixed_damping, model.damping_scale)
         _perform(store, spec, executor, shared, given, options.self_influence, sample)
 
 
-def _spec(
-    store: Store,
-    plan: Plan,
-    model: Description,
-    tests: BatchIndex,
-    training: NewRows | StoredRows,
-    codes: tuple[int, ...] | None,
-    options: RunOptions,
-    fingerprint: Mapping[str, Any],
-) -> RunSpec:
-    """What tasks have to know of a run."""
-    return RunSpec(
-        plan=plan,
-        location=store.location,
-        rows_location=training.rows_in or store.location,
-        widths=row_widths(model, training),
-        dtype=model.dtype,
-        method=model.method,
-        test=tests,
-        train=None if isinstance(training, StoredRows) else training.survey,
-        model=model.model,
-        codes=codes,
-        by_block=options.by_block,
-        top_k=None if options.top_k is None else min(options.top_k, plan.n),
-        writer=uuid.uuid4().hex,
-        rows_of=training.rows_of,
-        layers=model.layers,
-        compression=training.compression,
-        whole=model.widths,
-        curvature=rows_each(fingerprint),
-        normalizes=options.normalize is not None,
-    )
-
-
-def _groups(options: RunOptions, m: int) -> tuple[tuple[int, ...] | None, list[Any] | None]:
-    """For each test sample its group, and the labels of the groups, where there are any."""
-    return (None, None) if options.query_groups is None else group_codes(options.query_groups, m)
+def _begun(request: Request, stored: Mapping[str, Any] | None, shared: Any) -> RunSpec:
+    """Enters the store and lays arrays out; chooses ranks on the way, where that was asked for."""
+    store, training, columns = request.store, request.training, request.columns
+    types = {name: column_type(values.dtype) for name, values in columns.items()}
+    # As they were written: the same numbers may come in wider types another time.
+    types |= {name: store.layouts[name].dtype for name in types if name in store.layouts}
+    spec = request.spec(stored)
+    if stored is None:
+        training.check_whole()
+    enter(store, stored, request.fingerprint, types, training.rows_in, spec)
+    lay_out(store, spec, types, columns)
+    training.copy_norms(store, str(spec.writer))
+    if not spec.is_open:
+        return spec
+    calls = TaskCalls.of(store, spec, request.executor, shared)
+    known = request.with_ranks(Stages(calls).ranks())
+    spec = known.spec(stored)
+    enter_again(store, known.fingerprint, spec)
+    lay_out(store, spec, types, columns)
+    return spec
 
 
 def _perform(
@@ -349,36 +304,13 @@ def _perform(
     exact_sample: int,
 ) -> None:
     """Does what is missing, and marks the run as complete."""
-    before = store.attributes
-    stages = _stages(store, spec, executor, inputs, given, self_influence)
-    stages.run(exact_sample)
+    before, calls = store.attributes, TaskCalls.of(store, spec, executor, inputs)
+    Stages(calls, *given, self_influence).run(exact_sample)
     if not before["complete"]:
-        stages.take_over()
+        calls.take_over()
     store.delete(WORK)
     extras = extras_in(store)
     names = [name for name in store.layouts if name not in EXTRAS] + extras
     is_told = before["extras"] == extras and not store.not_as_consolidated(names)
-    if stages.is_new or not is_told:
+    if calls.is_new or not is_told:
         store.finish(extras)
-
-
-def _stages(
-    store: Store,
-    spec: RunSpec,
-    executor: Executor,
-    inputs: Any,
-    given: tuple[Mapping[str, float], float] = ({}, 1.0),
-    self_influence: bool = False,
-) -> Stages:
-    before = store.attributes
-    return Stages(
-        executor=executor,
-        store=store,
-        spec=spec,
-        shared=[executor.share(Context(spec)), inputs],
-        given=given[0],
-        damping_scale=given[1],
-        self_influence=self_influence,
-        seconds=dict(before["seconds"]),
-        gradients=before["gradients"],
-    )

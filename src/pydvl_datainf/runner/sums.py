@@ -20,6 +20,7 @@ from pydvl_datainf.results.arrays import CURVATURE, Array
 from pydvl_datainf.results.differing import differences, listed
 from pydvl_datainf.results.layout import arrays_said, extras_in, opened
 from pydvl_datainf.results.metadata import json_of
+from pydvl_datainf.results.plan import Tiling
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import (
     COMPRESSION,
@@ -305,15 +306,11 @@ class _Sum:
     def _missing(self, name: str) -> list[tuple[slice, ...]]:
         """The places of the chunks of an array that are missing or damaged."""
         layout = arrays_said(self.attributes)[name]
-        sides = [
-            [slice(at, min(at + chunk, size)) for at in range(0, size, chunk)]
-            for size, chunk in zip(layout.shape, layout.chunks, strict=True)
-        ]
+        sides = [Tiling(*side) for side in zip(layout.shape, layout.chunks, strict=True)]
         sound = self.store.sound(name)
-        grid = product(*map(range, map(len, sides)))
         return [
             tuple(side[i] for side, i in zip(sides, chunk, strict=True))
-            for chunk in grid
+            for chunk in product(*map(range, map(len, sides)))
             if chunk not in sound
         ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isclose
-from typing import Any
+from typing import Any, ClassVar
 
 from pydvl_datainf.errors import DampingError, ModelError, StoreError, StoreExistsError
 from pydvl_datainf.inverse.compression import Compression
@@ -43,8 +43,8 @@ class NewRows:
 
     survey: BatchIndex
     compression: Compression | None = None
-    rows_in: None = None
-    rows_of: None = None
+    rows_in: ClassVar[None] = None
+    rows_of: ClassVar[None] = None
 
     @property
     def n(self) -> int:
@@ -53,7 +53,7 @@ class NewRows:
 
     @property
     def longest(self) -> int:
-        """BatchedData in the longest batch."""
+        """Samples in the longest batch."""
         return max(self.survey.lengths)
 
     def fingerprint(self, model: Description) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class StoredRows:
 
     @property
     def longest(self) -> int:
-        """BatchedData that are worked on at once: as many as in the run, for the same bits."""
+        """Samples that are worked on at once: as many as in the run, for the same bits."""
         return self.plan.step
 
     @property

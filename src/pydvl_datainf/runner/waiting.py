@@ -16,6 +16,7 @@ import distributed
 from distributed import Client
 
 from pydvl_datainf.errors import ClusterError
+from pydvl_datainf.terminal import some
 
 SAY_AFTER = 60.0
 """Seconds without anybody at work after which it is said what is missing."""
@@ -119,7 +120,7 @@ class Watch:
         answer, rest = _asked(call, *arguments, **options), GIVE_UP_AFTER - SAY_AFTER
         with suppress(TimeoutError):
             return answer.result(SAY_AFTER)
-        silent = _some(self.silent(self.workers()))
+        silent = some(self.silent(self.workers()), 3)
         told = f"Workers do not answer ({silent or 'it is not known which'})."
         warn(f"{told} Waiting for another {rest:.0f} seconds.", RuntimeWarning, stacklevel=2)
         with suppress(TimeoutError):
@@ -173,11 +174,11 @@ class Watch:
             return f"the cluster has no workers, and {waiting}"
         silent = self.silent(known)
         if len(silent) == len(known):
-            return f"all workers are silent ({_some(silent)}), and {waiting}"
+            return f"all workers are silent ({some(silent, 3)}), and {waiting}"
         held = {key for address in silent for key in given.get(address, ())}
         if len(held.intersection(tasks)) < len(tasks):
             return None
-        return f"{waiting} for workers that are silent ({_some(silent)})"
+        return f"{waiting} for workers that are silent ({some(silent, 3)})"
 
 
 def finished(client: Client, futures: Sequence[Any]) -> Iterator[Any]:
@@ -214,7 +215,3 @@ def finished(client: Client, futures: Sequence[Any]) -> Iterator[Any]:
 
 
 _as_completed: Any = distributed.as_completed
-
-
-def _some(addresses: Sequence[str]) -> str:
-    return ", ".join(addresses[:3]) + (", ..." if len(addresses) > 3 else "")

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import cloudpickle
 import torch
+from torch import Tensor
 
-from pydvl_datainf.batches import slice_batch
+from pydvl_datainf.batches import as_arguments, slice_batch
 from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError, NonFiniteError
 from pydvl_datainf.fingerprint import fingerprint
@@ -187,16 +188,12 @@ class Inputs:
         data = self.test if self.train is None else self.train
         if influence.curvature_engine is None or not len(data):  # which is refused later
             return {}
-        one = slice_batch(influence.images.by_sample(data.read(0)), 0, 1)
-        x, y = (one, None) if isinstance(one, Mapping) else one
-        return influence.curvature_settings(x, y)
+        return influence.curvature_settings(*_first_sample(influence, data))
 
     def _try_test_objective(self, influence: BlockwiseInfluence) -> None:
         """Finds early that it does not fit the model or the data: test gradients come late."""
-        one = slice_batch(influence.images.by_sample(self.test.read(0)), 0, 1)
-        x, y = (one, None) if isinstance(one, Mapping) else one
         with suppress(NonFiniteError):  # which is told later, with the sample's id
-            influence.test_gradients_by_block(x, y)
+            influence.test_gradients_by_block(*_first_sample(influence, self.test))
 
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self._given, BlockwiseInfluence):
@@ -214,6 +211,10 @@ class Inputs:
     def __setstate__(self, state: dict[str, Any]) -> None:
         data = _loaded(state.pop("data")) if "data" in state else {}
         vars(self).update(state | data)
+
+
+def _first_sample(influence: BlockwiseInfluence, data: BatchedData) -> tuple[Any, Tensor | None]:
+    return as_arguments(slice_batch(influence.images.by_sample(data.read(0)), 0, 1))
 
 
 def _saved(what: Any) -> bytes:

@@ -224,9 +224,9 @@ const changes = added.map((name) =>
 );
 
 /** Whether a sample that helps or harms is suspicious by itself. */
-const suspicions = ["training loss", "suspicion"]
-  .filter((name) => name in data.measures)
-  .map((name) => column(name, "number", ({ row }) => data.measures[name][row]));
+const suspicions = data.beside.map((name) =>
+  column(name, data.kinds[name], ({ row }) => data.measures[name][row]),
+);
 
 const neighbours = Object.fromEntries(
   ENDS.map((end) => [
@@ -319,12 +319,10 @@ reveal();
 
 // Suspicious training samples, and blocks
 
-const measured = Object.entries(data.measures).map(([name, values]) => {
+const measured = Object.entries(data.measures).map(([name, values], i) => {
+  if (i > 0) return column(name, data.kinds[name], (row) => values[row]);
   const scale = largestOf(data.suspects.map((row) => values[row]));
-  if (name === "mean influence") return bars(name, (row) => values[row], () => scale);
-  const kinds = { "self-influence": "scientific", "training loss": "number", suspicion: "number" };
-  const kind = kinds[name] ?? "influence";
-  return column(name, kind, (row) => values[row]);
+  return bars(name, (row) => values[row], () => scale);
 });
 table(
   "suspects-table",

@@ -169,7 +169,7 @@ def _attempted(
         return error, None
 
 
-_Client: Any = Client  # untyped in distributed  # untyped in distributed
+_Client: Any = Client  # untyped in distributed
 
 
 def _connected(address: str) -> Any:

@@ -1,4 +1,4 @@
-"""How far the inverse of a run is from the exact one."""
+"""The task that measures how far the inverse of a run is from the exact one."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,14 +1,14 @@
 """Bases of compressed rows: whole rows of some training samples, and what is learned from them."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pydvl_datainf.batches import Batch, batch_length
+from pydvl_datainf.batches import Batch, as_arguments, batch_length
 from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
 from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.inverse.agreement import agreement, are_copies, influences_of_both
@@ -90,9 +90,8 @@ def _whole_queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
     """Whole gradients of some test samples."""
 
     def rows_of(batch: Batch) -> BlockVectors:
-        x, y = (batch, None) if isinstance(batch, Mapping) else batch
         context.gradients += batch_length(batch)
-        return inputs.influence.test_gradients_by_block(x, y)
+        return inputs.influence.test_gradients_by_block(*as_arguments(batch))
 
     for place in sampled_queries(context.spec.test.n):
         for _, rows in context.each(inputs, inputs.test, context.spec.test, place, rows_of):
@@ -157,8 +156,7 @@ def _rows_in_batch(chosen: Positions, context: Context, inputs: Inputs) -> Itera
 
 
 def _new(context: Context, inputs: Inputs, batch: Batch) -> BlockVectors:
-    x, y = (batch, None) if isinstance(batch, Mapping) else batch
-    rows = inputs.influence.gradients_with_losses_by_block(x, y)
+    rows = inputs.influence.gradients_with_losses_by_block(*as_arguments(batch))
     context.gradients += batch_length(batch)
     return rows
 

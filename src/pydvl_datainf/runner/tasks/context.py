@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pydvl_datainf.batches import Batch, slice_batch
+from pydvl_datainf.batches import Batch, as_arguments, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.inverse.compression import projected
@@ -23,6 +23,7 @@ from pydvl_datainf.results.stored import Stored
 from pydvl_datainf.runner.batched_data import BatchedData, BatchIndex, Cut, cut_batches, read_again
 from pydvl_datainf.runner.tasks.spec import RunSpec
 from pydvl_datainf.runner.worker_inputs import Inputs
+from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
 
 Made = TypeVar("Made")
@@ -102,12 +103,12 @@ class Context:
         """
 
         def rows_of(batch: Batch) -> BlockVectors:
-            x, y = (batch, None) if isinstance(batch, Mapping) else batch
+            given, influence = as_arguments(batch), inputs.influence
             if data is inputs.test:
-                return self.projected(inputs, inputs.influence.test_gradients_by_block(x, y))
+                return self.projected(inputs, influence.test_gradients_by_block(*given))
             if rows != SCORED:
-                return inputs.influence.curvature_rows_by_block(x, y)
-            return inputs.influence.gradients_with_losses_by_block(x, y)
+                return influence.curvature_rows_by_block(*given)
+            return influence.gradients_with_losses_by_block(*given)
 
         for place, made in self.each(inputs, data, index, wanted, rows_of):
             self.gradients += rows.each * (place.stop - place.start)
@@ -143,7 +144,7 @@ class Context:
             try:
                 made = compute(batch)
             except NonFiniteError as error:
-                side = "training" if data is inputs.train else "test"
+                side = "train" if data is inputs.train else "test"
                 raise self._named(error, side, wanted.start + done) from error
             length = cut[2] - cut[1]
             yield slice(done, done + length), made
@@ -171,7 +172,7 @@ class Context:
         if other:
             raise ModelError(
                 f"The model of this process differs from that of the first one ({len(other)} "
-                f"tensors: {', '.join(other[:5])}). An influence builder must build the same model "
+                f"tensors: {some(other)}). An influence builder must build the same model "
                 "every time: load its weights, or seed their initialisation."
             )
         self._is_checked = True
@@ -185,11 +186,10 @@ class Context:
         return slice_batch(self._batch[2], start, stop)
 
     def _named(self, error: NonFiniteError, side: str, first: int) -> ModelError:
-        position = first + error.sample
-        name = "train" if side == "training" else "test"
-        ids = self.store.read(name) if self.spec.codes is None or name == "train" else None
-        known = f" (id {ids[position]!r})" if ids is not None else ""
-        return ModelError(f"Position {position} of the {side} data{known}: {error}")
+        position, data = first + error.sample, "training" if side == "train" else "test"
+        has_ids = side == "train" or self.spec.codes is None
+        known = f" (id {self.store.read(side)[position]!r})" if has_ids else ""
+        return ModelError(f"Position {position} of the {data} data{known}: {error}")
 
     def memory(
         self,

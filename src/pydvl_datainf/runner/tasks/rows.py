@@ -20,14 +20,14 @@ from pydvl_datainf.vectors import BlockVectors
 Chunks: TypeAlias = Callable[[], Iterable[Tensor]]
 """Starts a pass over the rows of a block, in pieces."""
 
-Stored = tuple[Tensor, Tensor]
+Halves = tuple[Tensor, Tensor]
 """Rows in half precision of some samples, (r, d), and their scales, (r, blocks)."""
 
 
 class PieceRows:
     """The rows of all training samples in a piece of blocks, block by block.
 
-    Stored ones are read once where they can be held, and otherwise each time.
+    Halves ones are read once where they can be held, and otherwise each time.
 
     Args:
         context: of the run.
@@ -40,7 +40,7 @@ class PieceRows:
         self.context, self.inputs, self.p, self.rows = context, inputs, p, rows
         spec, plan = context.spec, context.spec.plan
         self._n = rows.each * plan.n
-        self._held: Stored | None = None
+        self._held: Halves | None = None
         self._outside: Tensor | None = None
         if plan.rows == "zarr" and 2 * spec.n_rows * plan.pieces[p][1] <= plan.held:
             memory = context.memory(rows.folder, (self._n, plan.pieces[p][1]), torch.float16)
@@ -162,7 +162,7 @@ def kept_rows(
 
 def read_stored(
     context: Context, p: int, samples: slice, of: RowSet = SCORED, memory: Tensor | None = None
-) -> Stored:
+) -> Halves:
     """The rows of some training samples in a piece of blocks, as they are in the store.
 
     Args:
@@ -188,7 +188,7 @@ def _decoded(
     context: Context,
     inputs: Inputs | None,
     p: int,
-    stored: Stored,
+    stored: Halves,
     block: str,
     into: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
