@@ -75,8 +75,27 @@ def test_rows_are_those_that_zarr_wrote(store, monkeypatch, start):
         memory = np.full((stop - start, WIDTH), np.nan, np.float16)
         with without_zarr(monkeypatch):
             found = Stored(store.location).read_into(memory, NAME, slice(start, stop))
+            read = Stored(store.location).read(NAME, slice(start, stop))
         assert found is memory
         np.testing.assert_array_equal(memory, VALUES[start:stop])
+        np.testing.assert_array_equal(read, VALUES[start:stop])
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        slice(None, None, 2),
+        slice(-2, None),
+        slice(5, 2),
+        (slice(1, 5), slice(None, None, 2)),
+        (slice(1, 5), slice(1, None)),
+        (slice(1, 5), 2),
+        2,
+    ],
+)
+def test_other_selections_are_those_of_zarr(store, where):
+    found = Stored(store.location).read(NAME, where)
+    np.testing.assert_array_equal(found, store.array(NAME)[where])
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "removed"])

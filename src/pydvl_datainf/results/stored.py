@@ -314,6 +314,9 @@ class Stored:
             return np.asarray(whole[tuple(inner)])
         touched = [chunks for _, _, chunks in chosen]
         self._check_count(name, touched)
+        rows = self._neighbouring_rows(name, chosen)
+        if rows is not None:
+            return rows
         try:
             values = np.asarray(array[where])
         except Exception as error:  # a checksum, a codec or the file system
@@ -326,6 +329,23 @@ class Stored:
         if not np.issubdtype(values.dtype, np.floating) or _has_nan(values):
             self._check_present(name, touched)
         return values
+
+    def _neighbouring_rows(self, name: str, chosen: Selection) -> Array | None:
+        """What is selected, if these are whole, plain rows that lie one after the other."""
+        array = self.array(name)
+        if not chosen or not self._is_plain(name):
+            return None
+        (at, size, _), *rest = chosen
+        is_whole = all(
+            isinstance(along, slice) and along.step in (None, 1) and count == length
+            for (along, count, _), length in zip(rest, array.shape[1:], strict=True)
+        )
+        if not isinstance(at, slice) or at.step not in (None, 1) or size < 1 or not is_whole:
+            return None
+        first = at.indices(array.shape[0])[0]
+        memory = np.empty((size, *array.shape[1:]), array.dtype)
+        is_read = read_rows(self._folder(name), array, slice(first, first + size), memory)
+        return memory if is_read else None
 
     def _check_count(self, name: str, touched: Sequence[range]) -> None:
         """Metadata can tell of more than anybody could go through, or hold in memory."""
