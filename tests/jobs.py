@@ -6,10 +6,31 @@ import torch
 
 import commands
 import dense
+from tuned import sums, write_lines
 
 
 def write_job(folder, job):
     (folder / "job.yaml").write_text(json.dumps(job))  # JSON is YAML
+
+
+def write_language_job(folder, tuned):
+    """A job on a causal language model, with its data."""
+    write_lines(folder / "train.jsonl", sums(20))
+    write_lines(folder / "test.jsonl", sums(4)[::-1])
+    job = {
+        "task": "causal-lm",
+        "model": str(tuned.causal),
+        "adapter": str(tuned.causal_adapter),
+        "train": "train.jsonl",
+        "test": "test.jsonl",
+        "out": "out.zarr",
+        "columns": {"id": "id"},
+        "device": "cpu",
+        "batch_size": 8,
+        "max_tokens": 100,
+    }
+    write_job(folder, job)
+    return folder
 
 
 def changed(folder, **fields):

@@ -13,9 +13,18 @@ from sums_of_runs import run
 QUIET = {"progress": False}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    return [run(folder / f"{seed}.zarr", seed, rows="zarr", tile=(13, 11)) for seed in (0, 1)]
+
+
 @pytest.fixture
-def runs(tmp_path):
-    return [run(tmp_path / f"{seed}.zarr", seed, rows="zarr") for seed in (0, 1)]
+def runs(made, tmp_path):
+    return [
+        InfluenceRun(shutil.copytree(one.store.path, tmp_path / one.store.path.name))
+        for one in made
+    ]
 
 
 def added(runs, store):
@@ -50,7 +59,7 @@ def test_sums_of_sums_and_parts_without_rows_are_refused(runs, tmp_path):
     total = added(runs, tmp_path / "sum.zarr")
     with pytest.raises(StoreError, match=r"sum\.zarr, part 2 of .*, is a sum itself"):
         runs_to_ask(added([runs[0], total], tmp_path / "twice.zarr"))
-    bare = run(tmp_path / "bare.zarr", 2, rows="memory")
+    bare = run(tmp_path / "bare.zarr", 2, rows="memory", tile=(13, 11))
     with pytest.raises(StoreError, match=r"bare\.zarr keeps no training rows"):
         runs_to_ask(added([runs[0], bare], tmp_path / "other.zarr"))
 

@@ -134,16 +134,14 @@ def test_answers_are_generated_greedily(runs, model):
     told = found.metadata("test")
     assert told["answer"].tolist() == [WORDS.decode(ids, skip_special_tokens=True)]
     assert told["origin"].tolist() == ["generated"]
-    again = ask(run, influence, "What is 3?", encoder=ENCODER, answer=told["answer"][0])
-    np.testing.assert_array_equal(again.scores, found.scores)
 
 
 def test_answers_of_unequal_length_are_asked_together(runs):
     influence, run = runs["mean"]
-    questions = [Question(r["source"], r["target"]) for r in RECORDS[::-1]]
-    together = ask(run, influence, questions, encoder=ENCODER).scores[...]
-    alone = [ask(run, influence, question, encoder=ENCODER).scores[0] for question in questions[:2]]
-    close(together[:2], np.stack(alone), 1e-6)
+    others = [Question(r["source"], r["target"]) for r in RECORDS]
+    found = ask(run, influence, [*others, QUESTION], encoder=ENCODER)
+    assert found.plan.m == 7
+    close(found.scores[6], run.scores[0], 1e-6)
 
 
 def test_what_cannot_be_asked_is_refused(runs, monkeypatch):

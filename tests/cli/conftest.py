@@ -2,29 +2,13 @@
 
 import pytest
 
-from jobs import reviews, write_csv, write_job
-from tuned import sums, write_lines
+from jobs import reviews, write_csv, write_job, write_language_job
 
 
 @pytest.fixture
 def folder(tuned, tmp_path):
     """A job on a causal language model, with its data."""
-    write_lines(tmp_path / "train.jsonl", sums(20))
-    write_lines(tmp_path / "test.jsonl", sums(4)[::-1])
-    job = {
-        "task": "causal-lm",
-        "model": str(tuned.causal),
-        "adapter": str(tuned.causal_adapter),
-        "train": "train.jsonl",
-        "test": "test.jsonl",
-        "out": "out.zarr",
-        "columns": {"id": "id"},
-        "device": "cpu",
-        "batch_size": 8,
-        "max_tokens": 100,
-    }
-    write_job(tmp_path, job)
-    return tmp_path
+    return write_language_job(tmp_path, tuned)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import dense
 from commands import failed, printed
-from jobs import changed, write_job
+from jobs import changed, write_job, write_language_job
 from pydvl_datainf import InfluenceRun
 from pydvl_datainf.report import pictures
 from tuned import sums, tokenizer, write_lines
@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
 ]
 QUESTION = {"prompt": "What is 3 plus 4?", "answer": " It is 7, I think 7."}
+WITH_ROWS = {"rows": "zarr", "exact_sample": 0}
 EXACT = {"dtype": "float64", "rows": "zarr", "exact_sample": 0}
 
 
@@ -34,6 +35,12 @@ def run(folder, **fields):
     changed(folder, **fields)
     printed("run", folder / "job.yaml", "--no-progress")
     return InfluenceRun(folder / json.loads((folder / "job.yaml").read_text())["out"])
+
+
+@pytest.fixture(scope="module")
+def plain(tuned, tmp_path_factory):
+    """A run with its rows, which tests ask and leave as it is."""
+    return run(write_language_job(tmp_path_factory.mktemp("plain"), tuned), **WITH_ROWS)
 
 
 def scores_of(question, run):
@@ -207,26 +214,25 @@ def test_an_answer_that_is_not_given_is_generated_greedily(folder, tuned, fields
     assert again["origin"] == "given"
 
 
-def test_the_answer_is_shown_as_tables_a_page_or_a_run(folder, monkeypatch):
+def test_the_answer_is_shown_as_tables_a_page_or_a_run(plain, tmp_path, monkeypatch):
     empty = pictures.Picture("data:,", "data:,", "not drawn")
     monkeypatch.setattr(pictures, "drawn", lambda *arguments: empty)
-    made = run(folder, rows="zarr", exact_sample=0)
-    args = ("ask", made.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
+    args = ("ask", plain.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
     (found,) = asked(*args[1:], "--k", "3")
     said = " ".join(
-        printed(*args, "--k", "3", "--no-progress", "--keep", folder / "kept.zarr").split()
+        printed(*args, "--k", "3", "--no-progress", "--keep", tmp_path / "kept.zarr").split()
     )
     assert "It is 7, I think 7." in said
     assert "The 3 training samples most helpful to it" in said
     assert f"{found['helpful'][0]['influence']:+.2e} {found['helpful'][0]['id']}" in said
-    kept = InfluenceRun(folder / "kept.zarr")
+    kept = InfluenceRun(tmp_path / "kept.zarr")
     assert kept.top(1, "0")[1][0] == np.float32(found["helpful"][0]["influence"])
-    other = ("ask", made.store, "--prompt", "another", "--answer", "one", "--no-progress")
-    message = failed(1, *other, "--keep", folder / "kept.zarr")
+    other = ("ask", plain.store, "--prompt", "another", "--answer", "one", "--no-progress")
+    message = failed(1, *other, "--keep", tmp_path / "kept.zarr")
     assert "holds another run" in message
     assert "Warning: questions, question 1: no space stands between prompt and answer" in message
-    printed(*other, "--keep", folder / "kept.zarr", "--overwrite")
-    page = folder / "page.html"
+    printed(*other, "--keep", tmp_path / "kept.zarr", "--overwrite")
+    page = tmp_path / "page.html"
     assert f"Written to {page}." in printed(*args, "--no-progress", "-o", page)
     assert "It is 7, I think 7." in page.read_text("utf-8")
 
@@ -238,11 +244,10 @@ def test_a_run_without_rows_says_how_to_make_one_that_has_them(folder):
     assert "is made with rows: zarr in its job" in message
 
 
-def test_another_model_is_refused(folder, tuned):
-    made = run(folder, rows="zarr", exact_sample=0)
+def test_another_model_is_refused(plain, folder, tuned):
     shutil.copytree(tuned.causal_adapter, folder / "adapter")
-    changed(folder, adapter=str(folder / "adapter"))
-    message = failed(1, "ask", made.store, "--prompt", "a", "--job", folder / "job.yaml")
+    changed(folder, adapter=str(folder / "adapter"), rows="zarr")
+    message = failed(1, "ask", plain.store, "--prompt", "a", "--job", folder / "job.yaml")
     assert "is not of the job in" in message
 
 
@@ -257,12 +262,11 @@ REFUSED = [
 ]
 
 
-def test_what_cannot_be_asked_is_refused(folder, monkeypatch):
-    made = run(folder, rows="zarr", exact_sample=0)
-    monkeypatch.chdir(folder)
-    write_lines(folder / "q.jsonl", [{"answer": "a"}])
+def test_what_cannot_be_asked_is_refused(plain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "q.jsonl", [{"answer": "a"}])
     for arguments, code, message in REFUSED:
-        assert message in failed(code, "ask", made.store, *arguments)
+        assert message in failed(code, "ask", plain.store, *arguments)
 
 
 def test_tasks_that_give_no_answers_are_refused(folder, tuned):
@@ -278,11 +282,10 @@ def test_tasks_that_give_no_answers_are_refused(folder, tuned):
     assert "Models of task token-classification give no answers" in message
 
 
-def test_answers_by_token_are_one_table_or_a_page(folder):
-    made = run(folder, rows="zarr", exact_sample=0)
-    args = ("ask", made.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
+def test_answers_by_token_are_one_table_or_a_page(plain, tmp_path):
+    args = ("ask", plain.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
     args = (*args, "--by-token", "--no-progress")
-    page, kept = folder / "page.html", folder / "kept.zarr"
+    page, kept = tmp_path / "page.html", tmp_path / "kept.zarr"
     assert f"Written to {page}." in printed(*args, "-o", page, "--keep", kept)
     by_token = InfluenceRun(kept).scores[...]
     assert page.read_text("utf-8").count('title="') == len(by_token) * 20

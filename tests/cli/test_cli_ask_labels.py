@@ -95,23 +95,13 @@ def test_a_label_that_is_not_given_is_the_models_own(pairs, tuned):
     close(one * p[0], -other * p[1], 1e-7)
 
 
-def test_the_answer_is_shown_as_tables(pairs):
-    said = printed("ask", pairs.store, "--prompt", "a", "--text-pair", "b", "--no-progress")
-    assert "predicted" in said
-    assert "training samples most helpful to it" in said
-
-
-def test_a_run_of_margins_is_asked_for_the_margin(classification):
-    changed(classification, query="margin", rows="zarr", dtype="float64", exact_sample=0)
-    printed("run", classification / "job.yaml", "--no-progress")
-    run = InfluenceRun(classification / "out.zarr")
-    (found,) = asked(run.store, "--prompt", "It is 2 plus 0", "--answer", "good", "--k", "15")
-    assert run.metadata("test")["text"][0] == "It is 2 plus 0"
-    close(scores_of(found, run), run.scores[0])
-    for options, message in (
-        (("--answer", "fair"), "label 'fair' must be a number from 0 to 1, or one of bad, good"),
-        (("--text-pair", "b"), "the training data are single texts"),
-        (("--span", "b"), "a label has no span"),
-        (("--by-token",), "A label has no tokens. Ask a classifier without by_token."),
-    ):
-        assert message in failed(1, "ask", run.store, "--prompt", "a", *options)
+def test_a_run_of_margins_is_asked_for_the_margin(pairs):
+    folder = pairs.store.path.parent
+    changed(folder, query="margin", out="margin.zarr")
+    printed("run", folder / "job.yaml", "--no-progress")
+    run, one = InfluenceRun(folder / "margin.zarr"), PAIRS[5]
+    text = ("--prompt", one["first"], "--text-pair", one["second"])
+    (found,) = asked(run.store, *text, "--answer", one["is"])
+    close(scores_of(found, run), run.scores[1])
+    message = failed(1, "ask", run.store, *text, "--by-token")
+    assert "A label has no tokens. Ask a classifier without by_token." in message

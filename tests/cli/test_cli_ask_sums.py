@@ -8,11 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from commands import failed, printed
-from pydvl_datainf import CausalLM, InfluenceRun, sum_runs
-from pydvl_datainf.asking import ask
-from pydvl_datainf.huggingface import AnswerEncoder, InfluenceBuilder, ModelFiles
+from pydvl_datainf import InfluenceRun, sum_runs
 from pydvl_datainf.results.by_token import answers_by_token
-from tuned import sums, tokenizer, write_lines
+from tuned import sums, write_lines
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,6 +43,7 @@ def total(tuned, tmp_path_factory):
         "dtype": "float64",
         "device": "cpu",
         "rows": "zarr",
+        "blocks": "full",
         "exact_sample": 0,
     }
     (folder / "job.yaml").write_text(json.dumps(job))
@@ -65,67 +64,35 @@ def close(found, expected, bound=1e-9):
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound * np.abs(expected).max())
 
 
-def test_an_answer_has_the_scores_that_it_has_as_a_test_sample(total):
-    (found,) = asked(total.store, *TOLD)
-    close(scores_of(found, total), total.scores[0])
-    parts = [InfluenceRun(part.place).scores[0] for part in total.parts]
-    with pytest.raises(AssertionError):  # negative control: the parts differ
-        close(scores_of(found, total), sum(WEIGHTS) * parts[0])
-
-
-def test_the_last_checkpoint_answers(total, tmp_path, monkeypatch):
-    monkeypatch.chdir(total.store.path.parent)
-    args = ("--prompt", QUESTION["prompt"], "--max-new-tokens", "5")
+def test_tokens_of_an_answer_add_up_to_its_scores_as_a_test_sample(total, tmp_path):
     kept = tmp_path / "kept.zarr"
-    by_token = asked(total.store, *args, "--by-token", "--keep", kept)
-    (last,) = asked(total.parts[1].place, *args)
-    assert {(q["answer"], q["origin"]) for q in by_token} == {(last["answer"], "generated")}
-    (given,) = asked(total.store, *args[:2], "--answer", last["answer"])
+    asked(total.store, *TOLD, "--by-token", "--keep", kept)
     stored = InfluenceRun(kept)
     (answer,) = answers_by_token(stored, 7)
     # Llama takes norms in float32.
-    close(answer.influences, scores_of(given, total)[answer.positions], 1e-6)
-    with pytest.raises(AssertionError):  # negative control: the last one alone
-        close(answer.influences, sum(WEIGHTS) * scores_of(last, total)[answer.positions], 1e-6)
+    close(answer.influences, total.scores[0][answer.positions], 1e-6)
+    alone = InfluenceRun(total.parts[0].place).scores[0]
+    with pytest.raises(AssertionError):  # negative control: the parts differ
+        close(answer.influences, sum(WEIGHTS) * alone[answer.positions], 1e-6)
     assert [part.weight for part in stored.parts] == WEIGHTS
     assert [part.place for part in stored.parts] == [f"{kept}.parts/{k}.zarr" for k in (1, 2)]
-    assert f"{given['helpful'][0]['id']}" in printed("top", kept, "--k", 1)
+    first = total.train_ids[answer.positions[0]]
+    assert f"{first}" in printed("top", kept, "--k", 1)
+
+
+def test_the_last_checkpoint_answers(total, monkeypatch):
+    monkeypatch.chdir(total.store.path.parent)
+    args = ("--prompt", QUESTION["prompt"], "--max-new-tokens", "5")
+    (found,), (last,) = asked(total.store, *args), asked(total.parts[1].place, *args)
+    assert (found["answer"], found["origin"]) == (last["answer"], "generated")
+    assert found["helpful"] != last["helpful"]
 
 
 def test_a_sum_that_no_job_made_is_asked_by_the_jobs_of_its_parts(total, tmp_path, monkeypatch):
-    folder = total.store.path.parent
-    monkeypatch.chdir(folder)
-    made = sum_runs(
-        [InfluenceRun(part.place) for part in total.parts],
-        folder / "b.zarr",
-        [1.0, 3.0],
-        progress=False,
-    )
-    parts = [InfluenceRun(part.place).scores[0] for part in total.parts]
-    (found,) = asked(made.store, *TOLD)
-    close(scores_of(found, made), parts[0] + 3 * parts[1])
-    elsewhere = tmp_path / "elsewhere.zarr"
-    shutil.copytree(folder / "b.zarr", elsewhere)
-    message = failed(1, "ask", elsewhere, *TOLD)
-    assert "Part 1 of" in message
+    monkeypatch.chdir(total.store.path.parent)
+    runs = [InfluenceRun(part.place) for part in total.parts]
+    made = sum_runs(runs, tmp_path / "elsewhere.zarr", [1.0, 3.0], progress=False)
+    message = failed(1, "ask", made.store, *TOLD)
     assert "not below the folder of the sum. If you trust that place, use --follow-rows" in message
-    (found,) = asked(elsewhere, *TOLD, "--follow-rows")
-    close(scores_of(found, made), parts[0] + 3 * parts[1])
-    shutil.rmtree(folder / "b.zarr")
-
-
-def test_in_python_each_part_has_its_model(total, tuned):
-    folder = total.store.path.parent
-    builders = [
-        InfluenceBuilder(
-            ModelFiles("causal-lm", str(tuned.causal), str(folder / name), dtype="float64"),
-            CausalLM(),
-            device="cpu",
-            max_tokens=2048,
-        )
-        for name in "ab"
-    ]
-    encoder = AnswerEncoder(tokenizer(), 512)
-    given = {"answer": QUESTION["answer"], "encoder": encoder}
-    found = ask(total, builders, QUESTION["prompt"], **given)
-    close(found.scores[0], total.scores[0])
+    (found,) = asked(made.store, *TOLD, "--follow-rows")
+    close(scores_of(found, made), runs[0].scores[0] + 3 * runs[1].scores[0])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pydvl_datainf import tables
+from pydvl_datainf import InfluenceRun, tables
 from pydvl_datainf.errors import StoreError
 from pydvl_datainf.results.by_token import BY_TOKEN, answers_by_token
 from report_pages import made
@@ -18,14 +18,22 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["sum", "mean", "other"])
-def run(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
     store = tmp_path_factory.mktemp("by_token") / "run.zarr"
-    told = {"test": TEXTS, "run": {BY_TOKEN: request.param}}
-    return made(store, ids=TOKENS, metadata=told), request.param
+    made(store, ids=TOKENS, metadata={"test": TEXTS, "run": {BY_TOKEN: "sum"}})
+    return store
 
 
-@pytest.mark.parametrize("k", [2, 12, 30])
+@pytest.fixture(params=["sum", "mean", "other"])
+def run(request, store):
+    """The run, as if this had been told of it."""
+    run = InfluenceRun(store)
+    run.attrs["fingerprint"]["run metadata"] = {BY_TOKEN: request.param}
+    return run, request.param
+
+
+@pytest.mark.parametrize("k", [2, 30])
 def test_each_answer_has_its_tokens_and_the_samples_at_both_ends(run, k):
     run, losses = run
     scores = run.scores[...].astype(np.float64)
@@ -80,7 +88,8 @@ def test_without_any_influence_there_are_zeros(run, monkeypatch):
     assert [str(cell) for cell in table.columns[1].cells] == ["+0.00"] * 4
 
 
-def test_other_runs_are_refused(tmp_path):
-    run = made(tmp_path / "run.zarr")
+def test_other_runs_are_refused(store):
+    run = InfluenceRun(store)
+    run.attrs["fingerprint"]["run metadata"] = {}
     with pytest.raises(StoreError, match=r"holds no answers by token\. Ask with by_token=True"):
         next(answers_by_token(run, 3))
