@@ -1,4 +1,4 @@
-"""Trainers of trl: the loss of each, and its pairs of answers as our objectives take them."""
+"""Trainers of trl: which objective each has, and its pairs of answers as objectives take them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The methods by the names that results have: what is known of one without its algebra.
+"""The names of the methods, in jobs and in results: what is known without their algebra.
 
 Reading a result takes no torch, which takes seconds to import.
 """

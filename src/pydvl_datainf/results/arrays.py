@@ -1,4 +1,4 @@
-"""The layout of one array as Zarr has it, and whether an array in a store has it."""
+"""The layout of one array: shape, chunks, compression and checksums, as Zarr has them."""
 
 from typing import Any, NamedTuple
 

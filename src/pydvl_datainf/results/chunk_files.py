@@ -1,4 +1,4 @@
-"""Writes and reads chunks of plain numbers as files: whole, with a checksum that is verified.
+"""Uncompressed chunks of numbers (rows, bases) as files, with a checksum; Zarr does the others.
 
 Zarr hands each chunk through its event loop and copies it several times on its way, which takes
 longer than the file system. Here it goes straight from a file into memory, or from there into a

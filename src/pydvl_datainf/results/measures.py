@@ -1,4 +1,4 @@
-"""Numbers of each training sample: columns that `top`, its files and the report show."""
+"""Numbers of each training sample: what `top --by` orders by, and columns of the report."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How much memory the work of a run takes: what is asked, in numbers, and the bytes that follow."""
+"""The bytes of memory that work takes, from which `cutting.py` chooses tiles, pieces and groups."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Gradients into the store: rows of training samples by tile, and vectors of the queries."""
+"""Computes, encodes and writes gradients: rows of training samples by tile, and queries' vectors."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
