@@ -3,30 +3,69 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+)
 
 from pydvl_datainf import JobError
 from pydvl_datainf.huggingface.models import forbid_packing
 from pydvl_datainf.huggingface.untuned import load_untuned
 from pydvl_datainf.jobfile.validation import recipe_of
-from tuned_again import adamw, adapted, orders, retraining, sum_loss, sum_losses, tuned_plainly
+from tuned_again import (
+    LORA,
+    adamw,
+    adapted,
+    orders,
+    retraining,
+    review_loss,
+    review_losses,
+    sum_loss,
+    sum_losses,
+    tuned_plainly,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 pytest.importorskip("bitsandbytes", reason="needs the extra [quantized]")
 
 
-def quantised(tuned, seed, **bits):
-    torch.manual_seed(seed)
-    config = BitsAndBytesConfig(
+def config(**bits):
+    return BitsAndBytesConfig(
         bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32, **bits
     )
+
+
+def quantised(tuned, seed, **bits):
+    torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(
-        tuned.causal, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
+        tuned.causal,
+        dtype=torch.float32,
+        quantization_config=config(**bits),
+        device_map={"": "cpu"},
     )
     forbid_packing(base)
     base.requires_grad_(False)
     lora = {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4}
     return adapted(base, **lora, target_modules=["q_proj", "v_proj"]).eval()
+
+
+def test_a_head_that_the_base_does_not_have_stays_whole(classes, tuned, tmp_path):
+    torch.manual_seed(5)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tuned.encoder,
+        num_labels=2,
+        dtype=torch.float32,
+        quantization_config=config(load_in_4bit=True, llm_int8_skip_modules=["classifier"]),
+        device_map={"": "cpu"},
+    )
+    forbid_packing(base)
+    model = adapted(base.requires_grad_(False), **LORA).eval()
+    tuned_plainly(model, orders(range(10), 5), review_loss, adamw(model))
+    again = retraining(tmp_path, classes | {"quantization": "4bit", "dtype": "float32"})
+    given = again.prepared.builder().model.named_parameters()
+    assert {p.dtype for name, p in given if "classifier" in name} == {torch.float32}
+    np.testing.assert_allclose(again(range(10)), review_losses(model), rtol=1e-4)
 
 
 @pytest.fixture
