@@ -1,5 +1,6 @@
 """How commands end: in a few lines, or with an error on a line of its own."""
 
+import shlex
 import sys
 
 import pytest
@@ -8,8 +9,10 @@ from tqdm.auto import tqdm
 import small_runs
 from commands import failed, invoke
 from pydvl_datainf import InfluenceRun
+from pydvl_datainf.cli import main, running
 from pydvl_datainf.results import listing
 from pydvl_datainf.results.facts import brief_facts
+from pydvl_datainf.results.store import Store
 
 
 @pytest.mark.slow
@@ -30,6 +33,16 @@ def test_a_run_ends_in_ten_lines(folder):
     assert lines[4] == f"Written to {folder / 'out.zarr'}. To go on:"
     assert [line.split()[1] for line in lines[5:]] == ["top", "top", "select", "report", "info"]
     assert lines[7].split("  #")[0].endswith("out.zarr --drop-harmful 5% -o next.jsonl")
+
+
+def test_what_is_told_to_go_on_with_can_be_typed(tmp_path, capsys):
+    running._tell_commands(Store(tmp_path / "a b.zarr"), "next.csv", asks=True)
+    lines = capsys.readouterr().out.splitlines()
+    typed = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert [name for name, *_ in typed] == ["top", "top", "ask", "select", "report", "info"]
+    for name, *arguments in typed:
+        assert arguments[0] == str(tmp_path / "a b.zarr")
+        main.commands[name].make_context(name, arguments).close()
 
 
 def test_what_was_not_compared_is_not_told(tmp_path):

@@ -8,8 +8,14 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from pydvl_datainf import OutputExistsError, SourceError
 from pydvl_datainf.huggingface import read_records
-from pydvl_datainf.jobfile.schema import HubData
-from pydvl_datainf.jobfile.sources import ArraySource, HubSource, ImageSource
+from pydvl_datainf.jobfile.schema import HubData, Job
+from pydvl_datainf.jobfile.sources import (
+    ArraySource,
+    HubSource,
+    ImageSource,
+    next_name,
+    source_of,
+)
 from pydvl_datainf.results.selection import SampleSelection
 
 KEPT = [0, 2, 3]
@@ -134,3 +140,22 @@ def test_arrays_stay_as_they_are(tmp_path):
         source.check_writable(tmp_path / "train.npz", overwrite=True)
     with pytest.raises(SourceError, match=r"are written as \.npz"):
         source.check_writable(tmp_path / "next.csv", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "train", "name"),
+    [
+        ("causal-lm", "data/train.TSV", "next.tsv"),
+        ("causal-lm", "data/train", "next"),
+        ("causal-lm", {"dataset": "sums", "split": "train"}, "next.jsonl"),
+        ("denoising", "train.csv", "next.csv"),
+        ("denoising", "train.parquet", "next.jsonl"),
+        ("denoising", "train.npz", "next.npz"),
+    ],
+)
+def test_the_name_that_is_proposed_can_be_written(tmp_path, task, train, name):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    fields = {"model": "m", "test": "t.csv", "out": "o"}
+    job = Job.model_validate({"task": task, "train": train, **fields})
+    assert next_name(job) == name
+    source_of(job, tmp_path).check_writable(tmp_path / name, overwrite=False)

@@ -29,6 +29,8 @@ AUTO_CLASSES: Mapping[Task, str] = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
 }
+CLASSIFIERS = ("sequence-classification", "token-classification")
+
 HEADS = ".modules_to_save."
 """In the names of what peft trains beside the adapter, heads above all."""
 
@@ -149,10 +151,7 @@ class ModelFiles:
         with loading("the configuration of", self.adapter, "adapter_config.json"):
             config = imported("peft").PeftConfig.from_pretrained(self.adapter)
             biases = getattr(config, "bias", "none")
-            return (
-                *(getattr(config, "modules_to_save", None) or ()),
-                *(() if biases == "none" else (f"biases ({biases})",)),
-            )
+            return *_saved_in(config), *(() if biases == "none" else (f"biases ({biases})",))
 
     def load(self) -> nn.Module:
         """Loads model and adapter.
@@ -191,7 +190,7 @@ class ModelFiles:
         """
         kind = getattr(imported("transformers"), AUTO_CLASSES[self.task])
         wanted = {} if self.attention is None else {"attn_implementation": self.attention}
-        placed = placement(self.device, self.quantization)
+        placed = placement(self.device, self.quantization, self._whole_heads())
         with loading("the model", source, "config.json"), quiet_transformers():
             model, loaded = kind.from_pretrained(
                 source,
@@ -220,6 +219,14 @@ class ModelFiles:
         count = getattr(config, "vocab_size", None) or math.inf
         known = (told, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return int(next(token for token in known if token is not None and 0 <= token < count))
+
+    def _whole_heads(self) -> tuple[str, ...]:
+        """Heads of a classifier that are not quantised; others are known to transformers."""
+        # bitsandbytes would be given what the base does not have.
+        if self.quantization is None or self.adapter is None or self.task not in CLASSIFIERS:
+            return ()
+        with loading("the configuration of", self.adapter, "adapter_config.json"):
+            return _saved_in(imported("peft").PeftConfig.from_pretrained(self.adapter))
 
     def _check_is_no_adapter(self, folder: Path) -> None:
         if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
@@ -261,6 +268,11 @@ class ModelFiles:
                     "by name; if tokens were added, name a model that was saved with them. "
                     f"{error}"
                 ) from error
+
+
+def _saved_in(config: Any) -> tuple[str, ...]:
+    """Modules that are saved whole with an adapter, by its configuration."""
+    return tuple(getattr(config, "modules_to_save", None) or ())
 
 
 def check_initialisation(adapter: str) -> None:

@@ -1,7 +1,7 @@
 """Where a model is loaded, and with how many bits: what transformers is given for that."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -32,12 +32,15 @@ def device_called(name: str) -> torch.device:
     return torch.device(name)
 
 
-def placement(device: str, quantization: Quantization | None) -> Mapping[str, Any]:
+def placement(
+    device: str, quantization: Quantization | None, whole: Sequence[str] = ()
+) -> Mapping[str, Any]:
     """What `from_pretrained` is given, so that the weights are where and as they are to be.
 
     Args:
         device: by its name in a job.
         quantization: of the linear layers; None = they stay as they are.
+        whole: modules that stay as they are in any case; none = those that transformers chooses.
 
     Returns:
         Arguments by name; none where the model is moved once it is loaded.
@@ -53,6 +56,7 @@ def placement(device: str, quantization: Quantization | None) -> Mapping[str, An
         "quantization_config": imported("transformers").BitsAndBytesConfig(
             load_in_4bit=quantization != "8bit",
             load_in_8bit=quantization == "8bit",
+            llm_int8_skip_modules=list(whole) or None,  # of 4 bits, too
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=quantization == "4bit-double",
             bnb_4bit_compute_dtype=_compute_dtype(where),
