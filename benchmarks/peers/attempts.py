@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from jobs import MOVED, Job
 
 BATCH = 100
+LISSA_STEPS = 100
 SKETCH = 256
 """Numbers that are kept of a layer's gradient where they are projected."""
 
@@ -39,7 +40,8 @@ def ours(job: Job, _: Path, *, method: str, **settings: Any) -> Tensor:
 
     model, objective, train, test = our_inputs(job)
     influence = METHODS[method](model, objective, job.damping, **settings)
-    return influence.fit(train).training_influences(test)
+    influence.fit(train)
+    return influence.training_influences(*(test if isinstance(test, tuple) else (test,)))
 
 
 def ours_in_store(job: Job, folder: Path, *, method: str, **settings: Any) -> np.ndarray:
@@ -105,8 +107,10 @@ def pydvl_scores(influence: Any, job: Job, batch: int = BATCH) -> Tensor:
 # dattri
 
 
-def dattri(job: Job, _: Path, *, method: str, **settings: Any) -> Tensor:
-    """All training samples are one batch, which is what its documentation recommends."""
+def dattri(
+    job: Job, _: Path, *, method: str, at_once: int | None = None, **settings: Any
+) -> Tensor:
+    """All training samples are one batch, as its documentation recommends; `at_once` test ones."""
     import dattri.algorithm
     from dattri.task import AttributionTask
 
@@ -117,11 +121,11 @@ def dattri(job: Job, _: Path, *, method: str, **settings: Any) -> Tensor:
 
     task = AttributionTask(loss_func=loss, model=job.model, checkpoints=job.model.state_dict())
     attributor = getattr(dattri.algorithm, method)(task=task, **settings)
-    return dattri_scores(attributor, job)
+    return dattri_scores(attributor, job, at_once)
 
 
-def dattri_with(job: Job, folder: Path, *, method: str) -> Tensor:
-    return dattri(job, folder, method=method, regularization=job.damping)
+def dattri_with(job: Job, folder: Path, **settings: Any) -> Tensor:
+    return dattri(job, folder, regularization=job.damping, **settings)
 
 
 def dattri_ekfac(job: Job, folder: Path) -> Tensor:
@@ -130,12 +134,18 @@ def dattri_ekfac(job: Job, folder: Path) -> Tensor:
 
 
 def dattri_lissa(job: Job, folder: Path, *, scaling: float = 50.0) -> Tensor:
-    """Its damping times its scaling is λ."""
-    return dattri(job, folder, method="IFAttributorLiSSA", damping=job.damping / scaling)
+    """Its damping times its scaling is λ. With its default, batches of one, it diverges here."""
+    settings = {"batch_size": BATCH, "recursion_depth": LISSA_STEPS, "scaling": scaling}
+    settings["damping"] = job.damping / scaling
+    return dattri(job, folder, method="IFAttributorLiSSA", **settings)
 
 
 def dattri_logra(job: Job, folder: Path) -> Tensor:
-    """Its damping is a multiple of the mean eigenvalue: 0.1 is the rule of our automatic λ."""
+    """Its damping is a multiple of the mean eigenvalue: 0.1 is the rule of our automatic λ.
+
+    Its test loss is the cross entropy, whatever the task's. Gradients on the disk
+    (`offload="disk"`) want pinned memory, which there is with an accelerator alone.
+    """
     from dattri.algorithm import LoGraAttributor
     from dattri.task import AttributionTask
 
@@ -143,14 +153,18 @@ def dattri_logra(job: Job, folder: Path) -> Tensor:
         return job.loss(model(batch[0]), batch[1])
 
     task = AttributionTask(loss_func=loss, model=job.model, checkpoints=job.model.state_dict())
-    settings = {"damping": 0.1, "proj_dim": SKETCH, "offload": "disk", "cache_dir": str(folder)}
-    return dattri_scores(LoGraAttributor(task=task, **settings), job)
+    settings = {"damping": 0.1, "proj_dim": SKETCH, "offload": "cpu", "cache_dir": str(folder)}
+    return dattri_scores(LoGraAttributor(task=task, **settings), job, needs_graph=True)
 
 
-def dattri_scores(attributor: Any, job: Job) -> Tensor:
-    train, test = (in_batches(pair, len(pair[0])) for pair in (job.train, job.test))
+def dattri_scores(
+    attributor: Any, job: Job, at_once: int | None = None, *, needs_graph: bool = False
+) -> Tensor:
+    train = in_batches(job.train, len(job.train[0]))
+    test = in_batches(job.test, at_once or len(job.test[0]))
     attributor.cache(train)
-    return attributor.attribute(train, test).T.detach()  # it returns training by test samples
+    with torch.set_grad_enabled(needs_graph):  # its examples compute scores without
+        return attributor.attribute(train, test).T  # it returns training by test samples
 
 
 # kronfluence
@@ -364,12 +378,11 @@ def for_both(job: str) -> list[Attempt]:
             "DataInf",
             PYDVL,
         ),
-        Attempt(job, "pyDVL", "exact (Direct, Gauss-Newton)", pydvl_direct, "exact", PYDVL),
         Attempt(
             job,
             "dattri",
             "DataInf",
-            partial(dattri_with, method="IFAttributorDataInf"),
+            partial(dattri_with, method="IFAttributorDataInf", at_once=25),  # its fastest here
             "DataInf",
             DATTRI,
         ),
@@ -391,10 +404,11 @@ def of_hessian(what: str, scores: Callable[[Job, Path], Any]) -> Attempt:
 
 ATTEMPTS = [
     *for_both("perceptron"),
+    Attempt("perceptron", "pyDVL", "exact (Direct)", pydvl_direct, "exact", PYDVL),
     Attempt("perceptron", "pyDVL", "EK-FAC", pydvl_ekfac, None, PYDVL),
     of_hessian("explicit Hessian", partial(dattri_with, method="IFAttributorExplicit")),
     of_hessian("CG, 10 steps", partial(dattri_with, method="IFAttributorCG")),
-    of_hessian("LiSSA, 5,000 steps", dattri_lissa),
+    of_hessian(f"LiSSA, {LISSA_STEPS} steps", dattri_lissa),
     of_hessian("Arnoldi, 100 steps", partial(dattri_with, method="IFAttributorArnoldi")),
     Attempt("perceptron", "dattri", "LoGra", dattri_logra, None, DATTRI),
     *for_both("lora"),
