@@ -24,6 +24,9 @@ from jobs import MOVED, Job
 
 BATCH = 100
 LISSA_STEPS = 100
+AT_ONCE = {"perceptron": 25, "lora": None}
+"""Test samples with which dattri's DataInf was fastest; None is all."""
+
 SKETCH = 256
 """Numbers that are kept of a layer's gradient where they are projected."""
 
@@ -382,7 +385,7 @@ def for_both(job: str) -> list[Attempt]:
             job,
             "dattri",
             "DataInf",
-            partial(dattri_with, method="IFAttributorDataInf", at_once=25),  # its fastest here
+            partial(dattri_with, method="IFAttributorDataInf", at_once=AT_ONCE[job]),
             "DataInf",
             DATTRI,
         ),
