@@ -1,4 +1,4 @@
-"""Computes, encodes and writes gradients: rows of training samples by tile, and queries' vectors."""
+"""Computes, encodes and writes gradients: rows of training tiles, and vectors of the queries."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
