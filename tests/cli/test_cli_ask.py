@@ -212,10 +212,10 @@ def test_an_answer_that_is_not_given_is_generated_greedily(folder, tuned, fields
     assert again["origin"] == "given"
 
 
-def test_the_answer_is_shown_as_tables_a_page_or_a_run(folder, monkeypatch):
+def test_the_answer_is_shown_as_tables_a_page_or_a_run(with_rows, monkeypatch):
     empty = pictures.Picture("data:,", "data:,", "not drawn")
     monkeypatch.setattr(pictures, "drawn", lambda *arguments: empty)
-    made = run(folder, rows="zarr", exact_sample=0)
+    folder, made = with_rows, InfluenceRun(with_rows / "out.zarr")
     args = ("ask", made.store, *(p for n, t in QUESTION.items() for p in (f"--{n}", t)))
     (found,) = asked(*args[1:], "--k", "3")
     said = " ".join(
@@ -241,11 +241,11 @@ def test_a_run_without_rows_says_how_to_make_one_that_has_them(folder):
     assert "is made with rows: zarr in its job" in message
 
 
-def test_another_model_is_refused(folder, tuned):
-    made = run(folder, rows="zarr", exact_sample=0)
-    shutil.copytree(tuned.causal_adapter, folder / "adapter")
-    changed(folder, adapter=str(folder / "adapter"))
-    message = failed(1, "ask", made.store, "--prompt", "a", "--job", folder / "job.yaml")
+def test_another_model_is_refused(with_rows, tuned):
+    shutil.copytree(tuned.causal_adapter, with_rows / "adapter")
+    changed(with_rows, adapter=str(with_rows / "adapter"))
+    ask = "ask", with_rows / "out.zarr", "--prompt", "a", "--job", with_rows / "job.yaml"
+    message = failed(1, *ask)
     assert "is not of the job in" in message
 
 
@@ -260,12 +260,11 @@ REFUSED = [
 ]
 
 
-def test_what_cannot_be_asked_is_refused(folder, monkeypatch):
-    made = run(folder, rows="zarr", exact_sample=0)
-    monkeypatch.chdir(folder)
-    write_lines(folder / "q.jsonl", [{"answer": "a"}])
+def test_what_cannot_be_asked_is_refused(with_rows, monkeypatch):
+    monkeypatch.chdir(with_rows)
+    write_lines(with_rows / "q.jsonl", [{"answer": "a"}])
     for arguments, code, message in REFUSED:
-        assert message in failed(code, "ask", made.store, *arguments)
+        assert message in failed(code, "ask", with_rows / "out.zarr", *arguments)
 
 
 def test_tasks_that_give_no_answers_are_refused(classification):
