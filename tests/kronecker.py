@@ -94,4 +94,4 @@ def influences(inverses, test_rows, train_rows):
 
 def rows_of(model, loss, batch, members):
     """For each block its per-sample gradients."""
-    return {b: dense.gradients(model, loss, batch, names) for b, names in members.items()}
+    return dense.gradients_by_block(model, loss, batch, members)

@@ -81,14 +81,13 @@ class MethodContract:
         assert_close(forms, (V @ self.matrix(G, λ) @ V.T).diag())
 
     @pytest.mark.parametrize("kind", ["times", "forms"])
-    @pytest.mark.parametrize("size", [1, 2, 4])
-    def test_chunks_may_be_cut_in_any_way(self, problem, kind, size):
+    def test_chunks_may_be_cut_in_any_way(self, problem, kind):
         G, V = problem
         make = getattr(self.method, kind)
         whole, _ = solved(make, G, V, 0.1)
-        assert_close(solved(make, G, V, 0.1, size)[0], whole)
         uneven = [len(G) // 3, 0, len(G) - len(G) // 3]
-        assert_close(solved(make, G, V, 0.1, uneven)[0], whole)
+        for sizes in (1, 2, 4, uneven):
+            assert_close(solved(make, G, V, 0.1, sizes)[0], whole)
 
     def test_copies_of_the_rows_change_nothing(self, problem):
         G, V = problem

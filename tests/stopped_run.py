@@ -5,6 +5,7 @@ has torch loaded, so that ten of them cost little more than one.
 """
 
 import asyncio
+import importlib
 import json
 import multiprocessing
 import os
@@ -298,9 +299,9 @@ def start_fork_server():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.setenv("OMP_NUM_THREADS", "1")
-        # The last is what the first call of vmap imports.
-        preload = ["stopped_run", "pytest", "distributed", "torch.fx.experimental.symbolic_shapes"]
-        PROCESSES.set_forkserver_preload(preload)
+        # The last is what the first call of vmap imports; loading an adapter needs peft.
+        imports = "stopped_run", "pytest", "distributed", "peft"
+        PROCESSES.set_forkserver_preload([*imports, "torch.fx.experimental.symbolic_shapes"])
         forkserver.ensure_running()
     loky.set_start_method("forkserver", force=True)
 
@@ -364,12 +365,45 @@ def is_alive(pid):
         return False
 
 
+def serve(name, arguments, folder):
+    """`dask scheduler` or `dask worker`, in a folder, without its log."""
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    importlib.import_module(f"distributed.cli.dask_{name}").main(arguments)
+
+
 @contextmanager
-def cluster(folder, workers=1, options=()):
-    """A Dask cluster of processes of its own, from the command line: address and processes."""
+def cluster(folder):
+    """A Dask cluster with a worker that shares no process with it: address and processes."""
+    address_file = folder / "scheduler.json"
+    processes = [started(serve, "scheduler", ["--port", "0", *_place(address_file)], folder)]
+    try:
+        wait_for(address_file.exists, processes[0])
+        worker = ["--nthreads", "1", "--no-nanny", *_place(address_file)]
+        processes.append(started(serve, "worker", worker, folder))
+        yield _address_of_one(address_file), processes
+    finally:
+        for process in reversed(processes):
+            killed(process)
+
+
+def _place(address_file):
+    return ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(address_file)]
+
+
+def _address_of_one(address_file):
+    """The address of a scheduler, once it has a worker."""
+    with Client(scheduler_file=str(address_file), timeout=TIMEOUT) as client:
+        client.wait_for_workers(1, timeout=TIMEOUT)
+    return json.loads(address_file.read_text())["address"]
+
+
+@contextmanager
+def cluster_from_the_command_line(folder, options=()):
+    """The address of a scheduler with one worker, which do the imports themselves."""
     address_file = folder / "scheduler.json"
     command = [str(Path(sys.executable).with_name("dask"))]
-    place = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(address_file)]
+    place = _place(address_file)
     scheduler = [*command, "scheduler", "--port", "0", *place]
     worker = [*command, "worker", "--nthreads", "1", "--no-nanny", *options, *place]
     quiet = {
@@ -381,10 +415,8 @@ def cluster(folder, workers=1, options=()):
     processes = [subprocess.Popen(scheduler, **quiet)]
     try:
         wait_for(address_file.exists)
-        processes += [subprocess.Popen(worker, **quiet) for _ in range(workers)]
-        with Client(scheduler_file=str(address_file), timeout=TIMEOUT) as client:
-            client.wait_for_workers(workers, timeout=TIMEOUT)
-        yield json.loads(address_file.read_text())["address"], processes
+        processes.append(subprocess.Popen(worker, **quiet))
+        yield _address_of_one(address_file)
     finally:
         for process in reversed(processes):
             process.kill()

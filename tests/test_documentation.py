@@ -146,15 +146,12 @@ def fetched(html):
 
 
 @pytest.mark.slow
-def test_the_site_fetches_nothing_from_elsewhere(site):
-    pages = list(site.rglob("*.html"))
+def test_the_site_fetches_nothing_from_elsewhere_and_shows_what_is_public(site):
+    """One test, so that the site is built in one process only."""
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
     assert len(pages) > len(NAMES)  # benchmarks and the changelog too
-    assert [url for page in pages for url in fetched(page.read_text(encoding="utf-8"))] == []
-
-
-@pytest.mark.slow
-def test_the_reference_shows_what_is_public(site):
-    shown = "".join(path.read_text(encoding="utf-8") for path in (site / "api").glob("*.html"))
+    assert [url for page in pages.values() for url in fetched(page)] == []
+    shown = "".join(page for path, page in pages.items() if path.parent == site / "api")
     ids = set(re.findall(r'id="(?:pydvl_datainf\.)(?:\w+\.)*(\w+)"', shown))
     assert set(pydvl_datainf.__all__) - {"__version__"} <= ids
 

@@ -1,7 +1,10 @@
 """Jobs on tiny tuned models, with their data."""
 
+import shutil
+
 import pytest
 
+from commands import printed
 from jobs import reviews, write_csv, write_job, write_language_job
 
 
@@ -9,6 +12,19 @@ from jobs import reviews, write_csv, write_job, write_language_job
 def folder(tuned, tmp_path):
     """A job on a causal language model, with its data."""
     return write_language_job(tmp_path, tuned)
+
+
+@pytest.fixture(scope="session")
+def finished_job(tuned, tmp_path_factory):
+    folder = write_language_job(tmp_path_factory.mktemp("finished"), tuned)
+    printed("run", folder / "job.yaml", "--no-progress")
+    return folder
+
+
+@pytest.fixture
+def finished(finished_job, tmp_path):
+    """The same job with its run, which may be changed."""
+    return shutil.copytree(finished_job, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture

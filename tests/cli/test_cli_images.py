@@ -1,6 +1,7 @@
 """`pydvl-datainf run` on images of diffusion models, against the formula."""
 
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -62,30 +63,49 @@ def pictures(count, size=8):
     return np.random.default_rng(0).integers(0, 256, (count, size, size), dtype=np.uint8)
 
 
-@pytest.fixture
-def denoising(tmp_path):
+JOB = {
+    "task": "denoising",
+    "model": "pipeline",
+    "adapter": "adapter",
+    "columns": {"label": "label"},
+    "train": "train.csv",
+    "test": "test.csv",
+    "out": "out.zarr",
+    "device": "cpu",
+    "timesteps": 3,
+    "batch_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A pipeline, an adapter, and images in files."""
-    DDPMPipeline(unet(), SCHEDULE).save_pretrained(tmp_path / "pipeline")
-    moved(get_peft_model(unet(), LORA)).save_pretrained(tmp_path / "adapter")
-    (tmp_path / "images").mkdir()
+    folder = tmp_path_factory.mktemp("made")
+    DDPMPipeline(unet(), SCHEDULE).save_pretrained(folder / "pipeline")
+    moved(get_peft_model(unet(), LORA)).save_pretrained(folder / "adapter")
+    (folder / "images").mkdir()
     for name, count in (("train", 7), ("test", 3)):
         lines = ["image,label"]
         for i, picture in enumerate(pictures(count)):
-            Image.fromarray(picture).save(tmp_path / "images" / f"{i}.png")
+            Image.fromarray(picture).save(folder / "images" / f"{i}.png")
             lines.append(f"images/{i}.png,{i % 3}")
-        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    return {
-        "task": "denoising",
-        "model": "pipeline",
-        "adapter": "adapter",
-        "columns": {"label": "label"},
-        "train": "train.csv",
-        "test": "test.csv",
-        "out": "out.zarr",
-        "device": "cpu",
-        "timesteps": 3,
-        "batch_size": 4,
-    }
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(made, tmp_path_factory):
+    """What the job comes to."""
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("scores"), dirs_exist_ok=True)
+    done(folder, JOB)
+    return InfluenceRun(folder / "out.zarr").scores[...]
+
+
+@pytest.fixture
+def denoising(made, tmp_path):
+    """The job, with what it needs in `tmp_path`."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return JOB
 
 
 def seeds_of(clean, noise):
@@ -101,11 +121,14 @@ def image_batch(count, noise):
     return batch
 
 
-@pytest.mark.parametrize("noise", ["common", "own"])
-def test_images_of_a_folder(denoising, tmp_path, noise):
+def test_a_dry_run_tells_of_images(denoising, tmp_path):
     shown = done(tmp_path, denoising, "--dry-run")
     assert "Training samples 7" in shown
     assert "images a second" in shown
+
+
+@pytest.mark.parametrize("noise", ["common", "own"])
+def test_images_of_a_folder(denoising, tmp_path, noise):
     done(tmp_path, denoising | {"noise": noise})
     stored = InfluenceRun(tmp_path / "out.zarr")
     model = DiffusionFiles(str(tmp_path / "pipeline"), str(tmp_path / "adapter")).load()
@@ -115,18 +138,15 @@ def test_images_of_a_folder(denoising, tmp_path, noise):
     assert all("lora_" in block for block in stored.damping)
 
 
-def test_arrays_give_the_same(denoising, tmp_path):
-    done(tmp_path, denoising)
+def test_arrays_give_the_same(denoising, scores, tmp_path):
     for name, count in (("train", 7), ("test", 3)):
         np.savez(tmp_path / f"{name}.npz", images=pictures(count), label=np.arange(count) % 3)
     arrays = {"train": "train.npz", "test": "test.npz", "out": "arrays.zarr"}
     done(tmp_path, denoising | arrays)
-    first, second = (InfluenceRun(tmp_path / f"{n}.zarr").scores[...] for n in ("out", "arrays"))
-    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(InfluenceRun(tmp_path / "arrays.zarr").scores[...], scores)
 
 
-def test_classes_that_are_stored_as_numbers_go_by_their_names(denoising, tmp_path):
-    done(tmp_path, denoising)
+def test_classes_that_are_stored_as_numbers_go_by_their_names(denoising, scores, tmp_path):
     label = datasets.ClassLabel(names=["c", "b", "a"])
     for name, count in (("train", 7), ("test", 3)):
         columns = {
@@ -143,15 +163,14 @@ def test_classes_that_are_stored_as_numbers_go_by_their_names(denoising, tmp_pat
         in result.stderr
     )
     done(tmp_path, job | {"labels": ["a", "b", "c"]})
-    first, second = (InfluenceRun(tmp_path / f"{n}.zarr") for n in ("out", "named"))
-    np.testing.assert_array_equal(second.scores[...], first.scores[...])
-    assert second.metadata("test")["label"].tolist() == ["a", "b", "c"]
+    named = InfluenceRun(tmp_path / "named.zarr")
+    np.testing.assert_array_equal(named.scores[...], scores)
+    assert named.metadata("test")["label"].tolist() == ["a", "b", "c"]
     result = run(tmp_path, job | {"labels": ["a", "b"], "out": "other.zarr"})
     assert "label 'c' must be a number from 0 to 1, or one of a, b" in result.stderr
 
 
-def test_a_model_alone_with_its_schedule(denoising, tmp_path):
-    done(tmp_path, denoising)
+def test_a_model_alone_with_its_schedule(denoising, scores, tmp_path):
     unet().save_pretrained(tmp_path / "alone")
     alone = denoising | {"model": "alone", "out": "alone.zarr"}
     result = run(tmp_path, alone)
@@ -159,8 +178,7 @@ def test_a_model_alone_with_its_schedule(denoising, tmp_path):
     assert "no noise schedule" in result.stderr
     SCHEDULE.save_pretrained(tmp_path / "alone")
     done(tmp_path, alone)
-    first, second = (InfluenceRun(tmp_path / f"{n}.zarr").scores[...] for n in ("out", "alone"))
-    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(InfluenceRun(tmp_path / "alone.zarr").scores[...], scores)
 
 
 # Latent images and prompts

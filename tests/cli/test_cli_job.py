@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from distributed import LocalCluster
 
 from commands import done, failed
 from jobs import changed, unread, write_job
@@ -50,56 +49,50 @@ def test_a_causal_language_model(tuned, folder):
     assert "layers.0.self_attn.q_proj · lora_A" in done("info", folder / "out.zarr", "--blocks")
 
 
-def test_the_same_command_again_computes_nothing(folder):
-    done("run", folder / "job.yaml", "--no-progress")
-    before = InfluenceRun(folder / "out.zarr").attrs
-    done("run", folder / "job.yaml", "--no-progress")
-    assert InfluenceRun(folder / "out.zarr").attrs == before
+def test_the_same_command_again_computes_nothing(finished):
+    before = InfluenceRun(finished / "out.zarr").attrs
+    done("run", finished / "job.yaml", "--no-progress")
+    assert InfluenceRun(finished / "out.zarr").attrs == before
 
 
-def test_another_job_is_refused_unless_told(folder):
-    done("run", folder / "job.yaml", "--no-progress")
-    changed(folder, reduction="sum")
-    assert "holds another run" in failed(1, "run", folder / "job.yaml", "--no-progress")
-    done("run", folder / "job.yaml", "--no-progress", "--overwrite")
-    assert InfluenceRun(folder / "out.zarr").metadata("run")["job"]["reduction"] == "sum"
+def test_another_job_is_refused_unless_told(finished):
+    changed(finished, reduction="sum")
+    assert "holds another run" in failed(1, "run", finished / "job.yaml", "--no-progress")
+    done("run", finished / "job.yaml", "--no-progress", "--overwrite")
+    assert InfluenceRun(finished / "out.zarr").metadata("run")["job"]["reduction"] == "sum"
 
 
-def test_another_job_is_refused_before_anything_is_read(folder, monkeypatch):
-    done("run", folder / "job.yaml", "--no-progress")
-    changed(folder, reduction="sum")
+def test_another_job_is_refused_before_anything_is_read(finished, monkeypatch):
+    changed(finished, reduction="sum")
     monkeypatch.setattr(texts, "records_of", unread)
     monkeypatch.setattr(ModelFiles, "check", unread)
-    message = failed(1, "run", folder / "job.yaml", "--no-progress")
+    message = failed(1, "run", finished / "job.yaml", "--no-progress")
     assert "holds another run" in message
     assert "What differs:\n  - job: reduction: 'mean' in the store, 'sum' now\n" in message
     assert "Choose another place (--out), or replace this one with --overwrite" in message
 
 
-def test_the_result_of_no_job_is_refused(folder, monkeypatch):
-    done("run", folder / "job.yaml", "--no-progress")
+def test_the_result_of_no_job_is_refused(finished, monkeypatch):
     monkeypatch.setattr(InfluenceRun, "metadata", lambda run, side: {})
-    message = failed(1, "run", folder / "job.yaml", "--no-progress")
+    message = failed(1, "run", finished / "job.yaml", "--no-progress")
     assert "What differs:\n  - it was made by other means than a job\n" in message
 
 
-def test_what_changes_rounding_alone_does_not_stop_a_run_from_going_on(folder):
-    done("run", folder / "job.yaml", "--no-progress")
-    changed(folder, max_tokens=50, device="auto")
-    done("run", folder / "job.yaml", "--no-progress")
-    changed(folder, max_length=200)
-    message = failed(1, "run", folder / "job.yaml", "--no-progress")
+def test_what_changes_rounding_alone_does_not_stop_a_run_from_going_on(finished):
+    changed(finished, max_tokens=50, device="auto")
+    done("run", finished / "job.yaml", "--no-progress")
+    changed(finished, max_length=200)
+    message = failed(1, "run", finished / "job.yaml", "--no-progress")
     assert "job: max_length: 512 in the store, 200 now" in message
     assert "--overwrite" in message
 
 
-def test_self_influences_are_added_to_a_finished_run(folder):
-    done("run", folder / "job.yaml", "--no-progress")
-    before = InfluenceRun(folder / "out.zarr")
+def test_self_influences_are_added_to_a_finished_run(finished):
+    before = InfluenceRun(finished / "out.zarr")
     assert not before.has_self_influence
-    changed(folder, self_influence=True)
-    done("run", folder / "job.yaml", "--no-progress")
-    after = InfluenceRun(folder / "out.zarr")
+    changed(finished, self_influence=True)
+    done("run", finished / "job.yaml", "--no-progress")
+    after = InfluenceRun(finished / "out.zarr")
     assert after.has_self_influence
     assert after.attrs["created"] == before.attrs["created"]
 
@@ -118,15 +111,14 @@ def test_options_say_all(tuned, folder):
     assert InfluenceRun(folder / "options.zarr").is_complete
 
 
-def test_workers_of_a_scheduler_and_processes_give_the_same(classification):
+def test_workers_of_a_scheduler_and_processes_give_the_same(classification, cluster_of_two):
     changed(classification, rows="recompute")
     done("run", classification / "job.yaml", "--no-progress")
     changed(classification, rows="recompute", out="jobs.zarr")
     done("run", classification / "job.yaml", "--no-progress", "--jobs", 2)
     changed(classification, rows="recompute", out="workers.zarr")
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
-        scheduler = cluster.scheduler_address
-        done("run", classification / "job.yaml", "--no-progress", "--scheduler", scheduler)
+    scheduler = cluster_of_two.scheduler_address
+    done("run", classification / "job.yaml", "--no-progress", "--scheduler", scheduler)
     here, jobs, workers = (
         InfluenceRun(classification / f"{name}.zarr").scores[...]
         for name in ("out", "jobs", "workers")
@@ -155,6 +147,7 @@ def test_token_classification(tuned, tmp_path):
     np.testing.assert_allclose(scores, scores.T, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_a_path_with_colons_is_a_path(folder):
     changed(folder, rows="zarr")
     done("run", folder / "job.yaml", "--no-progress", "--out", folder / "a::b.zarr")

@@ -27,8 +27,9 @@ def rows_of(model, folder, side):
     encoder = AnswerEncoder(tokenizer(), 512)
     samples = [encoder.encode(r) for r in read_records(folder / f"{side}.jsonl")]
     (batch,) = TokenSamples(samples, 0).to_loader(50)
-    names = tiny.names_of(model)
-    return {n: dense.gradients(model, CausalLM().losses, batch, [n]).double() for n in names}
+    blocks = {name: [name] for name in tiny.names_of(model)}
+    rows = dense.gradients_by_block(model, CausalLM().losses, batch, blocks)
+    return {name: g.double() for name, g in rows.items()}
 
 
 def assert_right(stored, model, folder, bound):

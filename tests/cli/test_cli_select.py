@@ -21,10 +21,9 @@ def lines_of(path):
 
 
 @pytest.fixture
-def made(folder):
+def made(finished):
     """The run of a job on prompts and answers, with ids."""
-    printed("run", folder / "job.yaml", "--no-progress")
-    return InfluenceRun(folder / "out.zarr")
+    return InfluenceRun(finished / "out.zarr")
 
 
 @pytest.fixture

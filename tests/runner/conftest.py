@@ -2,7 +2,9 @@
 
 import tempfile
 
+import dask
 import pytest
+from distributed import LocalCluster
 from zarr.storage import MemoryStore
 
 import small_runs
@@ -71,3 +73,14 @@ def temporary(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def lossy_cluster(fork_server):
+    """Of two workers that may be killed: it does not forget one that is started again."""
+    settings = {"deploy.lost-worker-timeout": "1h", "worker.multiprocessing-method": "forkserver"}
+    with (
+        dask.config.set({f"distributed.{name}": value for name, value in settings.items()}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+    ):
+        yield cluster

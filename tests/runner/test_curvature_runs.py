@@ -1,7 +1,7 @@
 """Runs whose inverse is made of other rows than those that are scored."""
 
 import shutil
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -181,15 +181,30 @@ def test_blocks_the_best_and_groups_of_queries(tmp_path):
     close(groups.scores[0], whole.scores[:][[0, 2, 5]].mean(0))
 
 
+FULL = {"self_influence": True, "tile": (4, 2)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results of a run that nothing stopped, in this process; each is made once."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def whole(name, rows):
+        run(folder / f"{name} {rows}", BUILDS[name](), rows=rows, **FULL)
+        return results(folder / f"{name} {rows}")
+
+    return whole
+
+
 @pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize(
     ("name", "rows"),
     [("exact all", "zarr"), ("datainf drawn", "recompute"), ("ekfac drawn", "zarr")],
 )
-def test_other_processes_give_the_same_bits(tmp_path, name, rows):
-    run(tmp_path / "one", BUILDS[name](), rows=rows, self_influence=True)
-    run(tmp_path / "two", BUILDS[name](), rows=rows, self_influence=True, n_jobs=2)
-    assert results(tmp_path / "one") == results(tmp_path / "two")
+def test_other_processes_give_the_same_bits(tmp_path, whole, name, rows):
+    run(tmp_path / "two", BUILDS[name](), rows=rows, **FULL, n_jobs=2)
+    assert results(tmp_path / "two") == whole(name, rows)
 
 
 def test_one_sample_and_more_queries_than_samples(tmp_path):
@@ -245,9 +260,13 @@ WRONG = [
 ]
 
 
+@pytest.fixture(scope="module")
+def attributes(tmp_path_factory):
+    return dict(run(tmp_path_factory.mktemp("told") / "run", BUILDS["exact drawn"]()).attrs)
+
+
 @pytest.mark.parametrize("curvature", WRONG)
-def test_an_entry_that_cannot_be_is_told(tmp_path, curvature):
-    attributes = dict(run(tmp_path / "run", BUILDS["exact drawn"]()).attrs)
+def test_an_entry_that_cannot_be_is_told(attributes, curvature):
     assert not list(faults(attributes))
     said = {**attributes["fingerprint"], "curvature": curvature}
     (fault,) = faults(sealed_attributes({**attributes, "fingerprint": said}))
@@ -267,30 +286,36 @@ STOPS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows", "task", "call"), STOPS)
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, name, rows, task, call):
-    settings = {"rows": rows, "self_influence": True, "tile": (4, 2)}
-    run(tmp_path / "whole", BUILDS[name](), **settings)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    tmp_path, whole, monkeypatch, name, rows, task, call
+):
     with monkeypatch.context() as patch:
         stopping(patch, task, call)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "run", BUILDS[name](), **settings)
+            run(tmp_path / "run", BUILDS[name](), rows=rows, **FULL)
     assert not InfluenceRun(tmp_path / "run").is_complete
-    run(tmp_path / "run", BUILDS[name](), **settings)
-    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    run(tmp_path / "run", BUILDS[name](), rows=rows, **FULL)
+    assert results(tmp_path / "run") == whole(name, rows)
+
+
+@pytest.fixture(scope="module")
+def rows_on_disk(tmp_path_factory):
+    store = tmp_path_factory.mktemp("sound") / "run"
+    run(store, BUILDS["exact all"](), rows="zarr")
+    return store
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "key", ["curvature/0/c/1/0", "curvature_scales/c/1/0", "curvature_norms/c/2/0"]
 )
-def test_damage_is_told_and_repaired(tmp_path, key):
-    run(tmp_path / "whole", BUILDS["exact all"](), rows="zarr")
-    store = shutil.copytree(tmp_path / "whole", tmp_path / "run")
+def test_damage_is_told_and_repaired(tmp_path, rows_on_disk, key):
+    store = shutil.copytree(rows_on_disk, tmp_path / "run")
     (store / key).write_bytes((store / key).read_bytes()[:-3])
     with pytest.raises(StoreError, match=key.split("/c/")[0]):
         InfluenceRun(store).check()
     run(store, BUILDS["exact all"](), rows="zarr")
-    assert results(store) == results(tmp_path / "whole")
+    assert results(store) == results(rows_on_disk)
 
 
 # Further queries

@@ -29,12 +29,16 @@ DAMAGED = [
     ("top", "top_scores/c/0/0/0", lambda done: done.top(2), M + 2 * N),
     ("top", "mean_influence/c/1", InfluenceRun.mean_influence, M + N + 11),
 ]
-NAMES = [f"{kind} {key}" for kind, key, _, _ in DAMAGED]
+# Two damages of each chunk, and each damage in every kind of run and of array.
+CASES = [
+    pytest.param(*case, damage, id=f"{case[0]} {case[1]} {damage.__name__}")
+    for i, case in enumerate(DAMAGED)
+    for damage in (DAMAGES[i % 4], DAMAGES[(i + 1 + i // 4 % 3) % 4])
+]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize(("kind", "key", "read", "repair"), DAMAGED, ids=NAMES)
-def test_damage_is_found_and_repaired(tmp_path, sound, damage, kind, key, read, repair):
+@pytest.mark.parametrize(("kind", "key", "read", "repair", "damage"), CASES)
+def test_damage_is_found_and_repaired(tmp_path, sound, kind, key, read, repair, damage):
     store = shutil.copytree(sound / kind, tmp_path / "run.zarr")
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
     damage(store / key)

@@ -4,9 +4,8 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-import dask
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 import stopped_run
 from pydvl_datainf.results.reader import InfluenceRun
@@ -24,14 +23,8 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def client(fork_server):
-    """Of two workers, from our fork server; it does not forget a worker that is started again."""
-    settings = {"deploy.lost-worker-timeout": "1h", "worker.multiprocessing-method": "forkserver"}
-    with (
-        dask.config.set({f"distributed.{name}": value for name, value in settings.items()}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
+def client(lossy_cluster):
+    with Client(lossy_cluster) as client:
         yield client
 
 

@@ -60,7 +60,7 @@ def sound(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["encode", "squared_norms"])
-@pytest.mark.parametrize("call", range(1, 17))
+@pytest.mark.parametrize("call", [1, 4, 5, 12, 16])
 def test_no_tile_is_kept_of_which_a_step_failed(tmp_path, monkeypatch, sound, name, call):
     original, left = getattr(gradients, name), [call]
 

@@ -21,14 +21,8 @@ pytestmark = pytest.mark.usefixtures("fork_server")
 
 
 @pytest.fixture(scope="module")
-def client(fork_server):
-    """Of two workers, from our fork server; it does not forget a worker that is started again."""
-    settings = {"deploy.lost-worker-timeout": "1h", "worker.multiprocessing-method": "forkserver"}
-    with (
-        dask.config.set({f"distributed.{name}": value for name, value in settings.items()}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
+def client(lossy_cluster):
+    with Client(lossy_cluster) as client:
         yield client
 
 
@@ -120,7 +114,8 @@ def cluster_without_the_package(tmp_path):
     """The address of a scheduler with one worker, from the command line."""
     preload = tmp_path / "missing.py"
     preload.write_text(WITHOUT_THE_PACKAGE)
-    with stopped_run.cluster(tmp_path, options=["--preload", str(preload)]) as (address, _):
+    options = ["--preload", str(preload)]
+    with stopped_run.cluster_from_the_command_line(tmp_path, options) as address:
         yield address
 
 

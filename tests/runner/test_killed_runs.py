@@ -13,7 +13,7 @@ from undisturbed import assert_same, count_gradients, gradients
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
-KILLS = 10
+KILLS = 5
 
 
 @pytest.mark.parametrize("rows", TIGHT)

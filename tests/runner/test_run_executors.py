@@ -131,7 +131,7 @@ def test_a_process_that_builds_another_model_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_cluster_from_the_command_line(tmp_path, reference):
-    with stopped_run.cluster(tmp_path) as (address, _):
+    with stopped_run.cluster_from_the_command_line(tmp_path) as address:
         done = run(tmp_path / "run.zarr", client=address, rows="recompute")
     close(done.scores[...], reference["recompute"])
 

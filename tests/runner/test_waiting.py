@@ -125,20 +125,20 @@ def test_a_worker_that_is_lost_at_the_start_is_not_said_to_lack_the_package(clie
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_stands_still_or_dies_is_named(tmp_path, monkeypatch):
+def test_a_scheduler_that_stands_still_or_dies_is_named(tmp_path, fork_server, monkeypatch):
     with stopped_run.cluster(tmp_path) as (address, (scheduler, _)), Client(address) as client:
         with monkeypatch.context() as patch:
             patch.setattr(waiting, "SAY_AFTER", TIMEOUT)  # the worker imports the package
             patch.setattr(waiting, "GIVE_UP_AFTER", 2 * TIMEOUT)
             executor = Dask(client, progress=False)
-        stop = Timer(0.3, scheduler.send_signal, [signal.SIGSTOP])
+        stop = Timer(0.3, os.kill, [scheduler.pid, signal.SIGSTOP])
         stop.start()
         name = r"the Dask scheduler does not answer, and \d+ tasks are waiting"
         with pytest.warns(RuntimeWarning, match=name), pytest.raises(ClusterError, match=name):
             list(executor.map(time.sleep, [0.1] * 50, [], "work"))
         with pytest.raises(ClusterError, match=r"scheduler does not answer \(TimeoutError"):
             Dask(client, progress=False)
-        scheduler.send_signal(signal.SIGCONT)
+        os.kill(scheduler.pid, signal.SIGCONT)
         kill = Timer(0.3, scheduler.kill)
         kill.start()
         lost = r"(?s)dropped the work: .*lost the connection to the scheduler.*call run_influences"

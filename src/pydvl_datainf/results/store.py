@@ -269,7 +269,7 @@ class Store(Stored):
                 sync(self._files.delete_dir(name))
             elif name in self:
                 sync(self._files.delete(f"{name}/zarr.json"))  # chunks are known by their checksums
-            self.group.create_array(**layout.settings(name))
+            zarr.create_array(self._files, zarr_format=3, **layout.settings(name))
         return self.array(name)
 
     def _looks_like(self, name: str, layout: Layout) -> bool:

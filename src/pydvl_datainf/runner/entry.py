@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from math import ceil
 from typing import Any
@@ -191,8 +192,12 @@ def about(method: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "numpy", "zarr", "pydvl")
-    return {"pydvl-datainf": __version__, **{p: version(p) for p in packages}}
+    return {"pydvl-datainf": __version__, **_versions_of_others()}
+
+
+@cache
+def _versions_of_others() -> dict[str, str]:
+    return {package: version(package) for package in ("torch", "numpy", "zarr", "pydvl")}
 
 
 def _known(spec: RunSpec) -> dict[str, Array]:
