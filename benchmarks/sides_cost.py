@@ -1,10 +1,10 @@
-"""What a wide layer's compressed rows cost, by whole rows and by side bases (see sides.py).
+"""What `fit` with compressed rows of one wide layer costs, with side bases and without.
 
-python benchmarks/sides_cost.py [--width 2048] [--tokens 64] [--samples 64] [--rank 32]
+python benchmarks/sides_cost.py [--width 2048] [--tokens 64] [--samples 64] [--rank 16]
 
-One square layer, random inputs x and output gradients e, one thread; each way in a process of its
-own, whose peak above what it began with is printed (Linux). A basis is learned from 2 · rank of
-the samples, and all are projected, 8 at once and in float64, as the package does with whole rows.
+One square linear layer on random tokens, one thread, batches of 8; each share of outputs and inputs
+in a process of its own, whose peak above what it began with is printed (Linux). Directions are
+learned from 2 · rank of the samples.
 """
 
 import argparse
@@ -12,93 +12,50 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 warnings.filterwarnings("ignore")
 
-from pydvl_datainf.gradients.rules import linear_weight  # noqa: E402
-from pydvl_datainf.inverse.compression import (  # noqa: E402
-    leading_directions,
-    projected,
-    remainders,
-)
+from pydvl_datainf import ExactInfluence  # noqa: E402
 
-AT_ONCE = 8
-WAYS = ("bare", "whole", "1", "2", "4", "8")
-"""A forward and backward pass of the layer; whole rows; side bases of one of so many dimensions."""
-
-Make = Callable[[Tensor, Tensor], Tensor]
+SHARES = ("none", "0.5", "0.25", "0.125")
+BATCH, CLASSES = 8, 4
 
 
-def batches(e: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few samples at once."""
-    return zip(e.split(AT_ONCE), x.split(AT_ONCE), strict=True)
+class Layer(nn.Module):
+    """The layer, and behind it the first numbers of the tokens' mean as logits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.wide = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits."""
+        return (x + torch.tanh(self.wide(x))).square().mean(1)[:, :: x.shape[2] // CLASSES]
 
 
-def whole(e: Tensor, x: Tensor) -> Tensor:
-    """Rows Σ_t e_t x_tᵀ, flattened."""
-    return linear_weight(nn.Linear(1, 1), x, e).flatten(1)
-
-
-def side_bases(e: Tensor, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Leading eigenvectors of Σ G Gᵀ and Σ Gᵀ G, from e and x alone."""
-    bases = []
-    for left, right in ((e, x), (x, e)):
-        M = torch.zeros(left.shape[2], left.shape[2])
-        for a, b in batches(left, right):
-            M += a.flatten(0, 1).mT @ (b @ b.mT @ a).flatten(0, 1)
-        bases.append(torch.linalg.eigh(M.double())[1][:, -width:].float())
-    return bases[0], bases[1]
-
-
-def squared_norms(e: Tensor, x: Tensor) -> Tensor:
-    """‖Σ_t e_t x_tᵀ‖² = Σ_tt' (e_t · e_t')(x_t · x_t')."""
-    e, x = e.double(), x.double()
-    return ((e @ e.mT) * (x @ x.mT)).sum((1, 2))
-
-
-def cost(way: str, width: int, tokens: int, samples: int, rank: int) -> dict[str, Any]:
-    """Processor seconds, of learning and of projecting, and the peak in MiB."""
+def cost(share: str, width: int, tokens: int, samples: int, rank: int) -> dict[str, Any]:
+    """Processor seconds, and the peak in MiB."""
     torch.manual_seed(0)
-    e, x = torch.randn(2, samples, tokens, width)
+    x, y = torch.randn(samples, tokens, width), torch.arange(samples) % CLASSES
+    data = DataLoader(TensorDataset(x, y), BATCH)
+    told = {} if share == "none" else {"sides": float(share)}
+    influence = ExactInfluence(Layer(width), F.cross_entropy, rows="compressed", rank=rank, **told)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before, start = resident("VmRSS"), process_time()
-    if way == "bare":
-        W = torch.zeros(width, width)
-        for a, b in batches(e, x):
-            b @ W.mT, a @ W
-        learned = start
-    else:
-        make: Make = whole
-        sample = e[: 2 * rank], x[: 2 * rank]
-        if way != "whole":
-            Q_o, Q_i = side_bases(*sample, width // int(way))
-
-            def make(e: Tensor, x: Tensor) -> Tensor:
-                return whole(e @ Q_o, x @ Q_i)
-
-        S = torch.cat([make(*batch) for batch in batches(*sample)])
-        bases = {"": leading_directions(S, rank)}
-        del S
-        learned = process_time()
-        for batch in batches(e, x):
-            rows = {"": make(*batch)}
-            kept = projected(rows, bases, torch.float64)
-            if way == "whole":
-                remainders(rows, kept)
-            else:
-                squared_norms(*batch) - kept[""].square().sum(1)
+    influence.fit(data)
     return {
-        "way": way,
-        "learning": round(learned - start, 2),
-        "a sample": round((process_time() - learned) / samples, 4),
-        "peak": round(resident("VmHWM") - before),
+        "sides": share,
+        "seconds": round(process_time() - start, 1),
+        "MiB": round(resident("VmHWM") - before),
+        "energy": round(influence.energy["wide"], 3),
     }
 
 
@@ -109,21 +66,21 @@ def resident(field: str) -> float:
 
 
 def main() -> None:
-    """Prints one line for each way."""
+    """Prints one line for each share."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("width", 2048), ("tokens", 64), ("samples", 64), ("rank", 32)):
+    for name, default in (("width", 2048), ("tokens", 64), ("samples", 64), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--ways", nargs="+", default=WAYS)
-    parser.add_argument("--here", action="store_true", help="the one way, in this process")
+    parser.add_argument("--shares", nargs="+", default=SHARES)
+    parser.add_argument("--here", action="store_true", help="the one share, in this process")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     sizes = {name: getattr(asked, name) for name in ("width", "tokens", "samples", "rank")}
     if asked.here:
-        print(json.dumps(cost(asked.ways[0], **sizes)))
+        print(json.dumps(cost(asked.shares[0], **sizes)))
         return
-    for way in asked.ways:
+    for share in asked.shares:
         told = [f"--{name}={value}" for name, value in sizes.items()]
-        subprocess.run([sys.executable, __file__, "--here", "--ways", way, *told], check=True)
+        subprocess.run([sys.executable, __file__, "--here", "--shares", share, *told], check=True)
 
 
 if __name__ == "__main__":
