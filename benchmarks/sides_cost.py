@@ -1,6 +1,6 @@
 """What `fit` with compressed rows of one wide layer costs, with side bases and without.
 
-python benchmarks/sides_cost.py [--width 2048] [--tokens 64] [--samples 64] [--rank 16]
+python benchmarks/sides_cost.py [--width 2048] [--tokens 64] [--samples 256] [--rank 16]
 
 One square linear layer on random tokens, one thread, batches of 8; each share of outputs and inputs
 in a process of its own, whose peak above what it began with is printed (Linux). Directions are
@@ -68,7 +68,7 @@ def resident(field: str) -> float:
 def main() -> None:
     """Prints one line for each share."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("width", 2048), ("tokens", 64), ("samples", 64), ("rank", 16)):
+    for name, default in (("width", 2048), ("tokens", 64), ("samples", 256), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--shares", nargs="+", default=SHARES)
     parser.add_argument("--here", action="store_true", help="the one share, in this process")

@@ -18,6 +18,12 @@ from pydvl_datainf.gradients.passes import Pass, backward
 from pydvl_datainf.inverse.sides import SideMoments, Sides
 from pydvl_datainf.vectors import BlockVectors
 
+TRIES = 3
+"""Of a batch, since moments of whole rows take o + i products where those of tokens take a few.
+
+Whole rows of the first batch of a kind are compared, then one of them alone.
+"""
+
 
 class SideLearner:
     """Adds up the moments from which side bases follow; in place of rows it gives none.
@@ -59,12 +65,16 @@ class SideLearner:
             for _, piece in pieces_by_length(batch, engine.max_tokens):
                 self._add(engine.engine, piece)
             return
-        left = set(self.wanted)
+        left, rows = set(self.wanted), None
         if isinstance(engine, PaddingCheckEngine) and isinstance(engine.engine, CaptureEngine):
-            with engine.engine.known_pass(batch) as done:
-                left -= set() if done is None else self._add_tokens(engine.engine.blocks, done)
+            for _ in range(TRIES):
+                with engine.engine.known_pass(batch) as done:
+                    if done is not None:
+                        left -= self._add_tokens(engine.engine.blocks, done)
+                        break
+                rows = engine.rows(batch)
         if left:
-            rows = engine.rows(batch)
+            rows = rows or engine.rows(batch)
             for block in left:
                 self._of(block, rows[block]).add_rows(rows[block])
 

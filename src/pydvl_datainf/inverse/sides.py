@@ -74,7 +74,7 @@ class Sides:
 
 @dataclass(slots=True)
 class SideMoments:
-    """Σ G Gᵀ and Σ Gᵀ G over rows of one block that are added, in float64.
+    """Σ G Gᵀ and Σ Gᵀ G over rows of one block, whose parts are added in float64.
 
     Args:
         has_bias: as in `Sides`.
@@ -95,14 +95,12 @@ class SideMoments:
 
     def add_tokens(self, e: Float[Tensor, "m t o"], x: Float[Tensor, "m t i"]) -> None:
         """Adds rows of e and x: Σ_tt' e_t (x_t · x_t') e_t'ᵀ, and the same with sides swapped."""
-        e, x = e.double(), x.double()
         self.outputs += e.flatten(0, 1).mT @ (x @ x.mT @ e).flatten(0, 1)
         self.inputs += x.flatten(0, 1).mT @ (e @ e.mT @ x).flatten(0, 1)
 
     def add_rows(self, V: Float[Tensor, "m d"]) -> None:
         """Adds flat rows."""
-        for row in V:  # one matrix at once is made in float64
-            G = _matrices(row[None], len(self.outputs), self.has_bias)[0].double()
+        for G in _matrices(V, len(self.outputs), self.has_bias):
             self.outputs += G @ G.mT
             self.inputs += G.mT @ G
 
