@@ -222,10 +222,14 @@ def compression_of(
     if rows == "compressed":
         rank = RANK if rank is None else rank
         return Compression(rank, basis_sample, basis_seed, sides=sides)
-    if (rank, basis_sample, basis_seed, sides) != (None, None, 0, None):
+    if (rank, basis_sample, basis_seed) != (None, None, 0):
         raise SourceError(
-            "rank, basis_sample, basis_seed and sides are those of compressed rows. Use "
+            "rank, basis_sample and basis_seed are those of compressed rows. Use "
             'rows="compressed", or leave them out.'
+        )
+    if sides is not None:
+        raise SourceError(
+            'sides are those of compressed rows. Use rows="compressed", or leave them out.'
         )
     return None
 
