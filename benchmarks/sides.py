@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--banks", type=Path, default=Path("retraining"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/sides.json")
     parser.add_argument("--least", type=int, default=4_000)
-    names = ["perceptron-0.005", "perceptron-0.0", "minilm"]
+    names = ["perceptron-0.005", "minilm"]
     parser.add_argument("--models", nargs="+", default=names)
     asked = parser.parse_args()
     torch.set_num_threads(1)
