@@ -1,7 +1,7 @@
 """Which parameters form which block, and where each sits in the flat vector."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
@@ -85,6 +85,12 @@ class Blocks:
             block: tuple(n for n in shapes if n in set(names)) for block, names in members.items()
         }
         return cls(ordered, shapes)
+
+    def without(self, blocks: Collection[str]) -> "Blocks":
+        """The other blocks."""
+        members = {block: names for block, names in self.members.items() if block not in blocks}
+        kept = {name for names in members.values() for name in names}
+        return Blocks(members, {name: s for name, s in self.shapes.items() if name in kept})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from captured import assert_all_right, assert_right, batches, engine
 from pydvl_datainf import ModelError
-from pydvl_datainf.gradients.capture import SAMPLES_PER_CHECK
+from pydvl_datainf.gradients.passes import SAMPLES_PER_CHECK
 
 pytestmark = pytest.mark.filterwarnings("ignore:One backward pass per sample")
 

@@ -13,7 +13,7 @@ import tiny
 from pydvl_datainf import CausalLM
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ObjectiveError
-from pydvl_datainf.gradients.moments import LayerMoments, _positions, linear_blocks
+from pydvl_datainf.gradients.moments import LayerMoments, linear_blocks, positions
 from pydvl_datainf.objectives import OutputLoss
 from zoo import CASES, Flat, Tied, TiedBias
 
@@ -142,7 +142,7 @@ def test_patches_times_output_gradients_are_the_weights_gradient(conv, shape):
     y = conv(x)
     g = torch.randn_like(y)
     (expected,) = torch.autograd.grad(y, conv.weight, g)
-    patches, gradients = _positions(conv, x, g)
+    patches, gradients = positions(conv, x, g)
     torch.testing.assert_close((gradients.T @ patches).reshape(conv.weight.shape), expected)
 
 

@@ -9,7 +9,9 @@ are. What neither explains (LSTMs, samples not along the first dimension) gets o
 sample from then on.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,9 +40,6 @@ from pydvl_datainf.objectives import Objective, outside_language
 from pydvl_datainf.vectors import BlockVectors
 
 _OF_IMAGES = "their layers may see images, or patches of them, in place of samples"
-
-SAMPLES_PER_CHECK = 128
-"""One sample in so many is computed alone too, to find what the graph does not show."""
 
 
 class CaptureEngine(LossGradientEngine):
@@ -71,7 +70,7 @@ class CaptureEngine(LossGradientEngine):
         self.model = model
         self.blocks = blocks
         self.places = Places(model, strict)
-        self._passes = Passes(model, objective, self.places)
+        self.passes = Passes(model, objective, self.places)
         self._kinds: dict[Any, Checked] = {}  # of batches
 
     def rows_with_losses(self, batch: Batch) -> BlockVectors:
@@ -91,31 +90,66 @@ class CaptureEngine(LossGradientEngine):
         if not self._kinds:
             check_model(self.model)
         check_mode(self.model)
+        with differentiating(self.model):
+            kind, inputs = self._inputs(batch)
+            losses, rows = self._alone(inputs) if inputs.length == 1 else self._captured(inputs)
+            if left := inputs.parameters.keys() - rows.keys():
+                rows = self._completed(inputs, losses, rows, left)
+            self._kinds[kind] = inputs.checked
+        vectors = self.blocks.gather(rows, inputs.device)
+        check_finite_rows(vectors)
+        vectors[LOSS] = losses[:, None].to(inputs.dtype)
+        return vectors
+
+    @contextmanager
+    def known_pass(self, batch: Batch) -> Iterator[Pass | None]:
+        """A pass over a batch, while the model is set to be differentiated.
+
+        Args:
+            batch: a checked batch.
+
+        Yields:
+            It; None where rows have to be compared with plain autograd, or do not all follow from
+            it, so that `rows` should compute them.
+        """
+        check_mode(self.model)
+        with differentiating(self.model):
+            yield self._known_pass(self._inputs(batch)[1])
+
+    def _known_pass(self, inputs: Inputs) -> Pass | None:
+        checked, length = inputs.checked, inputs.length
+        is_whole = self.places.explained(inputs.parameters).keys() == inputs.parameters.keys()
+        if not checked.steps or not is_whole or self.passes.images.has_images(inputs.batch):
+            return None
+        if replace(checked).count(length):  # a copy: whole rows count this batch
+            return None
+        try:
+            done = self.passes.forward(inputs)
+        except Exception:  # which computing whole rows mends, or raises
+            return None
+        if any(use.is_picked for use in done.uses) or not self.passes.path(done) <= checked.steps:
+            return None
+        checked.count(length)
+        return done
+
+    def _inputs(self, batch: Batch) -> tuple[Any, Inputs]:
+        """Of which kind a batch is, and what its passes have in common."""
         parameters = selected_parameters(self.model, self.blocks.shapes)
         length, dtype = batch_length(batch), rows_dtype(parameters.values())
         device = devices_of(self.model)[0]
-        with differentiating(self.model):
-            tolerance = Tolerance.of(self.model, device)
-            kind = (signature(batch), length == 1, tolerance, self.model.training)
-            checked = self._kinds.get(kind, Checked())
-            inputs = Inputs(batch, length, parameters, dtype, tolerance, checked)
-            losses, rows = self._alone(inputs) if length == 1 else self._captured(inputs)
-            if left := parameters.keys() - rows.keys():
-                rows = self._completed(inputs, losses, rows, left)
-            self._kinds[kind] = checked
-        vectors = self.blocks.gather(rows, device)
-        check_finite_rows(vectors)
-        vectors[LOSS] = losses[:, None].to(dtype)
-        return vectors
+        tolerance = Tolerance.of(self.model, device)
+        kind = (signature(batch), length == 1, tolerance, self.model.training)
+        checked = self._kinds.get(kind, Checked())
+        return kind, Inputs(batch, length, parameters, dtype, tolerance, checked, device)
 
     def _alone(self, inputs: Inputs) -> tuple[Tensor, Rows]:
         """Loss and row of a batch of one, which plain autograd gives itself."""
-        losses = self._passes.losses(inputs.batch)
+        losses = self.passes.losses(inputs.batch)
         if not inputs.checked.checks:
             path_of(losses, inputs.parameters)
-            again = self._passes.losses(inputs.batch)
+            again = self.passes.losses(inputs.batch)
             if not inputs.tolerance.same(losses, again):  # weights may settle at their first use
-                losses, again = again, self._passes.losses(inputs.batch)
+                losses, again = again, self.passes.losses(inputs.batch)
             check_steady(losses, again, inputs.tolerance)
             inputs.checked.note(1)
         gradient = inputs.gradient(losses, inputs.parameters)
@@ -140,36 +174,28 @@ class CaptureEngine(LossGradientEngine):
 
     def _captured_once(self, inputs: Inputs) -> tuple[Tensor, Rows]:
         """The same, with parameters watched and inputs repeated as they are now."""
-        if self._passes.images.has_images(inputs.batch):
+        if self.passes.images.has_images(inputs.batch):
             self.places.leave(outside_language(self.model, inputs.parameters), _OF_IMAGES)
         if inputs.checked.steps:
-            done = self._passes.forward(inputs)
-            if self._passes.path(done) <= inputs.checked.steps:
-                return done.losses.detach(), self._known(done)
+            done = self.passes.forward(inputs)
+            if self.passes.path(done) <= inputs.checked.steps:
+                if any(use.is_picked for use in done.uses):
+                    give_up_misplaced(self.passes, done)
+                rows = self.passes.rows(done)
+                if inputs.checked.count(inputs.length):
+                    check_any_sample(self.passes, done, rows)
+                return done.losses.detach(), rows
             del done  # and its graph
         return self._compared(inputs)
 
     def _compared(self, inputs: Inputs) -> tuple[Tensor, Rows]:
-        return compared(self._passes, inputs)
-
-    def _known(self, done: Pass) -> Rows:
-        """The rows of a pass whose steps were all compared before."""
-        if any(use.is_picked for use in done.uses):
-            give_up_misplaced(self._passes, done)
-        rows = self._passes.rows(done)
-        length, checked = done.inputs.length, done.inputs.checked
-        checked.batches += 1
-        checked.unchecked += length
-        is_due = checked.unchecked >= SAMPLES_PER_CHECK or checked.batches.bit_count() == 1
-        if is_due or length not in checked.lengths:
-            check_any_sample(self._passes, done, rows)
-        return rows
+        return compared(self.passes, inputs)
 
     def _completed(self, inputs: Inputs, losses: Tensor, rows: Rows, left: Collection[str]) -> Rows:
         """The rows of all parameters: one forward and backward pass per sample for what is left."""
         samples = []
         for i in range(inputs.length):
-            alone = self._passes.losses(inputs.sample(i))
+            alone = self.passes.losses(inputs.sample(i))
             # Otherwise, as where a router is undecided between two experts, this pass has it all.
             same = inputs.tolerance.close(losses[i : i + 1], alone)
             samples.append(inputs.gradient(alone, left if same else inputs.parameters))

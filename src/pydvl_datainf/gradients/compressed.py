@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from torch import Tensor
 from pydvl_datainf.batches import Batch, batch_length, take_batch
 from pydvl_datainf.errors import NonFiniteError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
+from pydvl_datainf.gradients.layer_tokens import linear_blocks_of
+from pydvl_datainf.gradients.side_learning import SideLearner
+from pydvl_datainf.gradients.sided import on_sides, unpacked
 from pydvl_datainf.gradients.sources import (
     Reader,
     check_readable,
@@ -20,7 +23,8 @@ from pydvl_datainf.gradients.sources import (
     has_fixed_order,
 )
 from pydvl_datainf.inverse.compression import Compression, projected, remainders
-from pydvl_datainf.inverse.damping import SquaredNorms, squared_norms
+from pydvl_datainf.inverse.damping import SquaredNorms
+from pydvl_datainf.inverse.sides import Sides
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
 
 Positions = npt.NDArray[np.int64]
@@ -36,13 +40,15 @@ class CompressedRows:
         kept: for each chunk the coordinates, (b, r_l).
         outside: for each chunk ‖g‖² − ‖c‖² of each row, (b,), in float64.
         n: the number of samples in all chunks.
-        bases: of the blocks that are not kept whole, (r_l, d_l).
+        bases: of the blocks that are not kept whole, (r_l, d_l), or (r_l, a b) behind side bases.
+        sides: of the blocks that have side bases.
     """
 
     kept: list[BlockVectors]
     outside: list[BlockVectors]
     n: int
     bases: BlockVectors
+    sides: Mapping[str, Sides] = field(default_factory=dict)
 
     def chunks(self) -> Iterator[BlockVectors]:
         """Yields the coordinates chunk by chunk."""
@@ -74,19 +80,24 @@ class CompressedRows:
         return {b: sum(float(s[b].sum()) for s in self.outside) for b in self.outside[0]}
 
     def to(self, device: torch.device) -> "CompressedRows":
-        """Moves coordinates and bases; returns a new source."""
+        """Moves coordinates and bases of both kinds; returns a new source."""
 
         def moved(vectors: BlockVectors) -> BlockVectors:
             return OrderedDict((block, v.to(device)) for block, v in vectors.items())
 
         kept, outside = list(map(moved, self.kept)), list(map(moved, self.outside))
-        return CompressedRows(kept, outside, self.n, moved(self.bases))
+        sides = {block: one.to(device) for block, one in self.sides.items()}
+        return CompressedRows(kept, outside, self.n, moved(self.bases), sides)
 
 
 def read_compressed(
     reader: Reader, compression: Compression
 ) -> tuple[CompressedRows, SquaredNorms]:
     """Reads the data three times: counts it, learns the bases, and keeps coordinates.
+
+    Side bases, where there are some, take a further pass before the second, with gradients of the
+    sample. Then whole rows are made only where capture compares what it computes, or cannot tell
+    them from tokens, of one batch at once.
 
     Rows that the bases are learned from are kept until they are projected, so that none is computed
     twice; but for data without fixed order, where they would not be known again. Of streams, which
@@ -108,18 +119,22 @@ def read_compressed(
     n = count_samples(reader)
     first, again = DataChecksum(), DataChecksum()
     chosen = compression.positions(n)
+    sides = _sides(reader, compression, chosen)
+    reader = replace(reader, engine=on_sides(reader.engine, sides))
     sample = concatenated(list(_rows_of(replace(reader, seen=first), chosen)))
-    bases = compression.learned(sample).bases(sample)
+    small, _ = unpacked(sample, sides)
+    bases = compression.learned(small).bases(small)
     if not has_fixed_order(reader.data):
         chosen, sample = chosen[:0], OrderedDict()
     kept, outside, sums, done = [], [], dict[str, float](), 0
     for batch in replace(reader, seen=again).batches("gradients"):
         rows = joined_rows(batch, done, chosen, lambda at: _at(sample, at), reader.engine.rows)
+        rows, squares = unpacked(rows, sides)
         coordinates = projected(rows, bases, torch.float64)
         kept.append(coordinates)
-        outside.append(remainders(rows, coordinates))
-        for block, vectors in rows.items():
-            sums[block] = sums.get(block, 0.0) + float(squared_norms(vectors).sum())
+        outside.append(remainders(squares, coordinates))
+        for block, norms in squares.items():
+            sums[block] = sums.get(block, 0.0) + float(norms.sum())
         done += length(rows)
     if done != n:
         raise SourceError(
@@ -132,7 +147,21 @@ def read_compressed(
             "order, so rows that were kept would stand for others. Use data that is the same on "
             'every pass, a DataLoader with shuffle=True, or rows="memory".'
         )
-    return CompressedRows(kept, outside, n, bases), SquaredNorms(sums, n)
+    return CompressedRows(kept, outside, n, bases, sides), SquaredNorms(sums, n)
+
+
+def _sides(reader: Reader, compression: Compression, chosen: Positions) -> dict[str, Sides]:
+    """The side bases of the blocks that get some, from the rows of chosen samples."""
+    if compression.sides is None:
+        return {}
+    shapes = {block: layer.shape for block, layer in linear_blocks_of(reader.engine).items()}
+    wanted = compression.side_widths(shapes)
+    learner = SideLearner(reader.engine, wanted)
+    if not wanted:
+        return {}
+    for _ in _rows_of(replace(reader, engine=learner, seen=None), chosen):
+        pass
+    return learner.sides()
 
 
 def joined_rows(

@@ -173,7 +173,7 @@ def _joint(name: str, p: nn.Parameter, node: Any, place: int, length: int) -> Jo
     shape = tuple(p.shape if is_leaf else origin._input_metadata[number].shape)
     out = tuple(node._input_metadata[0].shape)
     each, rest = divmod(out[0], length) if out else (0, 1)
-    repeated = len(shape) < len(out) or shape[0] == 1
+    repeated = len(shape) < len(out) or shape[:1] == (1,)
     if rest or not each or not repeated or (kind == "AddBackward0" and node._saved_alpha != 1):
         return None
     own = shape if len(shape) < len(out) else shape[1:]

@@ -186,7 +186,7 @@ class LayerMoments:
 
     def _add_call(self, module: nn.Module, x: Tensor, g: Tensor) -> None:
         """Adds one call's part to the blocks that have parameters of the module."""
-        x, g = _positions(module, x.to(g.device), g)
+        x, g = positions(module, x.to(g.device), g)
         if not g.numel():
             return
         device = devices_of(self.model)[0]
@@ -203,8 +203,17 @@ class LayerMoments:
                 self.sums[block] = A + xx, S + gg
 
 
-def _positions(module: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs (t, i), or patches of them, and output gradients (t, o), at every position."""
+def positions(module: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs (t, i), or patches of them, and output gradients (t, o), at every position.
+
+    Args:
+        module: a linear layer, or a convolution without groups.
+        x: its input.
+        g: the gradient at its output.
+
+    Returns:
+        Both, sample after sample.
+    """
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     space = len(module.kernel_size)

@@ -22,6 +22,9 @@ from pydvl_datainf.objectives import ImageLayout, Objective, check_losses
 OUTSIDE = "they are used outside their layers"
 _NOT_LEADING = "their layers' inputs and outputs are not tensors that lead with the samples"
 
+SAMPLES_PER_CHECK = 128
+"""One sample in so many is computed alone too, to find what the graph does not show."""
+
 Use: TypeAlias = Call | Joint
 
 
@@ -45,6 +48,13 @@ class Checked:
     checks: int = 0
     repeats: bool = True
 
+    def count(self, length: int) -> bool:
+        """Counts a batch of so many samples; tells whether one is to be computed alone too."""
+        self.batches += 1
+        self.unchecked += length
+        is_due = self.unchecked >= SAMPLES_PER_CHECK or self.batches.bit_count() == 1
+        return is_due or length not in self.lengths
+
     def note(self, length: int) -> None:
         """Notes that samples of a batch of so many were computed alone."""
         self.lengths.add(length)
@@ -63,6 +73,7 @@ class Inputs:
         dtype: of the rows.
         tolerance: of the model.
         checked: for batches of its kind.
+        device: of the rows.
     """
 
     batch: Batch
@@ -71,6 +82,7 @@ class Inputs:
     dtype: torch.dtype
     tolerance: Tolerance
     checked: Checked
+    device: torch.device
 
     def sample(self, i: int) -> Batch:
         """Sample i as a batch of one."""
@@ -184,22 +196,34 @@ class Passes:
         ]
         return path_of(done.losses, self.places.explained(done.inputs.parameters), called)
 
-    def rows(self, done: Pass) -> Rows:
+    def rows(
+        self,
+        done: Pass,
+        grads: Sequence[Tensor | None] | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Rows:
         """The sum of the rows of all uses; zeros for explained parameters that had no use.
 
         Args:
             done: the pass, whose graph is used up.
+            grads: at the outputs of its uses; None = to be computed.
+            wanted: names of parameters; None = all.
 
         Returns:
-            For each explained parameter rows (B, *shape).
+            For each wanted and explained parameter rows (B, *shape).
         """
+        if grads is None:
+            grads = backward(done.losses.sum(), [use.edge for use in done.uses])
+        if wanted is None:
+            wanted = done.inputs.parameters
         length, dtype = done.inputs.length, done.inputs.dtype
-        grads = backward(done.losses.sum(), [use.edge for use in done.uses])
         rows: Rows = {}
         unmapped: set[str] = set()
         for use, grad in zip(done.uses, grads, strict=True):
-            new = {} if grad is None else use.rows(grad, dtype)
-            if grad is not None and not new:
+            if grad is None or not set(wanted).intersection(use.names):
+                continue
+            new = use.rows(grad, dtype)
+            if not new:
                 unmapped |= set(use.names)
             for name, value in new.items():
                 here = value.to(done.inputs.parameters[name].device)
@@ -209,6 +233,7 @@ class Passes:
         return {
             name: rows[name] if name in rows else p.new_zeros(length, *p.shape, dtype=dtype)
             for name, p in self.places.explained(done.inputs.parameters).items()
+            if name in wanted
         }
 
 

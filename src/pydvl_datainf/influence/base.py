@@ -100,6 +100,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         rank: Rank | None = None,
         basis_sample: int | None = None,
         basis_seed: int = 0,
+        sides: float | None = None,
         preconditioner: AdamPreconditioner | None = None,
     ):
         check_model(model)
@@ -114,7 +115,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self._given_damping, self._damping_scale = self._checked_damping(
             regularization, damping_scale
         )
-        self.compression = compression_of(rows, rank, basis_sample, basis_seed)
+        self.compression = compression_of(rows, rank, basis_sample, basis_seed, sides)
         # Solvers that cannot be joined hold all rows, so there is nothing to save.
         self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
         self.batch_size, self.progress = batch_size, progress
@@ -279,6 +280,15 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             NotFittedException: before `fit`.
         """
         return self._fitted().ranks(self.blocks.widths)
+
+    @property
+    def side_widths(self) -> dict[str, tuple[int, int]]:
+        """How many outputs and inputs are kept of the blocks that have side bases.
+
+        Raises:
+            NotFittedException: before `fit`.
+        """
+        return self._fitted().side_widths
 
     @property
     def fitted_data(self) -> Mapping[str, int] | None:

@@ -67,6 +67,10 @@ class DataInfInfluence(BlockwiseInfluence):
         basis_sample: training samples that the directions are learned from; None = 2 · rank, or 512
             with "auto".
         basis_seed: another number chooses others.
+        sides: the share of the outputs, and of the inputs, of each linear layer and convolution
+            without groups that are kept before directions are learned, such as 0.25, so that whole
+            gradients of wide layers need not be made of every sample. Layers of which fewer numbers
+            than the rank would be left do without. `fit` takes it, runs do not. None = all.
         preconditioner: the state of the Adam that trained the model, whose coordinates all
             gradients are taken in, of training and test samples: each is multiplied by
             (√v̂ + ε)^(-1/2), so that products are divided by √v̂ + ε as Adam's steps are. λ follows

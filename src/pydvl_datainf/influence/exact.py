@@ -34,6 +34,7 @@ class ExactInfluence(BlockwiseInfluence):
         rank: as in `DataInfInfluence`.
         basis_sample: as in `DataInfInfluence`.
         basis_seed: as in `DataInfInfluence`.
+        sides: as in `DataInfInfluence`.
         preconditioner: as in `DataInfInfluence`.
 
     Raises:

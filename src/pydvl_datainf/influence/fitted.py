@@ -17,6 +17,7 @@ from pydvl_datainf.gradients.supported import preserved_rng
 from pydvl_datainf.inverse.compression import lifted, projected
 from pydvl_datainf.inverse.damping import SquaredNorms, check_finite, resolve_damping
 from pydvl_datainf.inverse.method import Makes, Method, solve
+from pydvl_datainf.inverse.sides import off_sides, on_sides
 from pydvl_datainf.terminal import some
 from pydvl_datainf.vectors import BlockVectors
 
@@ -92,10 +93,10 @@ class Fitted:
         return next(iter(self.methods.values()))
 
     @property
-    def bases(self) -> BlockVectors:
-        """Of the blocks whose rows are coordinates."""
-        source = self.source
-        return source.bases if isinstance(source, CompressedRows) else OrderedDict()
+    def side_widths(self) -> dict[str, tuple[int, int]]:
+        """How many outputs and inputs are kept of the blocks that have side bases."""
+        sides = self.source.sides if isinstance(self.source, CompressedRows) else {}
+        return {block: one.widths for block, one in sides.items()}
 
     def energy(self, blocks: Iterable[str]) -> dict[str, float]:
         """For each block the share of the rows' squared norms that lies in its basis."""
@@ -111,11 +112,17 @@ class Fitted:
 
     def projected(self, vectors: BlockVectors) -> BlockVectors:
         """Vectors as the rows are: their coordinates, or themselves."""
-        return projected(vectors, self.bases, torch.float64)
+        source = self.source
+        if not isinstance(source, CompressedRows):
+            return vectors
+        return projected(on_sides(vectors, source.sides), source.bases, torch.float64)
 
     def lifted(self, vectors: BlockVectors) -> BlockVectors:
         """Whole vectors of what is as the rows are."""
-        return lifted(vectors, self.bases)
+        source = self.source
+        if not isinstance(source, CompressedRows):
+            return vectors
+        return off_sides(lifted(vectors, source.bases), source.sides)
 
     def times(self, vectors: BlockVectors, makes: Makes | None = None) -> BlockVectors:
         """The inverse times vectors; warns where answers that are iterated for are not solved.

@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pydvl_datainf.inverse.compression import projected, remainders
+from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.method import Method, solve
 from pydvl_datainf.inverse.woodbury import Exact
 from pydvl_datainf.vectors import BlockVectors, length, product, products, total
@@ -90,7 +91,8 @@ def influences_of_both(
     bases = {} if B is None else {"": B}
     rows = OrderedDict({"": G})
     C, damping = projected(rows, bases), {"": λ}
-    fed = OrderedDict({"": method.weighed(C[""], remainders(rows, C)[""], λ)})
+    outside = remainders({"": squared_norms(G)}, C)
+    fed = OrderedDict({"": method.weighed(C[""], outside[""], λ)})
     whole = solve(method.times, {"": V}, lambda: [rows], len(G), damping)
     less = solve(method.times, projected({"": V}, bases), lambda: [fed], len(G), damping)
     return product(less[""], C[""][checked]), product(whole[""], G[checked])

@@ -18,6 +18,7 @@ the least whose directions hold a share of the energy of S (`SHARE`).
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +57,8 @@ class Compression:
             None = 2 r, since the last of as many directions as samples are noise.
         basis_seed: of their choice.
         ranks: what was chosen with "auto", block by block; None = nothing yet.
+        sides: the share of its outputs, and of its inputs, that side bases of a linear layer keep
+            (see `inverse.sides`); None = there are none.
 
     Raises:
         SourceError: if a number is out of range.
@@ -65,6 +68,7 @@ class Compression:
     basis_sample: int | None = None
     basis_seed: int = 0
     ranks: tuple[int, ...] | None = None
+    sides: float | None = None
 
     def __post_init__(self) -> None:
         others = {"rank": ("auto",), "basis_sample": (None,), "basis_seed": ()}
@@ -75,6 +79,15 @@ class Compression:
                 raise SourceError(
                     f"{name} must be an integer of at least {least}{told}, got {value!r}."
                 )
+        if self.sides is None:
+            return
+        if not isinstance(self.sides, float) or not 0 < self.sides < 1:
+            raise SourceError(f"sides must be a number between 0 and 1, got {self.sides!r}.")
+        if self.rank == "auto":
+            raise SourceError(
+                'rank="auto" looks at the energy of whole rows, which side bases do without. Give '
+                "a number, or leave out sides."
+            )
 
     @property
     def is_open(self) -> bool:
@@ -90,6 +103,19 @@ class Compression:
     def asked(self) -> dict[str, Any]:
         """What a caller asks for it."""
         return {name: getattr(self, name) for name in ("rank", "basis_sample", "basis_seed")}
+
+    def side_widths(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """How many outputs and inputs side bases of linear layers keep.
+
+        Args:
+            shapes: outputs o and inputs i of blocks.
+
+        Returns:
+            a and b of those blocks of which at least as many numbers as the rank are left.
+        """
+        share = self.sides or 1.0
+        kept = {block: (ceil(share * o), ceil(share * i)) for block, (o, i) in shapes.items()}
+        return {block: (a, b) for block, (a, b) in kept.items() if a * b >= self.largest}
 
     def opened(self) -> "Compression":
         """As it was before ranks were chosen; what it says of sizes then bounds them."""
@@ -172,7 +198,11 @@ class Compression:
 
 
 def compression_of(
-    rows: str, rank: Rank | None, basis_sample: int | None, basis_seed: int
+    rows: str,
+    rank: Rank | None,
+    basis_sample: int | None,
+    basis_seed: int,
+    sides: float | None = None,
 ) -> Compression | None:
     """How rows are compressed; None where they are not.
 
@@ -181,6 +211,7 @@ def compression_of(
         rank: of the bases, or "auto"; None = `RANK`.
         basis_sample: samples that they are learned from; None = twice the rank.
         basis_seed: of the choice of these.
+        sides: as in `Compression`.
 
     Returns:
         It, checked.
@@ -189,11 +220,16 @@ def compression_of(
         SourceError: if a number is out of range, or rows that stay whole are given one.
     """
     if rows == "compressed":
-        return Compression(RANK if rank is None else rank, basis_sample, basis_seed)
+        rank = RANK if rank is None else rank
+        return Compression(rank, basis_sample, basis_seed, sides=sides)
     if (rank, basis_sample, basis_seed) != (None, None, 0):
         raise SourceError(
             "rank, basis_sample and basis_seed are those of compressed rows. Use "
             'rows="compressed", or leave them out.'
+        )
+    if sides is not None:
+        raise SourceError(
+            'sides are those of compressed rows. Use rows="compressed", or leave them out.'
         )
     return None
 
@@ -283,9 +319,17 @@ def lifted(coordinates: Mapping[str, Tensor], bases: Mapping[str, Tensor]) -> Bl
     )
 
 
-def remainders(rows: Mapping[str, Tensor], coordinates: Mapping[str, Tensor]) -> BlockVectors:
-    """‖g‖² − ‖c‖² of each row in each block, (b,), in float64; not negative by rounding."""
+def remainders(squares: Mapping[str, Tensor], coordinates: Mapping[str, Tensor]) -> BlockVectors:
+    """What rows have outside of the bases, not negative by rounding.
+
+    Args:
+        squares: for each block ‖g‖² of the whole rows, (b,), in float64.
+        coordinates: c of the same rows.
+
+    Returns:
+        ‖g‖² − ‖c‖² of each, (b,), in float64.
+    """
     return OrderedDict(
-        (block, (squared_norms(rows[block]) - squared_norms(c)).clamp_min(0.0))
+        (block, (squares[block] - squared_norms(c)).clamp_min(0.0))
         for block, c in coordinates.items()
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pydvl_datainf.batches import as_arguments, slice_batch
 from pydvl_datainf.devices import devices_of
-from pydvl_datainf.errors import ModelError, NonFiniteError
+from pydvl_datainf.errors import ModelError, NonFiniteError, PlanError
 from pydvl_datainf.fingerprint import fingerprint
 from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence, EnsembleInfluence
 from pydvl_datainf.inverse.damping import SHARE
@@ -111,6 +111,7 @@ class Inputs:
 
         Raises:
             ModelError: if a builder returned something else, or it is an ensemble.
+            PlanError: if it has side bases.
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
@@ -127,6 +128,11 @@ class Inputs:
                 raise ModelError(
                     f"A run knows the inverses {', '.join(METHODS)}, and not the "
                     f"'{made.inverse.name}' of this {type(made).__name__}. Call its influences."
+                )
+            if made.compression is not None and made.compression.sides is not None:
+                raise PlanError(
+                    "A run learns bases of compressed rows from whole ones and does not know "
+                    "sides. Leave sides out, or call fit and training_influences."
                 )
             if made.is_fitted:
                 made.check_unchanged()

@@ -112,7 +112,7 @@ class _Encoder:
         norms = {block: squared_norms(v) for block, v in whole.items()}
         self.norms.append(_columns(norms))
         if rows is not whole:
-            self.outside.append(_columns(remainders(whole, rows)))
+            self.outside.append(_columns(remainders(norms, rows)))
             norms = {block: squared_norms(v) for block, v in rows.items()}
         if not self.halves:
             return

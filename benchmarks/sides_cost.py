@@ -1,0 +1,87 @@
+"""What `fit` with compressed rows of one wide layer costs, with side bases and without.
+
+python benchmarks/sides_cost.py [--width 2048] [--tokens 64] [--samples 256] [--rank 16]
+
+One square linear layer on random tokens, one thread, batches of 8; each share of outputs and inputs
+in a process of its own, whose peak above what it began with is printed (Linux). Directions are
+learned from 2 · rank of the samples.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+warnings.filterwarnings("ignore")
+
+from pydvl_datainf import ExactInfluence  # noqa: E402
+
+SHARES = ("none", "0.5", "0.25", "0.125")
+BATCH, CLASSES = 8, 4
+
+
+class Layer(nn.Module):
+    """The layer, and behind it the first numbers of the tokens' mean as logits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.wide = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits."""
+        return (x + torch.tanh(self.wide(x))).square().mean(1)[:, :: x.shape[2] // CLASSES]
+
+
+def cost(share: str, width: int, tokens: int, samples: int, rank: int) -> dict[str, Any]:
+    """Processor seconds, and the peak in MiB."""
+    torch.manual_seed(0)
+    x, y = torch.randn(samples, tokens, width), torch.arange(samples) % CLASSES
+    data = DataLoader(TensorDataset(x, y), BATCH)
+    told = {} if share == "none" else {"sides": float(share)}
+    influence = ExactInfluence(Layer(width), F.cross_entropy, rows="compressed", rank=rank, **told)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before, start = resident("VmRSS"), process_time()
+    influence.fit(data)
+    return {
+        "sides": share,
+        "seconds": round(process_time() - start, 1),
+        "MiB": round(resident("VmHWM") - before),
+        "energy": round(influence.energy["wide"], 3),
+    }
+
+
+def resident(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def main() -> None:
+    """Prints one line for each share."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("width", 2048), ("tokens", 64), ("samples", 256), ("rank", 16)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--shares", nargs="+", default=SHARES)
+    parser.add_argument("--here", action="store_true", help="the one share, in this process")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    sizes = {name: getattr(asked, name) for name in ("width", "tokens", "samples", "rank")}
+    if asked.here:
+        print(json.dumps(cost(asked.shares[0], **sizes)))
+        return
+    for share in asked.shares:
+        told = [f"--{name}={value}" for name, value in sizes.items()]
+        subprocess.run([sys.executable, __file__, "--here", "--shares", share, *told], check=True)
+
+
+if __name__ == "__main__":
+    main()

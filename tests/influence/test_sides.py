@@ -1,0 +1,312 @@
+"""Influences from rows that side bases make small, against formulas in the whole space."""
+
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import dense
+from fitted import close
+from pydvl_datainf import (
+    AdamPreconditioner,
+    DataInfInfluence,
+    ExactInfluence,
+    NonFiniteError,
+    PlanError,
+    SequenceClassification,
+    SourceError,
+    run_influences,
+)
+from pydvl_datainf.gradients import sided
+
+N, M, BATCH, TOKENS, RANK, SAMPLE, SHARE = 29, 5, 3, 2, 6, 9, 0.5
+LARGE = 4.0
+LAYERS = {"tokens.layer": True, "tokens.plain": False, "image": True, "head": True}
+"""Blocks that get side bases, and whether they have a bias."""
+
+
+class Tokens(nn.Module):
+    """Wide layers on each of a few tokens; one is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.plain = nn.Linear(9, 12), nn.Linear(12, 10, bias=False)
+
+    def forward(self, x):
+        y = torch.tanh(self.plain(torch.tanh(self.layer(x))))
+        return y + torch.tanh(self.plain(F.pad(y, (2, 0))))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.image = Tokens(), nn.Conv2d(2, 8, 2, stride=2)
+        self.head = nn.Linear(18, 3)
+
+    def forward(self, x):
+        tokens = self.tokens(x[..., :9]).sum(1)
+        image = self.image(x.reshape(len(x), 2, 3, 6)).tanh().flatten(2).mean(2)
+        return self.head(torch.cat([tokens, image], 1))
+
+
+class Bare(Model):
+    """A weight is also used outside its layer, which no token tells."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.1 * self.tokens.layer.weight.sin().sum() * x[:, 0, :3]
+
+
+class Rooted(Model):
+    """The gradient of one sample is not finite, and all losses are."""
+
+    def forward(self, x):
+        chosen = (x[:, 0, 0] == LARGE)[:, None]
+        y = super().forward(x)
+        return y + torch.where(chosen, 0 * y, 1.0).sqrt()
+
+
+class Late(Model):
+    """The same with one sample of a late batch, from which no basis is learned."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        chosen = (x[:, 0, 0] == LARGE)[:, None]
+        return (
+            torch.where(chosen, y * self.tokens.plain.weight.square().sum(), y)
+            if chosen.any()
+            else y
+        )
+
+
+def plain_rows(model, x, y):
+    """For each block one gradient a sample, by plain autograd."""
+    names = list(dict(model.named_parameters()))
+    rows = {}
+    for i in range(len(x)):
+        loss = F.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        own = {}
+        for name, g in zip(names, grads, strict=True):
+            own.setdefault(name.rpartition(".")[0], []).append(g.flatten())
+        for block, parts in own.items():
+            rows.setdefault(block, []).append(torch.cat(parts))
+    return {block: torch.stack(parts) for block, parts in rows.items()}
+
+
+@cache
+def problem(kind=Model, n=N):
+    torch.manual_seed(3)
+    model = kind().double()
+    x, y = torch.randn(n + M, TOKENS, 18, dtype=torch.float64), torch.randint(0, 3, (n + M,))
+    x[np.setdiff1d(np.arange(n), learned_from(n))[-1:], 0, 0] = LARGE
+    rows = plain_rows(model, x, y)
+    train, test = ({b: g[part] for b, g in rows.items()} for part in (slice(n), slice(n, None)))
+    return model, (x[:n], y[:n]), (x[n:], y[n:]), train, test
+
+
+def learned_from(n):
+    return np.sort(np.random.default_rng(0).permutation(n)[:SAMPLE])
+
+
+def batches(x, y):
+    return list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+
+
+def directions(model, rows, shares=SHARE):
+    """For each block the orthonormal rows of the composed basis."""
+    chosen = learned_from(len(rows["head"]))
+    found = {}
+    for block, g in rows.items():
+        S = g[chosen].numpy()
+        sides = np.eye(S.shape[1])
+        if block in LAYERS:
+            o = len(model.get_submodule(block).weight)
+            matrices = S.reshape(len(S), o, -1)
+            if LAYERS[block]:
+                weight, bias = S[:, :-o].reshape(len(S), o, -1), S[:, -o:, None]
+                matrices = np.concatenate([weight, bias], 2)
+            i = matrices.shape[2]
+            a, b = int(np.ceil(shares * o)), int(np.ceil(shares * i))
+            Q_o = np.linalg.svd(np.concatenate([*matrices], 1))[0][:, :a]
+            Q_i = np.linalg.svd(np.concatenate([*matrices], 0))[2][:b].T
+            places = np.arange(o * i).reshape(o, i)
+            order = np.concatenate([places[:, : i - 1].ravel(), places[:, i - 1]])
+            sides = np.kron(Q_o, Q_i)[order if LAYERS[block] else slice(None)].T
+        U = np.linalg.svd(S @ sides.T, full_matrices=False)[2][:RANK]
+        found[block] = torch.from_numpy(U @ sides)
+    return found
+
+
+def influences(kind, rows, tests, bases):
+    total = 0
+    for block, B in bases.items():
+        g, λ = rows[block], dense.automatic_damping(rows[block])
+        P = B.T @ B
+        eye, parts = torch.eye(g.shape[1], dtype=g.dtype), g @ P
+        if kind is ExactInfluence:
+            M = dense.exact_matrix(parts, λ)
+        else:
+            weights = 1 / (λ + g.square().sum(1))  # of whole rows
+            M = (eye - torch.einsum("i,ia,ib->ab", weights, parts, parts) / len(g)) / λ
+        total = total + tests[block] @ P @ M @ P @ g.T
+    return total
+
+
+def fitted(model, train, kind=ExactInfluence, **settings):
+    told = {"rows": "compressed", "rank": RANK, "basis_sample": SAMPLE, "sides": SHARE}
+    return kind(model, F.cross_entropy, **told | settings).fit(batches(*train))
+
+
+@pytest.fixture
+def from_tokens(monkeypatch):
+    """Notes the tokens of each sample in batches whose small rows are made from these."""
+    seen, norms = [], sided.norms_of_tokens
+    monkeypatch.setattr(
+        sided, "norms_of_tokens", lambda e, x: seen.append(len(e[0])) or norms(e, x)
+    )
+    return seen
+
+
+@pytest.mark.parametrize("kind", [ExactInfluence, DataInfInfluence])
+def test_influences_are_those_of_the_composed_bases(kind, from_tokens):
+    model, train, test, rows, tests = problem()
+    influence, bases = fitted(model, train, kind), directions(model, rows)
+    expected = influences(kind, rows, tests, bases)
+    close(influence.training_influences(*test), expected)
+    assert {1, TOKENS, 2 * TOKENS, 3} <= set(from_tokens)  # premise: one layer is called twice
+    close(influence.influences(*test, *train), expected)
+    factors = influence.influence_factors(*test)  # whole again
+    close(influence.influences_from_factors(factors, *train), expected)
+    widths = {"tokens.layer": (6, 5), "tokens.plain": (5, 6), "image": (4, 5), "head": (2, 10)}
+    assert influence.side_widths == widths
+    assert set(influence.ranks.values()) == {RANK}
+
+
+def test_rows_norms_damping_and_energy(from_tokens):
+    model, train, _, rows, _ = problem()
+    influence, bases = fitted(model, train), directions(model, rows)
+    found = list(influence.training_gradients_by_block())
+    assert from_tokens  # premise
+    for block, g in rows.items():
+        B = bases[block]
+        close(B @ B.T, torch.eye(RANK, dtype=B.dtype))  # premise
+        close(torch.cat([chunk[block] for chunk in found]), g @ B.T @ B)
+        share = (g @ B.T).square().sum() / g.square().sum()
+        assert 0.1 < share < 0.98  # premise
+        assert influence.energy[block] == pytest.approx(float(share), rel=1e-9)
+        assert influence.damping[block] == pytest.approx(
+            float(dense.automatic_damping(g)), rel=1e-9
+        )
+
+
+def test_other_sides_are_told_apart():
+    """Negative control."""
+    model, train, test, rows, tests = problem()
+    found = fitted(model, train).training_influences(*test)
+    for other in (directions(model, rows, 0.4), directions(model, rows, 1.0)):
+        with pytest.raises(AssertionError):
+            close(found, influences(ExactInfluence, rows, tests, other), 1e-3)
+
+
+@pytest.mark.parametrize(("kind", "is_late"), [(Bare, False), (Late, True)])
+def test_what_tokens_do_not_tell_comes_from_whole_rows(kind, is_late, from_tokens):
+    model, train, test, rows, tests = problem(kind)
+    found = fitted(model, train).training_influences(*test)
+    assert bool(from_tokens) == is_late  # premise
+    close(found, influences(ExactInfluence, rows, tests, directions(model, rows)))
+
+
+@pytest.mark.parametrize("settings", [{"gradients": "functional"}, {"batch_size": 1}])
+def test_rows_that_are_computed_otherwise(settings, from_tokens):
+    model, train, test, rows, tests = problem()
+    found = fitted(model, train, **settings).training_influences(*test)
+    assert not from_tokens
+    close(found, influences(ExactInfluence, rows, tests, directions(model, rows)))
+
+
+class Texts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 9).requires_grad_(False)
+        self.layer, self.head = nn.Linear(9, 12), nn.Linear(12, 3)
+
+    def forward(self, input_ids, attention_mask):
+        states = torch.tanh(self.layer(self.embedding(input_ids))) * attention_mask[..., None]
+        return SimpleNamespace(logits=self.head(states.sum(1)))
+
+
+def test_texts_by_length(from_tokens):
+    torch.manual_seed(0)
+    model, lengths = Texts().double(), torch.tensor([5, 2, 4, 3, 5, 1] * 5)
+    mask = (torch.arange(5) < lengths[:, None]).long()
+    columns = {"input_ids": torch.randint(1, 20, mask.shape) * mask, "attention_mask": mask}
+    columns["labels"] = torch.randint(0, 3, (len(mask),))
+    texts = [{name: t[i : i + 6] for name, t in columns.items()} for i in range(0, 30, 6)]
+    told = {"rows": "compressed", "rank": RANK, "basis_sample": SAMPLE, "sides": SHARE}
+    kinds = ({"gradients": "functional"}, {"max_tokens": 15})
+    whole, pieces = (
+        ExactInfluence(model, SequenceClassification(), **told, **kind).fit(texts) for kind in kinds
+    )
+    assert from_tokens  # premise: of the second
+    close(pieces.training_influences(texts[0]), whole.training_influences(texts[0]))
+
+
+def test_one_sample_and_more_queries():
+    model, train, test, rows, tests = problem(n=1)
+    assert len(test[0]) > len(train[0])
+    found = fitted(model, train).training_influences(*test)
+    close(found, influences(ExactInfluence, rows, tests, directions(model, rows)))
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_gradients_that_are_not_finite_are_refused(seed):
+    model, train, *_ = problem(Rooted)
+    is_learned_from = LARGE in train[0][np.random.default_rng(seed).permutation(N)[:SAMPLE], 0, 0]
+    assert is_learned_from == (seed == 3)  # premise
+    with pytest.raises(NonFiniteError, match="is not finite in block '"):
+        fitted(model, train, basis_seed=seed)
+
+
+def test_coordinates_of_adam():
+    """Whole rows are scaled before they are made small."""
+    model, train, test, rows, tests = problem()
+    scales = {name: torch.rand_like(p.detach()) + 0.5 for name, p in model.named_parameters()}
+    found = fitted(model, train, preconditioner=AdamPreconditioner(scales, 1))
+    by_block = {}
+    for name, scale in scales.items():
+        by_block.setdefault(name.rpartition(".")[0], []).append(scale.flatten())
+    flat = {block: torch.cat(parts) for block, parts in by_block.items()}
+    rows, tests = ({b: g * flat[b] for b, g in side.items()} for side in (rows, tests))
+    expected = influences(ExactInfluence, rows, tests, directions(model, rows))
+    close(found.training_influences(*test), expected)
+
+
+def test_layers_that_are_too_small_do_without():
+    model, train, test, *_ = problem()
+    few = fitted(model, train, rank=31, basis_sample=None)  # more than 6 x 5 numbers
+    assert few.side_widths == {}
+    without = fitted(model, train, rank=31, basis_sample=None, sides=None)
+    assert torch.equal(few.training_influences(*test), without.training_influences(*test))
+
+
+@pytest.mark.parametrize("sides", [0.0, 1.0, -0.5, float("nan")])
+def test_shares_that_are_none_are_refused(sides):
+    with pytest.raises(SourceError, match=r"^sides must be a number between 0 and 1, got "):
+        fitted(*problem()[:2], sides=sides)
+
+
+def test_what_does_not_go_together_is_refused(tmp_path):
+    model, train, test, *_ = problem()
+    with pytest.raises(SourceError, match='rank="auto" looks at the energy of whole rows'):
+        fitted(model, train, rank="auto")
+    with pytest.raises(SourceError, match=r"^sides are those of compressed rows"):
+        ExactInfluence(model, F.cross_entropy, sides=SHARE)
+    with pytest.raises(PlanError, match=r"does not know sides\. Leave sides out, or call fit"):
+        run_influences(
+            fitted(model, train), [test], [train], tmp_path / "run.zarr", rows="compressed"
+        )
+    assert not (tmp_path / "run.zarr").exists()
