@@ -10,14 +10,14 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles modules when they are imported first, which are a fifth of those that pip would.
+# Python compiles modules when they are imported first, and most of them never are.
 INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile
 PIP := $(BIN)/python $(INSTALL)
 # Where `make dist` tries the wheel, without the sources and without what only developers need.
 ALONE := .venv-wheel
 PIP_ALONE := $(ALONE)/bin/python $(INSTALL) --constraint constraints.txt
 COVERAGE := 95
-# How lines are counted: on Python 3.12 without tracing, which takes a third of the tests' time.
+# How lines are counted: on Python 3.12 without tracing.
 CORE := import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')
 # Tests run in so many processes; torch takes one thread in each.
 JOBS ?= 2
