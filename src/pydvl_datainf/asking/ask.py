@@ -14,7 +14,13 @@ from pydvl_datainf.asking.answering import (
 )
 from pydvl_datainf.asking.borders import border_notes
 from pydvl_datainf.asking.encoding import Asked
-from pydvl_datainf.asking.parts import ENCODERS, given_for, place_of_part, runs_to_ask
+from pydvl_datainf.asking.parts import (
+    ENCODERS,
+    check_places,
+    given_for,
+    place_of_part,
+    runs_to_ask,
+)
 from pydvl_datainf.asking.questions import Question
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import ClassEncoder, TokenSamples
@@ -83,6 +89,8 @@ def ask(
         >>> found.top(3, test=0)  # doctest: +SKIP
     """
     runs = runs_to_ask(run)
+    if run.parts:
+        check_places(run, runs, store)
     influences: list[Built] = given_for(run, influence, "influence models")
     encoders: list[QuestionEncoder] = given_for(run, encoder, ENCODERS)
     listed = _listed(questions, answer, span)
