@@ -62,7 +62,7 @@ def answer_question(
     if isinstance(encoder, TranslationEncoder):
         answer = generate_target(model, encoder, question, number, max_new_tokens)
     else:
-        answer = generate_answer(model, encoder, question, max_new_tokens)
+        answer = generate_answer(model, encoder, question, number, max_new_tokens)
     return Answered(replace(question, answer=answer), "generated")
 
 
