@@ -80,6 +80,11 @@ def test_what_a_model_is_configured_to_say_does_not_count(run, influence, monkey
         "return_dict_in_generate": True,
         "suppress_tokens": list(range(2, 290)),
         "forced_eos_token_id": 1,
+        "watermarking_config": {"greenlist_ratio": 0.25, "bias": 9.0},
+        "max_time": 1e-9,
+        "stop_strings": ["a", " "],
+        "token_healing": True,
+        "dola_layers": "low",
     }
     for name, value in settings.items():
         monkeypatch.setattr(influence.model.generation_config, name, value)

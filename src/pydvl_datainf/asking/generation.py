@@ -16,8 +16,10 @@ OFF = (
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
     *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
     *("guidance_scale", "exponential_decay_length_penalty", "min_length", "min_new_tokens"),
+    *("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "watermarking_config"),
+    *("max_time", "stop_strings", "token_healing", "dola_layers"),
 )
-"""What a model's own configuration may ask for, after which it takes less probable tokens."""
+"""What a model's own configuration may ask for, after which it takes less probable tokens, or stops early."""
 
 
 def generate_answer(
