@@ -27,7 +27,7 @@ CONFIGURED = {
     "max_time": 1e-9,
     "stop_strings": ["a", " "],
 }
-"""After which greedy answers would be others."""
+"""What a configuration may ask for that makes answers others, or shorter."""
 REDUCTIONS = {"mean": torch.mean, "sum": torch.sum}
 
 
