@@ -19,7 +19,7 @@ OFF = (
     *("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "watermarking_config"),
     *("max_time", "stop_strings", "token_healing", "dola_layers"),
 )
-"""What a model's own configuration may ask for, after which it takes less probable tokens, or stops early."""
+"""What a model's own configuration may ask for: less probable tokens, or an early stop."""
 
 
 def generate_answer(
