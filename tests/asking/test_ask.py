@@ -65,6 +65,15 @@ def test_a_prompt_alone_is_answered(run, influence, tmp_path):
     np.testing.assert_array_equal(again.scores, InfluenceRun(store).scores)
 
 
+def test_texts_in_a_list_are_prompts(run, influence):
+    settings = {"encoder": ENCODER, "max_new_tokens": 2}
+    found = ask(run, influence, ["What is 3?", Question("And 4?", " 4.")], **settings)
+    one = ask(run, influence, "What is 3?", **settings)
+    assert found.metadata("test")["prompt"].tolist() == ["What is 3?", "And 4?"]
+    scale = np.abs(one.scores[...]).max()
+    np.testing.assert_allclose(found.scores[:1], one.scores, rtol=0, atol=1e-6 * scale)
+
+
 def test_what_a_model_is_configured_to_say_does_not_count(run, influence, monkeypatch):
     def said():
         found = ask(run, influence, "What is 2 plus 2?", encoder=ENCODER, max_new_tokens=9)
@@ -80,6 +89,11 @@ def test_what_a_model_is_configured_to_say_does_not_count(run, influence, monkey
         "return_dict_in_generate": True,
         "suppress_tokens": list(range(2, 290)),
         "forced_eos_token_id": 1,
+        "watermarking_config": {"greenlist_ratio": 0.25, "bias": 9.0},
+        "max_time": 1e-9,
+        "stop_strings": ["a", " "],
+        "token_healing": True,
+        "dola_layers": "low",
     }
     for name, value in settings.items():
         monkeypatch.setattr(influence.model.generation_config, name, value)

@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from pydvl_datainf.asking import Question
-from pydvl_datainf.asking.answering import Answered, encode_answered
+from pydvl_datainf.asking.answering import Answered, answer_question, encode_answered
 from pydvl_datainf.asking.borders import border_notes
+from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import AnswerEncoder, ChatEncoder, ClassEncoder
 from tuned import tokenizer
 
@@ -28,8 +29,9 @@ def letters(chat=None):
 def notes(encoder, *pairs, told=None, origin="given"):
     run = SimpleNamespace(metadata={"train": told or {}}.__getitem__)
     asked = []
-    for number, (prompt, answer) in enumerate(pairs, 1):
-        answered = Answered(Question(prompt, answer), origin)
+    for number, pair in enumerate(pairs, 1):
+        question = pair if isinstance(pair, Question) else Question(*pair)
+        answered = Answered(question, origin)
         asked.append((answered, encode_answered(None, encoder, answered, number)))
     return border_notes(run, encoder, asked)
 
@@ -51,6 +53,20 @@ def test_a_template_that_asks_otherwise_than_it_writes_is_told(end, count):
     encoder = ChatEncoder(letters(template), 64)
     assert len(notes(encoder, ("ca", "bc"))) == count
     assert len(notes(AnswerEncoder(letters(template), 64, chat=True), ("ca", "bc"))) == count
+
+
+def test_a_conversation_that_a_template_takes_only_with_its_answer():
+    template = (
+        "{% if messages[-1]['role'] == 'system' %}{{ raise_exception('nobody asks') }}{% endif %}"
+        "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    )
+    encoder = ChatEncoder(letters(template), 64)
+    asked = {"role": "system", "content": "ca"}
+    said = {"role": "assistant", "content": "bc"}
+    assert notes(encoder, Question(messages=[asked, said]), Question(messages=[said])) == []
+    refusal = "questions, question 3: the chat template does not take this conversation: nobody"
+    with pytest.raises(SourceError, match=refusal):
+        answer_question(SimpleNamespace(generate=None), encoder, Question(messages=[asked]), 3, 9)
 
 
 @pytest.mark.parametrize(

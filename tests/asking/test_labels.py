@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pydvl_datainf.asking import Question
-from pydvl_datainf.asking.labels import encode_label, predict_label
+from pydvl_datainf.asking.answering import answer_question, encode_answered
+from pydvl_datainf.asking.labels import encode_label, predict_labels
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import ClassEncoder
 from tuned import tokenizer
@@ -33,23 +34,38 @@ class Says(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("made", "logits", "label"),
+    ("made", "logits", "labels"),
     [
-        (encoder(), (0.0, 3.0, 1.0), "good"),
-        (encoder(), (-3.0, -2.0, -1.0), "so, so"),
-        (encoder(names={}), (0.0, 3.0, 1.0), "1"),
-        (encoder(SEVERAL), (1.0, 3.0, -1.0), "bad, good"),
-        (encoder(SEVERAL), (-1.0, -3.0, -1.0), ""),
+        (encoder(), (0.0, 3.0, 1.0), ("good",)),
+        (encoder(), (-3.0, -2.0, -1.0), ("so, so",)),
+        (encoder(names={}), (0.0, 3.0, 1.0), ("1",)),
+        (encoder(SEVERAL), (1.0, 3.0, -1.0), ("bad", "good")),
+        (encoder(SEVERAL), (-1.0, -3.0, -1.0), ()),
     ],
 )
-def test_the_label_that_a_model_gives(made, logits, label):
+def test_the_label_that_a_model_gives(made, logits, labels):
     model = Says(*logits)
     question = Question("It is 2")
-    assert predict_label(model, made, question, 1) == label
+    assert predict_labels(model, made, question, 1) == labels
     assert model.seen["input_ids"].tolist() == [WORDS("It is 2")["input_ids"]]
-    asked = encode_label(made, question, label, 1)
-    assert asked.answer == label
+    asked = encode_label(made, question, ", ".join(labels), 1)
+    assert asked.answer == ", ".join(labels)
     assert list(asked.by_token()) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "logits", "labels"),
+    [
+        (("a", "b", "a, b"), (1.0, 2.0, -1.0), [1.0, 1.0, 0.0]),
+        (("a", "b", "a, b"), (-1.0, -2.0, 1.0), [0.0, 0.0, 1.0]),
+        (("rock, pop", "c ", ","), (1.0, 2.0, 1.0), [1.0, 1.0, 1.0]),
+        (("2", "0", "1"), (1.0, -2.0, 1.0), [1.0, 0.0, 1.0]),
+    ],
+)
+def test_labels_that_a_model_gives_are_those_that_count(names, logits, labels):
+    made = encoder(SEVERAL, {name: i for i, name in enumerate(names)})
+    answered = answer_question(Says(*logits), made, Question("It is 2"), 1, 9)
+    assert encode_answered(None, made, answered, 1).sample["labels"] == labels
 
 
 @pytest.mark.parametrize(
@@ -65,6 +81,41 @@ def test_the_label_that_a_model_gives(made, logits, label):
 )
 def test_a_text_with_its_label_is_a_sample(made, answer, labels):
     assert encode_label(made, Question("It is 2"), answer, 1).sample["labels"] == labels
+
+
+@pytest.mark.parametrize(
+    ("names", "answer", "labels"),
+    [
+        (("rock, pop", "b", "c "), "rock, pop, b", [1.0, 1.0, 0.0]),
+        (("rock, pop", "b", "c "), "c , rock, pop", [1.0, 0.0, 1.0]),
+        (("rock, pop", "b", "c "), "c,b", [0.0, 1.0, 1.0]),
+        (("rock, pop", "b", "c "), "c ", [0.0, 0.0, 1.0]),
+        (("c", "c "), "c , c", [1.0, 1.0, 0.0]),
+        (("rock, pop", "b", "c "), "1, rock, pop", [1.0, 1.0, 0.0]),
+        (("a", "a, b", "b, c"), "a, b, c", [1.0, 0.0, 1.0]),
+        (("a", "b", "a, b"), "b, a", [1.0, 1.0, 0.0]),
+        (("a", "b", "a, b"), "0, 1", [1.0, 1.0, 0.0]),
+        (("a", "b", "a, b"), "2", [0.0, 0.0, 1.0]),
+    ],
+)
+def test_names_with_commas_and_spaces_are_found(names, answer, labels):
+    made = encoder(SEVERAL, {name: i for i, name in enumerate(names)})
+    assert encode_label(made, Question("It is 2"), answer, 1).sample["labels"] == labels
+
+
+@pytest.mark.parametrize(
+    ("names", "answer", "message"),
+    [
+        (("a", "b", "a, b"), "a, b", "'a, b' names the labels 'a' and 'b', or 'a, b', since"),
+        (("c", " c", "c "), " c  ", "the labels 'c', or ' c', since .*Give the numbers"),
+        (("c", " c"), "1, c", "the labels '1' and ' c', or '1' and 'c'"),
+        (("rock, pop", "b", "c "), "rock, pop, d", "label 'd' must be a number"),
+    ],
+)
+def test_what_could_be_other_labels_is_refused(names, answer, message):
+    made = encoder(SEVERAL, {name: i for i, name in enumerate(names)})
+    with pytest.raises(SourceError, match=message):
+        encode_label(made, Question("It is 2"), answer, 1)
 
 
 def test_pairs_are_read_as_pairs():
@@ -102,4 +153,4 @@ def test_what_is_no_text_with_a_label_is_refused(made, question, answer, message
 
 def test_a_number_of_the_models_own_has_no_loss():
     with pytest.raises(SourceError, match=r"question 1: the model gives a number.*Give the answer"):
-        predict_label(Says(0.0, 0.0, 0.0), encoder("regression"), Question("a"), 1)
+        predict_labels(Says(0.0, 0.0, 0.0), encoder("regression"), Question("a"), 1)

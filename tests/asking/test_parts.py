@@ -6,7 +6,13 @@ import pytest
 
 from pydvl_datainf import InfluenceRun, sum_runs
 from pydvl_datainf.asking import ask
-from pydvl_datainf.asking.parts import ENCODERS, given_for, place_of_part, runs_to_ask
+from pydvl_datainf.asking.parts import (
+    ENCODERS,
+    check_places,
+    given_for,
+    place_of_part,
+    runs_to_ask,
+)
 from pydvl_datainf.errors import PlanError, StoreError
 from sums_of_runs import run
 
@@ -43,6 +49,33 @@ def test_parts_elsewhere_are_asked_where_that_is_allowed(runs, tmp_path):
         runs_to_ask(total)
     found = runs_to_ask(InfluenceRun(total.store.location, allow_other_places=True))
     assert [each.store.path for each in found] == [each.store.path for each in runs]
+
+
+def test_parts_that_moved_with_their_sum_are_found(runs, tmp_path):
+    for k, one in enumerate(runs, 1):
+        shutil.copytree(one.store.path, tmp_path / "first" / "sum.zarr.parts" / f"{k}.zarr")
+    parts = [InfluenceRun(tmp_path / f"first/sum.zarr.parts/{k}.zarr") for k in (1, 2)]
+    added(parts, tmp_path / "first" / "sum.zarr")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    found = runs_to_ask(InfluenceRun(tmp_path / "moved" / "sum.zarr"))
+    parts = tmp_path / "moved" / "sum.zarr.parts"
+    assert [each.store.path for each in found] == [parts / "1.zarr", parts / "2.zarr"]
+    shutil.copytree(parts / "2.zarr", parts / "1.zarr", dirs_exist_ok=True)
+    with pytest.raises(StoreError, match=r"1\.zarr, part 1 of .* holds another run now"):
+        runs_to_ask(InfluenceRun(tmp_path / "moved" / "sum.zarr"))
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_answers_replace_nothing_that_is_asked(runs, tmp_path, slash):
+    for k, one in zip((2, 1), runs, strict=True):  # in the places of the other's answers
+        shutil.copytree(one.store.path, tmp_path / "out.zarr.parts" / f"{k}.zarr")
+    parts = [InfluenceRun(tmp_path / f"out.zarr.parts/{k}.zarr") for k in (2, 1)]
+    total = added(parts, tmp_path / "sum.zarr")
+    for place in ("out.zarr", "out.zarr.parts/1.zarr", "sum.zarr"):
+        with pytest.raises(StoreError, match=r"holds a run that is asked\. Choose another place"):
+            check_places(total, runs_to_ask(total), f"{tmp_path / place}{slash}")
+    check_places(total, runs_to_ask(total), tmp_path / "answers.zarr")
+    check_places(total, runs_to_ask(total), None)
 
 
 def test_parts_that_are_others_or_gone_are_named(runs, tmp_path):

@@ -20,6 +20,14 @@ RECORDS = [{"source": f"What is {i}?" * (1 + i % 2), "target": f"It is {i * i}."
 QUESTION = Question("What is 7?", "It is 7, I think 7.")
 HALF = 2e-3
 """Of the largest score: rows are kept in half precision."""
+CONFIGURED = {
+    "encoder_no_repeat_ngram_size": 1,
+    "encoder_repetition_penalty": 9.0,
+    "watermarking_config": {"greenlist_ratio": 0.25, "bias": 9.0},
+    "max_time": 1e-9,
+    "stop_strings": ["a", " "],
+}
+"""What a configuration may ask for that makes answers others, or shorter."""
 REDUCTIONS = {"mean": torch.mean, "sum": torch.sum}
 
 
@@ -122,7 +130,7 @@ def test_only_a_span_counts_and_the_decoder_reads_all(runs, model):
     assert np.abs(found.scores[...] - run.scores[...]).max() > 10 * HALF * np.abs(expected).max()
 
 
-def test_answers_are_generated_greedily(runs, model):
+def test_answers_are_generated_greedily(runs, model, monkeypatch):
     influence, run = runs["mean"]
     ids, source = [0], torch.tensor([WORDS("What is 3?")["input_ids"]])
     with torch.no_grad():
@@ -130,6 +138,8 @@ def test_answers_are_generated_greedily(runs, model):
             logits = model(input_ids=source, decoder_input_ids=torch.tensor([ids])).logits
             ids.append(int(logits[0, -1].argmax()))
     assert WORDS.eos_token_id not in ids
+    for name, value in CONFIGURED.items():
+        monkeypatch.setattr(model.generation_config, name, value)
     found = ask(run, influence, "What is 3?", encoder=ENCODER, max_new_tokens=6)
     told = found.metadata("test")
     assert told["answer"].tolist() == [WORDS.decode(ids, skip_special_tokens=True)]

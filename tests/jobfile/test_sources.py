@@ -112,6 +112,15 @@ def test_paths_of_images_are_meant_from_the_new_table_on(tmp_path, name):
         assert float(record["mean_influence"]) == SCORES[i]
 
 
+def test_images_of_a_table_behind_a_link_are_beside_the_link(tmp_path):
+    (tmp_path / "blob").write_text("".join(ROWS), newline="")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "train.csv").symlink_to("../blob")
+    source, out = ImageSource(tmp_path / "here" / "train.csv", "image"), tmp_path / "next.csv"
+    source.write(source.records(), chosen([0, 3]), out)
+    assert [record["image"] for record in records(out)] == ["here/a.png", "d.png"]
+
+
 def test_a_table_in_the_same_folder_quotes_what_needs_it(tmp_path):
     (tmp_path / "train.csv").write_text("".join(ROWS), newline="")
     source, out = ImageSource(tmp_path / "train.csv", "image"), tmp_path / "next.csv"

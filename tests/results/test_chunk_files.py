@@ -98,6 +98,32 @@ def test_other_selections_are_those_of_zarr(store, where):
     np.testing.assert_array_equal(found, store.array(NAME)[where])
 
 
+@pytest.mark.parametrize("length", [LENGTH, N], ids=["chunks", "one_chunk"])
+@pytest.mark.parametrize("step", [2, 3])
+def test_steps_are_taken_within_a_chunk_too(tmp_path, length, step):
+    store = Store(tmp_path / "steps.zarr")
+    store.create({"writer": "first"})
+    store.require(NAME, (N, WIDTH), (length, WIDTH), "float16", None)
+    store.write(NAME, ..., VALUES)
+    for rows in (slice(0, length, step), slice(1, None, step)):
+        np.testing.assert_array_equal(store.read(NAME, rows), VALUES[rows])
+        where = slice(0, length), slice(0, None, step)
+        np.testing.assert_array_equal(store.read(NAME, where), VALUES[where])
+
+
+@pytest.mark.parametrize("row", [6, -1])
+def test_a_row_of_a_missing_chunk_is_missing(store, row):
+    Path(str(store), NAME, "c", "2", "0").unlink()
+    with pytest.raises(StoreError, match=rf"missing or damaged chunks: {NAME}/c/2/0"):
+        store.read(NAME, row)
+
+
+@pytest.mark.parametrize("row", [N, -N - 1])
+def test_rows_beyond_the_end_are_refused(store, row):
+    with pytest.raises(IndexError):
+        store.read(NAME, row)
+
+
 @pytest.mark.parametrize("damage", [*DAMAGES, "removed"])
 @pytest.mark.parametrize("chunk", range(3))
 def test_damage_is_named(store, chunk, damage):

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from pydvl_datainf.asking.encoding import Asked, encode_question
 from pydvl_datainf.asking.generation import generate_answer
-from pydvl_datainf.asking.labels import encode_label, predict_label
+from pydvl_datainf.asking.labels import encode_label, predict_labels
 from pydvl_datainf.asking.questions import Question, place_of
 from pydvl_datainf.asking.translations import encode_target, generate_target
 from pydvl_datainf.errors import SourceError
@@ -26,10 +26,12 @@ class Answered:
     Attributes:
         question: with the answer.
         origin: who gave it: "given", or by the model "generated" or "predicted".
+        labels: that were predicted; as text, names with commas could be read otherwise.
     """
 
     question: Question
     origin: str
+    labels: tuple[str, ...] | None = None
 
     @property
     def answer(self) -> str:
@@ -55,14 +57,13 @@ def answer_question(
     if question.known_answer is not None:
         return Answered(question, "given")
     if isinstance(encoder, ClassEncoder):
-        answer, origin = predict_label(model, encoder, question, number), "predicted"
-    elif isinstance(encoder, TranslationEncoder):
+        labels = predict_labels(model, encoder, question, number)
+        return Answered(replace(question, answer=", ".join(labels)), "predicted", labels)
+    if isinstance(encoder, TranslationEncoder):
         answer = generate_target(model, encoder, question, number, max_new_tokens)
-        origin = "generated"
     else:
-        answer = generate_answer(model, encoder, question, max_new_tokens)
-        origin = "generated"
-    return Answered(replace(question, answer=answer), origin)
+        answer = generate_answer(model, encoder, question, number, max_new_tokens)
+    return Answered(replace(question, answer=answer), "generated")
 
 
 def encode_answered(model: Any, encoder: QuestionEncoder, asked: Answered, number: int) -> Asked:
@@ -82,7 +83,7 @@ def encode_answered(model: Any, encoder: QuestionEncoder, asked: Answered, numbe
     """
     question, answer = asked.question, asked.answer
     if isinstance(encoder, ClassEncoder):
-        return encode_label(encoder, question, answer, number)
+        return encode_label(encoder, question, answer, number, asked.labels)
     if question.text_pair is not None:
         raise SourceError(
             f"{place_of(number)}: 'text_pair' is asked of classifiers of pairs. Leave it out."

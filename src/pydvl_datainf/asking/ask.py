@@ -14,7 +14,13 @@ from pydvl_datainf.asking.answering import (
 )
 from pydvl_datainf.asking.borders import border_notes
 from pydvl_datainf.asking.encoding import Asked
-from pydvl_datainf.asking.parts import ENCODERS, given_for, place_of_part, runs_to_ask
+from pydvl_datainf.asking.parts import (
+    ENCODERS,
+    check_places,
+    given_for,
+    place_of_part,
+    runs_to_ask,
+)
 from pydvl_datainf.asking.questions import Question
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import ClassEncoder, TokenSamples
@@ -33,7 +39,7 @@ AT_ONCE = 64
 def ask(
     run: InfluenceRun,
     influence: Built | Sequence[Built],
-    questions: str | Question | Sequence[Question],
+    questions: str | Question | Sequence[str | Question],
     *,
     encoder: QuestionEncoder | Sequence[QuestionEncoder],
     answer: str | None = None,
@@ -55,7 +61,7 @@ def ask(
             runs.
         influence: of the model of the run, with its objective, or a function that builds it; for a
             sum one for each of its parts, in their order.
-        questions: a prompt, or one or several questions.
+        questions: a prompt or a question, or several.
         encoder: that of the training data: its template and its length are used; for a sum one, or
             one for each of its parts.
         answer: to a prompt; None = what the model says, greedily, or the label that it gives.
@@ -83,6 +89,8 @@ def ask(
         >>> found.top(3, test=0)  # doctest: +SKIP
     """
     runs = runs_to_ask(run)
+    if run.parts:
+        check_places(run, runs, store)
     influences: list[Built] = given_for(run, influence, "influence models")
     encoders: list[QuestionEncoder] = given_for(run, encoder, ENCODERS)
     listed = _listed(questions, answer, span)
@@ -203,13 +211,14 @@ def _built(influence: Built) -> BlockwiseInfluence:
 
 
 def _listed(
-    questions: str | Question | Sequence[Question], answer: str | None, span: str | None
+    questions: str | Question | Sequence[str | Question], answer: str | None, span: str | None
 ) -> list[Question]:
     if isinstance(questions, str):
         questions = Question(questions, answer, span)
     elif answer is not None or span is not None:
         raise SourceError("'answer' and 'span' belong to a prompt; put them into the questions.")
-    listed = [questions] if isinstance(questions, Question) else list(questions)
+    several = [questions] if isinstance(questions, Question) else questions
+    listed = [Question(each) if isinstance(each, str) else each for each in several]
     if not listed:
         raise SourceError("There are no questions.")
     return listed

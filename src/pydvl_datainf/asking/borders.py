@@ -1,9 +1,10 @@
 """Whether an answer follows its prompt as answers follow prompts in the training data."""
 
 from pydvl_datainf.asking.answering import Answered, QuestionEncoder
-from pydvl_datainf.asking.encoding import Asked
+from pydvl_datainf.asking.encoding import AnswersEncoder, Asked
 from pydvl_datainf.asking.generation import prompt_ids
-from pydvl_datainf.asking.questions import place_of
+from pydvl_datainf.asking.questions import Question, place_of
+from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import AnswerEncoder, ChatEncoder
 from pydvl_datainf.huggingface.records import brief
 from pydvl_datainf.results.reader import InfluenceRun
@@ -30,7 +31,7 @@ def border_notes(
     usual = None if isinstance(encoder, ChatEncoder) or encoder.chat else _spaced(run)
     notes = []
     for number, (answered, one) in enumerate(asked, 1):
-        ids, before = one.sample["input_ids"], prompt_ids(encoder, answered.question)
+        ids, before = one.sample["input_ids"], _before(encoder, answered.question, number)
         if ids[: len(before)] != before:
             pairs = zip(ids, before, strict=False)
             first = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ids))
@@ -51,6 +52,14 @@ def border_notes(
                     + " does in all training samples. Begin the answer as theirs begin."
                 )
     return notes
+
+
+def _before(encoder: AnswersEncoder, question: Question, number: int) -> list[int]:
+    """Tokens of the prompt; none where a template takes it only with its answer."""
+    try:
+        return prompt_ids(encoder, question, number)
+    except SourceError:
+        return []
 
 
 def _spaced(run: InfluenceRun) -> bool | None:

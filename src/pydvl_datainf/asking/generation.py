@@ -6,21 +6,24 @@ from typing import Any
 import torch
 
 from pydvl_datainf.asking.encoding import AnswersEncoder
-from pydvl_datainf.asking.questions import Question
+from pydvl_datainf.asking.questions import Question, place_of
 from pydvl_datainf.errors import ModelError, SourceError
 from pydvl_datainf.huggingface import ChatEncoder
+from pydvl_datainf.huggingface.chat import template_refusals
 
 OFF = (
     *("temperature", "top_p", "top_k"),  # of sampling
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
     *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
     *("guidance_scale", "exponential_decay_length_penalty", "min_length", "min_new_tokens"),
+    *("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "watermarking_config"),
+    *("max_time", "stop_strings", "token_healing", "dola_layers"),
 )
-"""What a model's own configuration may ask for, after which it takes less probable tokens."""
+"""What a model's own configuration may ask for: less probable tokens, or an early stop."""
 
 
 def generate_answer(
-    model: Any, encoder: AnswersEncoder, question: Question, max_new_tokens: int
+    model: Any, encoder: AnswersEncoder, question: Question, number: int, max_new_tokens: int
 ) -> str:
     """Lets a model answer: at each step it takes the token with the largest probability.
 
@@ -28,6 +31,7 @@ def generate_answer(
         model: of transformers, with or without adapters, in evaluation mode.
         encoder: that of the training data, whose template is used.
         question: asked.
+        number: of the question, for messages, from 1.
         max_new_tokens: tokens at which the answer is cut.
 
     Returns:
@@ -38,7 +42,7 @@ def generate_answer(
     """
     check_generates(model)
     tokenizer = encoder.tokenizer
-    ids = prompt_ids(encoder, question)
+    ids = prompt_ids(encoder, question, number)
     room = min(max_new_tokens, encoder.max_length - len(ids))
     if not ids or room < 1:
         raise SourceError(
@@ -101,26 +105,30 @@ def greedy(
     return ids
 
 
-def prompt_ids(encoder: AnswersEncoder, question: Question) -> list[int]:
+def prompt_ids(encoder: AnswersEncoder, question: Question, number: int) -> list[int]:
     """Tokens of a prompt, as they stand before an answer in the training data.
 
     Args:
         encoder: that of the training data.
         question: with a prompt or a conversation.
+        number: of the question, for messages, from 1.
 
     Returns:
-        Token ids.
+        Token ids; none of a conversation that the answer begins.
 
     Raises:
-        SourceError: if there is no chat template, in which to put it.
+        SourceError: if there is no chat template, in which to put it, or it does not take it.
     """
     tokenizer = encoder.tokenizer
     if isinstance(encoder, ChatEncoder) or encoder.chat:
         if tokenizer.chat_template is None:
             raise SourceError("The tokenizer has no chat template, in which to put the prompt.")
-        text = tokenizer.apply_chat_template(
-            question.conversation, tokenize=False, add_generation_prompt=True
-        )
+        if not question.conversation:  # which templates do not take
+            return []
+        with template_refusals((place_of(number), {})):
+            text = tokenizer.apply_chat_template(
+                question.conversation, tokenize=False, add_generation_prompt=True
+            )
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(question.prompt)["input_ids"])
     own = list(tokenizer(question.prompt, add_special_tokens=False)["input_ids"])

@@ -1,5 +1,6 @@
 """Questions to classifiers: a text, or a pair of texts, and its label."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from pydvl_datainf.huggingface.records import Placed
 SEVERAL = "multi_label_classification"
 
 
-def predict_label(model: Any, encoder: ClassEncoder, question: Question, number: int) -> str:
-    """The label that a model gives a text.
+def predict_labels(
+    model: Any, encoder: ClassEncoder, question: Question, number: int
+) -> tuple[str, ...]:
+    """The label that a model gives a text, or its labels.
 
     Args:
         model: returns an object with `logits` of shape (1, classes).
@@ -24,7 +27,7 @@ def predict_label(model: Any, encoder: ClassEncoder, question: Question, number:
 
     Returns:
         The most probable label by its name, or its number where it has none; where a text has
-        several labels, those that are more probable than not, with commas between them.
+        several labels, those that are more probable than not.
 
     Raises:
         SourceError: if the model gives a number.
@@ -42,10 +45,16 @@ def predict_label(model: Any, encoder: ClassEncoder, question: Question, number:
     names = {i: name for name, i in list(encoder.label_ids.items())[::-1]}
     several = encoder.problem == SEVERAL
     found = (logits > 0).nonzero()[:, 0].tolist() if several else [int(logits.argmax())]
-    return ", ".join(names.get(i, str(i)) for i in found)
+    return tuple(names.get(i, str(i)) for i in found)
 
 
-def encode_label(encoder: ClassEncoder, question: Question, answer: str, number: int) -> Asked:
+def encode_label(
+    encoder: ClassEncoder,
+    question: Question,
+    answer: str,
+    number: int,
+    labels: Sequence[str] | None = None,
+) -> Asked:
     """Tokenises a text with its label.
 
     Args:
@@ -53,17 +62,54 @@ def encode_label(encoder: ClassEncoder, question: Question, answer: str, number:
         question: the text.
         answer: its label; where a text has several, with commas between them.
         number: of the question, for messages, from 1.
+        labels: those of the answer, where a model gave them; None = they are read from it.
 
     Returns:
         The sample, of which no tokens count.
     """
     label: str | list[str] = answer
     if encoder.problem == SEVERAL:
-        is_one = answer in encoder.label_ids  # which may have a comma in its name
-        label = [answer] if is_one else [part.strip() for part in answer.split(",") if part.strip()]
+        told = _labels_in(answer, encoder.label_ids, number) if labels is None else labels
+        label = list(told)
     place, record = _placed(encoder, question, number)
     sample = encoder.encode((place, {**record, encoder.label: label}))
     return Asked(str(question.prompt), answer, sample)
+
+
+def _labels_in(answer: str, ids: Mapping[str, int], number: int) -> tuple[str, ...]:
+    """The labels that a text names with commas between them, which names may hold themselves."""
+    parts = answer.split(",")
+    most = max((name.count(",") for name in ids), default=0) + 1
+    # readings[i]: how what follows part i can be read, at most two ways, since two are too many
+    readings: list[list[tuple[str, ...]]] = [[] for _ in parts] + [[()]]
+    for i in reversed(range(len(parts))):
+        ends = range(i + 1, min(i + most, len(parts)) + 1)
+        known = [
+            (name, *rest)
+            for end in ends
+            for name in _names_like(",".join(parts[i:end]), ids)
+            for rest in readings[end]
+        ]
+        # a number, or no label, which is refused as such
+        other = [
+            (parts[i].strip(), *rest) if parts[i].strip() else rest for rest in readings[i + 1]
+        ]
+        named = [reading for reading in known if all(name in ids for name in reading)]
+        readings[i] = (named or known or other)[:2]
+    first, *others = readings[0]
+    if others:
+        raise SourceError(
+            f"{place_of(number)}: the answer {answer!r} names the labels "
+            f"{' and '.join(map(repr, first))}, or {' and '.join(map(repr, others[0]))}, since "
+            "names have commas or spaces. Give the numbers of the labels, with commas between them."
+        )
+    return first
+
+
+def _names_like(text: str, ids: Mapping[str, int]) -> list[str]:
+    """The names that a text is, behind a space or none; else those but for white space around."""
+    exact = [name for name in dict.fromkeys((text, text.removeprefix(" "))) if name in ids]
+    return exact or [name for name in ids if text.strip() and name.strip() == text.strip()]
 
 
 def _placed(encoder: ClassEncoder, question: Question, number: int) -> Placed:

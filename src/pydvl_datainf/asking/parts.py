@@ -1,9 +1,14 @@
 """What is asked of a sum of runs: its parts, each with its own model."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zarr.storage import LocalStore
+
 from pydvl_datainf.errors import PlanError, StoreError
+from pydvl_datainf.results.places import as_location
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner.train_side import StoredRows
 
@@ -26,24 +31,56 @@ def runs_to_ask(run: InfluenceRun) -> list[InfluenceRun]:
 
 
 def _part(run: InfluenceRun, k: int) -> InfluenceRun:
-    part = run.parts[k]
-    if not (run.allow_other_places or _is_near(part.place, run.store.path)):
+    part, place = run.parts[k], run.parts[k].place
+    is_near = run.allow_other_places or _is_near(place, run.store.path)
+    beside = place_of_part(run.store.path, k)
+    moved = not is_near or not ("://" in place or Path(place).exists())
+    if moved and beside is not None and Path(beside).is_dir():  # with the sum
+        place, is_near = beside, True
+    if not is_near:
         raise StoreError(
-            f"Part {k + 1} of {run.store} is {part.place}, which is not below the folder of the "
+            f"Part {k + 1} of {run.store} is {place}, which is not below the folder of the "
             "sum. If you trust that place, open the run with allow_other_places=True."
         )
-    found = InfluenceRun(part.place, allow_other_places=run.allow_other_places)
+    found = InfluenceRun(place, allow_other_places=run.allow_other_places)
     if found.attrs["checksum"] != part.checksum:
         raise StoreError(
-            f"{part.place}, part {k + 1} of {run.store}, holds another run now. Put the run that "
+            f"{place}, part {k + 1} of {run.store}, holds another run now. Put the run that "
             "was added back, or make the sum again."
         )
     if found.parts:
         raise StoreError(
-            f"{part.place}, part {k + 1} of {run.store}, is a sum itself, and of sums of sums "
+            f"{place}, part {k + 1} of {run.store}, is a sum itself, and of sums of sums "
             "nothing is asked. Add its parts with their weights in one sum."
         )
     return found
+
+
+def check_places(run: InfluenceRun, runs: Sequence[InfluenceRun], store: Any) -> None:
+    """Checks that the answers of a sum replace nothing that they are asked of.
+
+    Args:
+        run: the sum.
+        runs: its parts.
+        store: of the answers.
+
+    Raises:
+        StoreError: if a place of theirs is that of the sum or of a part.
+    """
+    asked = {_known(each.store.location) for each in (run, *runs)}
+    for place in (store, *(place_of_part(store, k) for k in range(len(runs)))):
+        if place is not None and _known(as_location(place)) in asked:
+            raise StoreError(
+                f"{place}, where answers would go, holds a run that is asked. Choose another place "
+                "for the answers."
+            )
+
+
+def _known(location: Any) -> Any:
+    """A place by which others are told to be the same."""
+    path = location.root if isinstance(location, LocalStore) else location
+    is_path = isinstance(path, Path) or (isinstance(path, str) and "://" not in path)
+    return os.path.realpath(path) if is_path else path
 
 
 def _is_near(place: str, total: Path | None) -> bool:
@@ -94,4 +131,6 @@ def place_of_part(store: Any, k: int) -> Any:
     Returns:
         A path or a URL; None = in memory, where the sum has no name.
     """
-    return f"{store}.parts/{k + 1}.zarr" if isinstance(store, str | Path) else None
+    if not isinstance(store, str | Path):
+        return None
+    return f"{str(store).rstrip('/')}.parts/{k + 1}.zarr"

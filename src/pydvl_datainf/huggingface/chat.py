@@ -41,14 +41,14 @@ def answers_in(tokenizer: Any, messages: Messages, placed: Placed) -> tuple[str,
         raise SourceError("The tokenizer has no chat template; write prompts out as plain text.")
 
     def write(messages: Messages, prompt: bool = False) -> str:
-        with _written(placed):
+        with template_refusals(placed):
             return str(
                 tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=prompt
                 )
             )
 
-    with _written(placed):
+    with template_refusals(placed):
         template = tokenizer.get_chat_template()
         if MARK.search(template):
             return _marked(tokenizer, template, messages)
@@ -66,7 +66,18 @@ def answers_in(tokenizer: Any, messages: Messages, placed: Placed) -> tuple[str,
 
 
 @contextmanager
-def _written(placed: Placed) -> Iterator[None]:
+def template_refusals(placed: Placed) -> Iterator[None]:
+    """Tells of a conversation that a chat template does not take.
+
+    Args:
+        placed: the record of the conversation, for messages.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SourceError: if anything was raised inside.
+    """
     try:
         yield
     except Exception as error:  # templates are programs, and raise anything

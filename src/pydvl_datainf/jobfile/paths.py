@@ -30,6 +30,25 @@ def path_in(folder: Path, name: str) -> str:
         raise JobError(f"{name!r} names no file or folder: {error}.") from error
 
 
+def data_in(folder: Path, name: str) -> str:
+    """The absolute path of data, there or not; URLs as they are.
+
+    A link keeps its own name where that says of what kind the data is: a cache may call the file
+    otherwise that the link leads to.
+
+    Args:
+        folder: from which relative paths are meant.
+        name: as the job has it.
+
+    Returns:
+        A path or a URL.
+    """
+    path = path_in(folder, name)  # is refused if it leads nowhere
+    named = folder / Path(name).expanduser()
+    is_kept = "://" not in name and named.suffix != "" and named.is_symlink()
+    return str(named.parent.resolve() / named.name) if is_kept else path
+
+
 def file_in(folder: Path, name: str) -> Path:
     """The absolute path of data.
 
@@ -45,7 +64,7 @@ def file_in(folder: Path, name: str) -> Path:
     """
     if "://" in name:
         raise JobError(f"{name} is a URL, and data is read from files. Download it, and name that.")
-    return Path(path_in(folder, name))
+    return Path(data_in(folder, name))
 
 
 def model_in(folder: Path, name: str) -> str:
@@ -91,8 +110,8 @@ def absent_folders_named(folder: Path, *names: str | None) -> Iterator[None]:
 PLACES = {
     "model": model_in,
     "adapter": model_in,
-    "train": path_in,
-    "test": path_in,
+    "train": data_in,
+    "test": data_in,
     "out": path_in,
 }
 """The fields that name a place, and how."""

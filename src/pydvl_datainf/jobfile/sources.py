@@ -220,7 +220,7 @@ class ImageSource:
     def write(self, records: Sequence[Placed], selection: SampleSelection, out: Path) -> None:
         """Writes columns, paths from the new table's folder on, and the scores."""
         kept, (name, values) = _some(selection, self), _score(selection)
-        moved = out.resolve().parent != self.path.resolve().parent
+        moved = out.resolve().parent != self.path.parent.resolve()
         rows = [
             {**records[i][1], name: plain(values[i])}
             | ({self.column: self._from(out, records[i][1][self.column])} if moved else {})
@@ -233,7 +233,7 @@ class ImageSource:
         """The path of an image as a table elsewhere has it."""
         if Path(name).is_absolute():
             return name
-        return os.path.relpath(self.path.resolve().parent / name, out.resolve().parent)
+        return os.path.relpath(self.path.parent.resolve() / name, out.resolve().parent)
 
 
 @dataclass(frozen=True, slots=True)

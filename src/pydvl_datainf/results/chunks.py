@@ -126,8 +126,14 @@ def selection_of(array: Any, where: Any) -> Selection:
     along = given[:first] + (slice(None),) * (array.ndim - first - len(rest)) + rest
     chosen = []
     for at, size, chunk in zip(along, array.shape, array.chunks, strict=True):
-        start, stop, _ = (at if isinstance(at, slice) else slice(at, at + 1)).indices(size)
-        chosen.append((at, stop - start, range(start // chunk, -(-stop // chunk))))
+        if isinstance(at, slice):
+            start, stop, step = at.indices(size)
+            count = len(range(start, stop, step))
+        else:
+            start = at + size if at < 0 else at
+            stop, count = min(start + 1, size), int(0 <= start < size)
+        touched = range(start // chunk, -(-stop // chunk)) if count else range(0)
+        chosen.append((at, count, touched))
     return chosen
 
 
