@@ -151,5 +151,7 @@ def test_it_is_known_by_name():
 
 
 class _Trainer:
+    args = None
+
     def __init__(self, model):
         self.model = model
