@@ -1,16 +1,14 @@
 """Jobs with EK-FAC, and their reports."""
 
-import json
-
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
+from commands import done
+from jobs import changed, write_language_job
 from pydvl_datainf import CausalLM, EkfacInfluence, InfluenceRun
-from pydvl_datainf.cli import main
 from pydvl_datainf.huggingface import AnswerEncoder, ModelFiles, TokenSamples, read_records
 from pydvl_datainf.huggingface.builder import InfluenceBuilder
-from tuned import sums, tokenizer, write_lines
+from tuned import tokenizer
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,29 +16,10 @@ pytestmark = [
 ]
 
 
-def done(*arguments):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return " ".join(result.stdout.split())
-
-
 @pytest.fixture
 def folder(tuned, tmp_path):
-    write_lines(tmp_path / "train.jsonl", sums(20))
-    write_lines(tmp_path / "test.jsonl", sums(4)[::-1])
-    job = {
-        "task": "causal-lm",
-        "model": str(tuned.causal),
-        "adapter": str(tuned.causal_adapter),
-        "train": "train.jsonl",
-        "test": "test.jsonl",
-        "out": "out.zarr",
-        "device": "cpu",
-        "batch_size": 8,
-        "max_tokens": 100,
-        "method": "ekfac",
-    }
-    (tmp_path / "job.yaml").write_text(json.dumps(job))  # JSON is YAML
+    write_language_job(tmp_path, tuned)
+    changed(tmp_path, method="ekfac")
     return tmp_path
 
 
