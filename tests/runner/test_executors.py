@@ -99,6 +99,9 @@ class ExecutorContract:
         assert (os.getpid() in found) is executor.shares_memory
         assert len(found) <= self.processes
 
+    def test_tells_how_much_is_done_at_once(self, executor):
+        assert executor.at_once == self.processes
+
     def test_our_errors_come_through_and_are_not_tried_again(self, executor, tmp_path):
         with pytest.raises(StoreError, match=r"^Item 3 is refused\. Mend it\.$") as caught:
             self.done(executor, refused, [1, 3], tmp_path)

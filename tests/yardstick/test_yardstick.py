@@ -8,6 +8,7 @@ from rich.console import Console
 from zarr.storage import MemoryStore
 
 from pydvl_datainf import ExactInfluence, PlanError, StoreError, run_influences
+from pydvl_datainf.runner.executors import InProcess
 from pydvl_datainf.yardstick import Comparison, compare, half_subsets, retraining, validate
 
 
@@ -193,6 +194,13 @@ def test_time_decides_how_many_subsets_there_are(tmp_path, monkeypatch, capsys):
     more = linear.Regression()
     found = validated(tmp_path / "bank", train=more, subsets=None, minutes=1)
     assert (found.subsets, len(more.calls)) == (15, 6)
+
+
+def test_as_many_are_measured_as_are_made_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(retraining, "time", Timed())
+    monkeypatch.setattr(InProcess, "at_once", 2)
+    assert validated(tmp_path / "bank", subsets=None, minutes=2, progress=True).subsets == 12
+    assert "22 retrainings of 10 seconds, 2 at once: about 110 seconds" in capsys.readouterr().err
 
 
 def test_too_little_time_says_how_much_is_needed(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Any question: who answers it, and how question and answer become a sample."""
+"""By kind of model: which module answers a question, and which makes a sample of it."""
 
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias

@@ -1,4 +1,4 @@
-"""Rows of the training samples as coordinates in bases that were learned from some of them."""
+"""Learns bases from some training samples, and keeps the rows of all as coordinates in them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping

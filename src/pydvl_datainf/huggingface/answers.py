@@ -1,4 +1,4 @@
-"""Prompts and answers, tokenised; only what is to be said counts."""
+"""Prompts and answers, tokenised; the loss sees only what is to be said."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

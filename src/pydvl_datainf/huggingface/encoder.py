@@ -1,4 +1,4 @@
-"""What turns a record into a tokenised sample."""
+"""What turns a record into a tokenised sample, and refuses one of which no token counts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias

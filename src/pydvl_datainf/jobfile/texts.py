@@ -1,4 +1,4 @@
-"""The data and the model of a job on texts."""
+"""The data and the model of a job on texts; unusable samples are refused or left out."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What differs between two runs, in words."""
+"""Lists what differs between two runs, for errors of those who compare them."""
 
 import json
 import operator

@@ -1,4 +1,4 @@
-"""Before the work: what is asked is compared with what is in the store, and arrays are laid out."""
+"""Before the work: a store that holds another run is refused, and arrays are laid out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime

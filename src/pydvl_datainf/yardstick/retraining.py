@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
 
-import joblib
 import numpy as np
 from distributed import Client
 from tqdm.auto import tqdm
 
 from pydvl_datainf.errors import ClusterError, NonFiniteError, ObjectiveError, PlanError
 from pydvl_datainf.evaluation import Floats, Indices, Mask, as_array
-from pydvl_datainf.runner.executors import Dask, Executor, Joblib, executor_for
-from pydvl_datainf.runner.waiting import Watch
+from pydvl_datainf.runner.executors import Executor, executor_for
 from pydvl_datainf.yardstick.bank import FULL, HALVES, REMOVALS, Bank, Cell, complete_subsets
 from pydvl_datainf.yardstick.statistics import expected_error
 from pydvl_datainf.yardstick.subsets import checked_count, half_subsets
@@ -105,7 +103,7 @@ def retrain_on_halves(
         predicted: changes of loss for subsets, (M, n) to (m, M), to tell what a budget can see.
         subsets: how many; None = as many as `minutes` allow, or 50.
         seeds: 0, 1, ... of each subset.
-        minutes: what it may take about, as measured by one retraining.
+        minutes: what it may take about, as measured by the first retrainings.
         client: as in `run_influences`.
         n_jobs: as in `run_influences`.
         progress: whether to tell beforehand how long it takes, and to show a bar.
@@ -124,9 +122,9 @@ def retrain_on_halves(
         there = complete_subsets(done, seeds)
         count = asked or there + 1
         members = bank.extend(count, seeds)
-        first = _missing(done, range(count), seeds)[:1]  # measured by one that is needed anyhow
-        seconds = sum(_train(bank, HALVES, members, first, executor, shared))
-        at_once = _at_once(executor)
+        at_once = executor.at_once
+        first = _missing(done, range(count), seeds)[:at_once]  # measured by some that are needed
+        seconds = sum(_train(bank, HALVES, members, first, executor, shared)) / max(len(first), 1)
         if minutes is not None:
             count = _affordable(60 * minutes * at_once, seconds, there, seeds)
             members = bank.extend(count, seeds)
@@ -281,13 +279,6 @@ def _train(
             f"Workers were lost ({error.__cause__ or error}). What was trained is in the bank: "
             "make the same call again, with fewer workers where memory was short, to go on."
         ) from error
-
-
-def _at_once(executor: Executor) -> int:
-    """How many retrainings are made at the same time."""
-    if isinstance(executor, Joblib):
-        return joblib.effective_n_jobs(executor.n_jobs) or 1
-    return len(Watch(executor.client).workers()) if isinstance(executor, Dask) else 1
 
 
 def _tell(left: int, seconds: float, at_once: int, subsets: int, error: float) -> None:

@@ -46,8 +46,8 @@ def validate(
             be picklable where other processes work, and give the same for the same arguments.
         subsets: M, how many halves, at least 10; None = as many as `minutes` allow, or 50.
         seeds: trainings of each half; two or more also give the ceiling.
-        minutes: what this may take about, as measured by one retraining, in place of `subsets`;
-            at most 1,000 halves are trained on.
+        minutes: what this may take about, as measured by the first retrainings, in place of
+            `subsets`; at most 1,000 halves are trained on.
         bank: where losses are kept: a path, a URL or a Zarr store; None = beside the store of a
             run, with `.bank` after its name. Scores alone need a place.
         recipe: how `train` trains, as text: in words, or JSON. Another recipe is refused in this

@@ -43,6 +43,11 @@ class Dask:
             self.close()
             raise
 
+    @property
+    def at_once(self) -> int:
+        """How many workers the cluster has now."""
+        return len(Watch(self.client).workers())
+
     def share(self, value: Any) -> Any:
         """A future, made by a task: unlike scattered data it is made again if its workers die."""
         with warnings.catch_warnings():

@@ -19,6 +19,11 @@ class Executor(Protocol):
     shares_memory: bool
     """Whether the work is done in this process."""
 
+    @property
+    def at_once(self) -> int:
+        """How many pieces of work are done at the same time."""
+        ...
+
     def share(self, value: Any) -> Any:
         """Makes an object available to all processes; it is sent to each of them once."""
         ...
@@ -53,6 +58,7 @@ class InProcess:
     """
 
     shares_memory = True
+    at_once = 1
 
     def __init__(self, progress: bool):
         self.progress = progress

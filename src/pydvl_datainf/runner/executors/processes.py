@@ -51,6 +51,11 @@ class Joblib:
         self.threads = max(1, torch.get_num_threads() // joblib.effective_n_jobs(n_jobs))
         self.lazily = "generator_unordered" if backend.supports_return_generator else "list"
 
+    @property
+    def at_once(self) -> int:
+        """How many processes there are."""
+        return joblib.effective_n_jobs(self.n_jobs) or 1
+
     def share(self, value: Any) -> Path:
         """A file with the object, which each process reads once."""
         path = self.folder / f"{uuid.uuid4().hex}{FILES}"

@@ -1,4 +1,4 @@
-"""From parts of scores to scores, their best and worst, and their means."""
+"""Adds the pieces' parts of scores, piece after piece; their best and worst, and their means."""
 
 from collections.abc import Sequence
 
