@@ -66,15 +66,28 @@ class ByLengthEngine:
         order, parts = [], []
         for where, piece in pieces_by_length(batch, self.max_tokens):
             order.append(where)
-            parts.append(_computed(compute, piece, where))
+            parts.append(computed_of_piece(compute, piece, where))
         back = torch.cat(order).argsort()
         return OrderedDict((block, v[back]) for block, v in concatenated(parts).items())
 
 
-def _computed(
+def computed_of_piece(
     compute: Callable[[Batch], BlockVectors], piece: Tokens, where: Tensor
 ) -> BlockVectors:
-    """What is computed of a piece; errors name the samples by their place in the batch."""
+    """What is computed of a piece; errors name the samples by their place in the batch.
+
+    Args:
+        compute: computes rows.
+        piece: of a batch.
+        where: its samples are in the batch.
+
+    Returns:
+        What was computed.
+
+    Raises:
+        NonFiniteError: if a gradient is not finite; with the position in the batch.
+        ObjectiveError: if a sample has no loss; with the positions in the batch.
+    """
     try:
         return compute(piece)
     except NonFiniteError as error:

@@ -102,11 +102,12 @@ class CaptureEngine(LossGradientEngine):
         return vectors
 
     @contextmanager
-    def known_pass(self, batch: Batch) -> Iterator[Pass | None]:
+    def known_pass(self, batch: Batch, *, is_compared: bool = False) -> Iterator[Pass | None]:
         """A pass over a batch, while the model is set to be differentiated.
 
         Args:
             batch: a checked batch.
+            is_compared: whether `rows` of this batch were just computed.
 
         Yields:
             It; None where rows have to be compared with plain autograd, or do not all follow from
@@ -114,14 +115,14 @@ class CaptureEngine(LossGradientEngine):
         """
         check_mode(self.model)
         with differentiating(self.model):
-            yield self._known_pass(self._inputs(batch)[1])
+            yield self._known_pass(self._inputs(batch)[1], is_compared=is_compared)
 
-    def _known_pass(self, inputs: Inputs) -> Pass | None:
+    def _known_pass(self, inputs: Inputs, *, is_compared: bool) -> Pass | None:
         checked, length = inputs.checked, inputs.length
         is_whole = self.places.explained(inputs.parameters).keys() == inputs.parameters.keys()
         if not checked.steps or not is_whole or self.passes.images.has_images(inputs.batch):
             return None
-        if replace(checked).count(length):  # a copy: whole rows count this batch
+        if not is_compared and replace(checked).count(length):  # a copy: whole rows count it
             return None
         try:
             done = self.passes.forward(inputs)
@@ -129,7 +130,8 @@ class CaptureEngine(LossGradientEngine):
             return None
         if any(use.is_picked for use in done.uses) or not self.passes.path(done) <= checked.steps:
             return None
-        checked.count(length)
+        if not is_compared:
+            checked.count(length)
         return done
 
     def _inputs(self, batch: Batch) -> tuple[Any, Inputs]:

@@ -14,7 +14,7 @@ from pydvl_datainf.errors import NonFiniteError, SourceError
 from pydvl_datainf.fingerprint import DataChecksum
 from pydvl_datainf.gradients.layer_tokens import linear_blocks_of
 from pydvl_datainf.gradients.side_learning import SideLearner
-from pydvl_datainf.gradients.sided import on_sides, unpacked
+from pydvl_datainf.gradients.sided import on_sides, small_rows, whole_squares
 from pydvl_datainf.gradients.sources import (
     Reader,
     check_readable,
@@ -122,15 +122,15 @@ def read_compressed(
     sides = _sides(reader, compression, chosen)
     reader = replace(reader, engine=on_sides(reader.engine, sides))
     sample = concatenated(list(_rows_of(replace(reader, seen=first), chosen)))
-    small, _ = unpacked(sample, sides)
+    small = small_rows(sample, sides)
     bases = compression.learned(small).bases(small)
     if not has_fixed_order(reader.data):
         chosen, sample = chosen[:0], OrderedDict()
     kept, outside, sums, done = [], [], dict[str, float](), 0
     for batch in replace(reader, seen=again).batches("gradients"):
         rows = joined_rows(batch, done, chosen, lambda at: _at(sample, at), reader.engine.rows)
-        rows, squares = unpacked(rows, sides)
-        coordinates = projected(rows, bases, torch.float64)
+        squares = whole_squares(rows, sides)
+        coordinates = projected(small_rows(rows, sides), bases, torch.float64)
         kept.append(coordinates)
         outside.append(remainders(squares, coordinates))
         for block, norms in squares.items():

@@ -12,7 +12,14 @@ from pydvl_datainf.gradients.passes import Pass
 
 
 def linear_blocks_of(engine: Any) -> dict[str, LinearBlock]:
-    """The blocks of an engine that are one linear layer with its weight, or a convolution."""
+    """The blocks that are one linear layer with its weight, or a convolution.
+
+    Args:
+        engine: or whatever else has a model and its blocks.
+
+    Returns:
+        They, by name.
+    """
     while hasattr(engine, "engine"):
         engine = engine.engine
     found = linear_blocks(engine.model, engine.blocks)

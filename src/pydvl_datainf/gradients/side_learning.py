@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,11 @@ from torch import Tensor
 
 from pydvl_datainf.batches import Batch
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.gradients.by_length import ByLengthEngine, pieces_by_length
+from pydvl_datainf.gradients.by_length import (
+    ByLengthEngine,
+    computed_of_piece,
+    pieces_by_length,
+)
 from pydvl_datainf.gradients.capture import CaptureEngine
 from pydvl_datainf.gradients.checks import check_finite_rows
 from pydvl_datainf.gradients.layer_tokens import linear_blocks_of, tokens_of
@@ -18,17 +23,12 @@ from pydvl_datainf.gradients.passes import Pass, backward
 from pydvl_datainf.inverse.sides import SideMoments, Sides
 from pydvl_datainf.vectors import BlockVectors
 
-TRIES = 3
-"""Of a batch, since moments of whole rows take o + i products where those of tokens take a few.
-
-Whole rows of the first batch of a kind are compared, then one of them alone.
-"""
-
 
 class SideLearner:
     """Adds up the moments from which side bases follow; in place of rows it gives none.
 
-    From tokens where that can be, and otherwise from whole rows of a batch.
+    From tokens where that can be, and otherwise from whole rows, whose moments take o + i products
+    where those of tokens take a few.
 
     Args:
         engine: of whole rows.
@@ -57,26 +57,26 @@ class SideLearner:
         Returns:
             No block.
         """
-        self._add(self.engine, batch)
-        return OrderedDict()
+        return self._add(self.engine, batch)
 
-    def _add(self, engine: Any, batch: Batch) -> None:
+    def _add(self, engine: Any, batch: Batch) -> BlockVectors:
         if isinstance(engine, ByLengthEngine):
-            for _, piece in pieces_by_length(batch, engine.max_tokens):
-                self._add(engine.engine, piece)
-            return
+            for where, piece in pieces_by_length(batch, engine.max_tokens):
+                computed_of_piece(partial(self._add, engine.engine), piece, where)
+            return OrderedDict()
         left, rows = set(self.wanted), None
         if isinstance(engine, PaddingCheckEngine) and isinstance(engine.engine, CaptureEngine):
-            for _ in range(TRIES):
-                with engine.engine.known_pass(batch) as done:
+            for is_compared in (False, True):
+                with engine.engine.known_pass(batch, is_compared=is_compared) as done:
                     if done is not None:
                         left -= self._add_tokens(engine.engine.blocks, done)
                         break
-                rows = engine.rows(batch)
+                rows = rows or engine.rows(batch)
         if left:
             rows = rows or engine.rows(batch)
             for block in left:
                 self._of(block, rows[block]).add_rows(rows[block])
+        return OrderedDict()
 
     def _add_tokens(self, blocks: Blocks, done: Pass) -> set[str]:
         """Adds what tokens tell; returns the blocks of which they do."""

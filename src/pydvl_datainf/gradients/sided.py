@@ -5,13 +5,14 @@ whole one, which nothing else would know.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pydvl_datainf.batches import Batch
-from pydvl_datainf.gradients import GradientEngine
+from pydvl_datainf.gradients import GradientEngine, LossGradientEngine
 from pydvl_datainf.gradients.by_length import ByLengthEngine
 from pydvl_datainf.gradients.capture import CaptureEngine
 from pydvl_datainf.gradients.checks import check_finite_rows
@@ -41,17 +42,17 @@ def packed(rows: Mapping[str, Tensor], sides: Mapping[str, Sides]) -> BlockVecto
     )
 
 
-def unpacked(
-    rows: Mapping[str, Tensor], sides: Mapping[str, Sides]
-) -> tuple[BlockVectors, BlockVectors]:
-    """Small rows, (B, a b), or whole ones, and the squared norms of whole ones, (B,) in float64."""
-    small: BlockVectors = OrderedDict()
-    squares: BlockVectors = OrderedDict()
-    for block, v in rows.items():
-        is_packed = block in sides
-        small[block] = v[:, :-1] if is_packed else v
-        squares[block] = v[:, -1].double().square() if is_packed else squared_norms(v)
-    return small, squares
+def small_rows(rows: Mapping[str, Tensor], sides: Container[str]) -> BlockVectors:
+    """Of packed rows the small ones, (B, a b), and others, (B, d_l), as they are."""
+    return OrderedDict((block, v[:, :-1] if block in sides else v) for block, v in rows.items())
+
+
+def whole_squares(rows: Mapping[str, Tensor], sides: Container[str]) -> BlockVectors:
+    """The squared norms of the whole rows of packed ones, and of others, (B,) in float64."""
+    return OrderedDict(
+        (block, v[:, -1].double().square() if block in sides else squared_norms(v))
+        for block, v in rows.items()
+    )
 
 
 def on_sides(engine: GradientEngine, sides: Mapping[str, Sides]) -> GradientEngine:
@@ -88,12 +89,18 @@ class PackedEngine:
         """Computes packed gradients of the samples' own losses, by block."""
         return packed(self.engine.rows(batch), self.sides)
 
+    def rows_with_losses(self, batch: Batch) -> BlockVectors:
+        """Computes the same, and beside them, under `LOSS`, the losses, (B, 1)."""
+        whole = cast(LossGradientEngine, self.engine).rows_with_losses(batch)
+        return packed(whole, self.sides)
+
 
 class SidedEngine:
     """Packed rows from tokens, by capture.
 
-    Whole rows are made where capture compares with plain autograd, where layers of a block are not
-    called in the plain way, and where tokens are so many that whole rows cost less.
+    Whole rows are made where layers of a block are not called in the plain way, and where tokens
+    are so many that whole rows cost less. Where capture compares with plain autograd they are made
+    beside: rows do not depend, by rounding, on what else was computed in a process before.
 
     Args:
         engine: captures.
@@ -102,7 +109,7 @@ class SidedEngine:
 
     def __init__(self, engine: CaptureEngine, sides: Mapping[str, Sides]):
         self.engine, self.sides = engine, sides
-        self.layers = {block: linear_blocks_of(engine)[block] for block in sides}
+        self.layers = linear_blocks_of(engine)
 
     def rows(self, batch: Batch) -> BlockVectors:
         """Computes packed gradients of the samples' own losses.
@@ -119,11 +126,15 @@ class SidedEngine:
 
     def rows_with_losses(self, batch: Batch) -> BlockVectors:
         """Computes the same, and beside them, under `LOSS`, the losses, (B, 1)."""
-        with self.engine.known_pass(batch) as done:
-            rows = None if done is None else self._rows(done)
-        if rows is None:
-            rows = packed(self.engine.rows_with_losses(batch), self.sides)
-        return rows
+        found = self._known(batch, is_compared=False)
+        if found is None:
+            whole = self.engine.rows_with_losses(batch)
+            found = self._known(batch, is_compared=True) or packed(whole, self.sides)
+        return found
+
+    def _known(self, batch: Batch, *, is_compared: bool) -> "BlockVectors | None":
+        with self.engine.known_pass(batch, is_compared=is_compared) as done:
+            return None if done is None else self._rows(done)
 
     def _rows(self, done: Pass) -> "BlockVectors | None":
         """Packed rows of a pass that was compared before; None where capture has to begin again."""

@@ -30,12 +30,15 @@ from pydvl_datainf.gradients import (
     AdamPreconditioner,
     GradientEngine,
     Gradients,
+    LossGradientEngine,
     gradient_engine,
 )
 from pydvl_datainf.gradients.by_length import by_length
 from pydvl_datainf.gradients.losses import LOSS, LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
+from pydvl_datainf.gradients.side_learning import SideLearner
+from pydvl_datainf.gradients.sided import on_sides
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import (
     check_model,
@@ -65,6 +68,7 @@ from pydvl_datainf.influence.scores import added_scores, scores_by_block
 from pydvl_datainf.inverse.compression import Rank, compression_of
 from pydvl_datainf.inverse.damping import given_damping, given_scale
 from pydvl_datainf.inverse.method import Method
+from pydvl_datainf.inverse.sides import Sides
 from pydvl_datainf.objectives import ImageLayout, OutputLoss, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.vectors import BlockVectors, concatenated, length, products
@@ -535,6 +539,33 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         if self.test_objective is None:
             return self.loss_gradients_by_block(x, y)
         return self._rows(self._batch(x, y), self._test_engine)
+
+    def packed(self, sides: Mapping[str, Sides]) -> Self:
+        """A copy whose gradients are packed behind side bases, see `gradients.sided`.
+
+        Args:
+            sides: of some blocks, which are linear layers.
+
+        Returns:
+            The copy, which shares the model.
+        """
+        twin = copy.copy(self)
+        twin._engine, twin._test_engine = (
+            cast(LossGradientEngine, on_sides(engine, sides))
+            for engine in (self._engine, self._test_engine)
+        )
+        return twin
+
+    def side_learner(self, widths: Mapping[str, tuple[int, int]]) -> SideLearner:
+        """What learns side bases from batches of training samples on the model's device.
+
+        Args:
+            widths: of some blocks, which are linear layers, outputs and inputs that are kept.
+
+        Returns:
+            The learner, which saw none yet.
+        """
+        return SideLearner(self._engine, widths)
 
     def curvature_rows_by_block(
         self, x: Inputs, y: Tensor | None = None

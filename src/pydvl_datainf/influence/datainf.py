@@ -70,7 +70,7 @@ class DataInfInfluence(BlockwiseInfluence):
         sides: the share of the outputs, and of the inputs, of each linear layer and convolution
             without groups that are kept before directions are learned, such as 0.25, so that whole
             gradients of wide layers need not be made of every sample. Layers of which fewer numbers
-            than the rank would be left do without. `fit` takes it, runs do not. None = all.
+            than the rank would be left do without. None = all.
         preconditioner: the state of the Adam that trained the model, whose coordinates all
             gradients are taken in, of training and test samples: each is multiplied by
             (√v̂ + ε)^(-1/2), so that products are divided by √v̂ + ε as Adam's steps are. λ follows

@@ -73,17 +73,24 @@ def compared_with_exact(
 
 
 def influences_of_both(
-    method: Method, V: Tensor, G: Tensor, B: Tensor | None, λ: float, checked: Tensor
+    method: Method,
+    V: Tensor,
+    G: Tensor,
+    B: Tensor | None,
+    λ: float,
+    checked: Tensor,
+    squares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Influences from compressed and from whole rows of a block, by one method.
 
     Args:
         method: whose inverse is taken over all n rows, whole or compressed.
         V: vectors as rows, (m, d).
-        G: whole rows, (n, d).
+        G: whole rows, (n, d), or small ones behind side bases.
         B: the basis, (r, d); None = the block is kept whole.
         λ: the damping.
         checked: of which of the rows the influences are, (n,), true or false.
+        squares: ‖g‖² of the whole rows, (n,), in float64, where G are small ones.
 
     Returns:
         Two matrices (m, k), for k rows that are checked.
@@ -91,8 +98,10 @@ def influences_of_both(
     bases = {} if B is None else {"": B}
     rows = OrderedDict({"": G})
     C, damping = projected(rows, bases), {"": λ}
-    outside = remainders({"": squared_norms(G)}, C)
-    fed = OrderedDict({"": method.weighed(C[""], outside[""], λ)})
+    norms = {"": squared_norms(G) if squares is None else squares}
+    fed = OrderedDict({"": method.weighed(C[""], remainders(norms, C)[""], λ)})
+    if squares is not None:
+        rows = OrderedDict({"": method.weighed(G, remainders(norms, rows)[""], λ)})
     whole = solve(method.times, {"": V}, lambda: [rows], len(G), damping)
     less = solve(method.times, projected({"": V}, bases), lambda: [fed], len(G), damping)
     return product(less[""], C[""][checked]), product(whole[""], G[checked])

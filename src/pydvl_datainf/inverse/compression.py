@@ -16,8 +16,8 @@ the least whose directions hold a share of the energy of S (`SHARE`).
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Literal
 
@@ -59,6 +59,8 @@ class Compression:
         ranks: what was chosen with "auto", block by block; None = nothing yet.
         sides: the share of its outputs, and of its inputs, that side bases of a linear layer keep
             (see `inverse.sides`); None = there are none.
+        layers: that get side bases: outputs o, inputs i and whether the last of these is that of a
+            bias, by block, where the model is known.
 
     Raises:
         SourceError: if a number is out of range.
@@ -69,6 +71,7 @@ class Compression:
     basis_seed: int = 0
     ranks: tuple[int, ...] | None = None
     sides: float | None = None
+    layers: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         others = {"rank": ("auto",), "basis_sample": (None,), "basis_seed": ()}
@@ -102,7 +105,8 @@ class Compression:
     @property
     def asked(self) -> dict[str, Any]:
         """What a caller asks for it."""
-        return {name: getattr(self, name) for name in ("rank", "basis_sample", "basis_seed")}
+        names = ("rank", "basis_sample", "basis_seed", "sides")
+        return {name: getattr(self, name) for name in names}
 
     def side_widths(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         """How many outputs and inputs side bases of linear layers keep.
@@ -116,6 +120,39 @@ class Compression:
         share = self.sides or 1.0
         kept = {block: (ceil(share * o), ceil(share * i)) for block, (o, i) in shapes.items()}
         return {block: (a, b) for block, (a, b) in kept.items() if a * b >= self.largest}
+
+    def of_layers(self, layers: Mapping[str, tuple[int, int, bool]]) -> "Compression":
+        """With those that get side bases of the linear layers of a model.
+
+        Args:
+            layers: outputs, inputs and whether there is a bias, by block.
+
+        Returns:
+            It, where there are no sides.
+        """
+        if self.sides is None:
+            return self
+        wanted = self.side_widths({block: (o, i) for block, (o, i, _) in layers.items()})
+        return replace(self, layers={block: layers[block] for block in wanted})
+
+    @property
+    def kept_of_sides(self) -> dict[str, tuple[int, int]]:
+        """How many outputs and inputs are kept of the layers that get side bases, a and b."""
+        return self.side_widths({block: (o, i) for block, (o, i, _) in self.layers.items()})
+
+    def small_widths(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Numbers of each block in a row that a basis is learned from: d_l, or a b."""
+        small = {block: a * b for block, (a, b) in self.kept_of_sides.items()}
+        return {block: small.get(block, d) for block, d in widths.items()}
+
+    def side_shapes(self, blocks: Iterable[str]) -> dict[int, tuple[int, int, int, int]]:
+        """o, a, i and b of the blocks that have side bases, by their number."""
+        kept = self.kept_of_sides
+        return {
+            b: (self.layers[block][0], kept[block][0], self.layers[block][1], kept[block][1])
+            for b, block in enumerate(blocks)
+            if block in kept
+        }
 
     def opened(self) -> "Compression":
         """As it was before ranks were chosen; what it says of sizes then bounds them."""
@@ -160,12 +197,13 @@ class Compression:
         r = min(self.largest, self.sample_size(n))
         if self.is_open:
             return {block: min(d, r) for block, d in widths.items()}
-        return {block: d if d <= self.largest else r for block, d in widths.items()}
+        small = self.small_widths(widths)
+        return {block: d if d <= self.largest else r for block, d in small.items()}
 
     def shapes(self, widths: Mapping[str, int], n: int) -> dict[int, tuple[int, int]]:
-        """(r, d_l) of the blocks that have a basis, by their number; while open, of all."""
+        """(r, d_l), or (r, a b), of the blocks that have a basis, by number; while open, of all."""
         kept = self.widths(widths, n)
-        numbered = enumerate(widths.items())
+        numbered = enumerate(self.small_widths(widths).items())
         return {
             b: (kept[block], d) for b, (block, d) in numbered if kept[block] < d or self.is_open
         }

@@ -22,7 +22,7 @@ from pydvl_datainf.runner.choices import exact_sample_of, planned
 from pydvl_datainf.runner.executors import executor_for
 from pydvl_datainf.runner.options import RunOptions
 from pydvl_datainf.runner.sizing import sampled_queries
-from pydvl_datainf.runner.tasks import moment_spans
+from pydvl_datainf.runner.tasks import moment_spans, side_parts
 from pydvl_datainf.runner.train_side import NewRows
 from pydvl_datainf.runner.worker_inputs import Description, Inputs
 from pydvl_datainf.tables import facts_table
@@ -63,7 +63,7 @@ def estimate_tables(job: Prepared | PreparedSum, store: Store) -> Iterator[Table
     inputs = Inputs(influence, as_batched(prepared.loader("test"), None, "test"), None)
     model = inputs.describe()
     plan = plan_of(prepared, model, store)
-    compression, beside = RunOptions(**prepared.settings).compression, (0, 0)
+    compression, beside = _compression(prepared, model), (0, 0)
     if compression is not None:  # the inverse works on coordinates
         beside = compressed_bytes(compression, model, plan.n)
         model = replace(model, widths=compression.widths(model.widths, plan.n))
@@ -87,12 +87,17 @@ def plan_of(prepared: Prepared, model: Description, store: Store) -> Plan:
     tests, training = (_survey(prepared, side) for side in ("test", "train"))
     executor = executor_for(None, prepared.job.jobs, False)
     wishes = RunOptions(**prepared.settings)
+    new = NewRows(training, _compression(prepared, model))
     try:
-        return planned(
-            model, wishes, tests.n, tests, NewRows(training, wishes.compression), executor, store
-        )
+        return planned(model, wishes, tests.n, tests, new, executor, store)
     finally:
         executor.close()
+
+
+def _compression(prepared: Prepared, model: Description) -> Compression | None:
+    """How rows are compressed, with the layers that get side bases."""
+    asked = RunOptions(**prepared.settings).compression
+    return asked and asked.of_layers(model.linear)
 
 
 def gradients(plan: Plan, model: Description, *, normalizes: bool = False) -> tuple[int, int]:
@@ -145,13 +150,17 @@ def compressed_bytes(compression: Compression, model: Description, n: int) -> tu
         n: training samples.
 
     Returns:
-        Bytes: of bases and what rows have outside of them; and, for a time, of whole rows of
-        some samples.
+        Bytes: of bases and what rows have outside of them; and, for a time, of rows of some
+        samples, whole or behind side bases, and of the moments that these follow from.
     """
     itemsize = np.dtype(model.dtype).itemsize
     bases = sum(r * d for r, d in compression.shapes(model.widths, n).values())
-    whole = len(compression.kept_whole(n)) * sum(model.widths.values())
-    return itemsize * bases + 8 * n * len(model.widths), itemsize * whole
+    bases += sum(o * a + i * k for o, a, i, k in compression.side_shapes(model.widths).values())
+    small = sum(compression.small_widths(model.widths).values()) + len(compression.layers)
+    passing = itemsize * len(compression.kept_whole(n)) * small
+    parts = len(side_parts(compression.sample_size(n)))
+    passing += parts * sum(8 * (o**2 + i**2) for o, i, _ in compression.layers.values())
+    return itemsize * bases + 8 * n * len(model.widths), passing
 
 
 def stored_moments(model: Description) -> int:
@@ -254,6 +263,8 @@ def _plan(
     several = {"Checkpoints": f"{runs:,}, one after the other, and their sum"} if runs > 1 else {}
     size = runs * (rows + scores) + (scores if runs > 1 else 0)
     bound = ", at most: fewer are chosen" if prepared.job.rank == "auto" else ""
+    if (compression := _compression(prepared, model)) and compression.layers:
+        bound = f", behind side bases of {len(compression.layers):,} blocks"
     return several | {
         "Rows": {
             "memory": "kept in memory",
@@ -286,8 +297,10 @@ def _time(
     lengths = prepared.material.train.samples.lengths
     m = len(prepared.material.test.samples)
     again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
-    if prepared.job.rows == "compressed":  # test samples, to compare compressed rows with whole
+    if compression := _compression(prepared, model):
+        # Test samples, to compare compressed rows with others; and those that sides follow from.
         again += sum(part.stop - part.start for part in sampled_queries(m))
+        again += compression.sample_size(plan.n) if compression.layers else 0
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
     count += again * sum(lengths) // len(lengths)
     number = runs * (train * plan.n + test * plan.m + again)

@@ -85,6 +85,7 @@ class Prepared:
             "rank": self.job.rank,
             "basis_sample": self.job.basis_sample,
             "basis_seed": self.job.basis_seed or 0,
+            "sides": self.job.sides,
             "top_k": self.job.top_k,
             "by_block": self.job.by_block,
             "self_influence": self.job.self_influence,

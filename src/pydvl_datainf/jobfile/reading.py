@@ -306,7 +306,13 @@ def _of_method(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
             "method ekfac needs the gradients of layers as matrices; let 'method' be exact or "
             "datainf, or leave 'preconditioner' out.",
         )
-    for name in ("rank", "basis_sample", "basis_seed"):
+    if job.rank == "auto" and job.sides is not None:
+        yield (
+            ("sides",),
+            "rank auto looks at whole gradients, which 'sides' does without; let 'rank' be a "
+            "number, or leave 'sides' out.",
+        )
+    for name in ("rank", "basis_sample", "basis_seed", "sides"):
         if getattr(job, name) is not None and job.rows != "compressed":
             yield (
                 (name,),

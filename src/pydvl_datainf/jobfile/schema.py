@@ -53,6 +53,7 @@ Positive = Annotated[
 ]
 Amount = Annotated[str, AfterValidator(_amount)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_no_truth)]
+Part = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_no_truth)]
 Weight = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False), BeforeValidator(_no_truth)]
 Truth = StrictBool
 
@@ -259,6 +260,8 @@ class Job(_Part):
         basis_sample: training samples that their directions are learned from (2 · rank if nothing
             else is said; 512 where ranks are chosen).
         basis_seed: of the choice of these (0 if nothing else is said).
+        sides: of compressed rows: the share of its outputs, and of its inputs, that is kept of each
+            wide linear layer before its directions are learned; all if nothing else is said.
         memory: for our arrays, in bytes or as text.
         batch_size: samples that are read, and sorted by length, together; of images, those in one
             gradient computation.
@@ -326,6 +329,7 @@ class Job(_Part):
     rank: Literal["auto"] | Count | None = None
     basis_sample: Count | None = None
     basis_seed: Position | None = None
+    sides: Part | None = None
     memory: Count | Amount = "2GiB"
     batch_size: Count = 64
     max_tokens: Count = 2048

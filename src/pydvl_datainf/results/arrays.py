@@ -20,6 +20,9 @@ CURVATURE = "curvature"
 BASES = "bases"
 """The subgroup of the bases of compressed rows: noise too."""
 
+SIDE_BASES = "sides"
+"""The subgroup of side bases of wide layers: noise too."""
+
 MOMENTS = "moments"
 """The subgroup of the second moments of layers."""
 
@@ -76,7 +79,8 @@ class Layout(NamedTuple):
 
 def is_compressed(name: str) -> bool:
     """Whether the chunks of an array are compressed."""
-    return not name.startswith((f"{ROWS}/", f"{CURVATURE}/", f"{BASES}/", f"{WORK}/"))
+    noise = (ROWS, CURVATURE, BASES, SIDE_BASES, WORK)
+    return not name.startswith(tuple(f"{group}/" for group in noise))
 
 
 def _described(array: "zarr.Array[Any]") -> dict[str, Any]:

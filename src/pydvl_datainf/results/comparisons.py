@@ -18,7 +18,8 @@ class CompressionError:
     before `normalize` divides them.
 
     Args:
-        score_error: ‖S − T‖/‖T‖ of the influences S from coordinates and T from whole rows.
+        score_error: ‖S − T‖/‖T‖ of the influences S from coordinates and T from whole rows, or
+            from those behind side bases where there are some.
         rank_correlation: Spearman's, of a test sample's influences in S and T, averaged over test
             samples; 1 where there is no order to lose: one training sample, or copies of one.
     """

@@ -82,8 +82,9 @@ def reliability(run: InfluenceRun) -> Iterator[str]:
         ranks = _rank(found.rank_correlation)
         yield f"Rank correlation with the exact inverse{before}: {ranks}."
     if error := run.compression_error:
+        others = "those behind side bases" if run.side_widths else "whole ones"
         yield (
-            f"Rank correlation of compressed rows with whole ones{before}: "
+            f"Rank correlation of compressed rows with {others}{before}: "
             f"{error.rank_correlation:.3f}, on a sample."
         )
 
@@ -173,7 +174,8 @@ def _compressed(run: InfluenceRun, names: Sequence[str]) -> dict[str, str]:
     shares = run.store.read("energy")
     told = {"Energy in these, of the blocks": f"{shares.min():.1%} to {shares.max():.1%}"}
     if run.store.present("compression_error") and (error := run.compression_error) is not None:
-        told["Influences against those of whole rows, on a sample"] = (
+        others = "rows behind side bases" if run.side_widths else "whole rows"
+        told[f"Influences against those of {others}, on a sample"] = (
             f"relative error {error.score_error:.2g}, rank correlation "
             f"{error.rank_correlation:.3f}{_before(run)}"
         )
@@ -210,7 +212,7 @@ def _coordinates(told: Mapping[str, Any]) -> str:
     from pydvl_datainf.inverse.compression import SHARE  # with torch, only where rows are so
 
     if told["rank"] != "auto":
-        return f"{told['rank']:,} coordinates at most"
+        return f"{told['rank']:,} coordinates at most{_behind_sides(told)}"
     if "ranks" not in told:
         return f"as many coordinates as hold {SHARE:.0%} of a sample's energy: not chosen yet"
     ranks = told["ranks"]
@@ -218,6 +220,14 @@ def _coordinates(told: Mapping[str, Any]) -> str:
         f"{min(ranks):,} to {max(ranks):,} coordinates (median {median(ranks):,g}), chosen to hold "
         f"{SHARE:.0%} of a sample's energy"
     )
+
+
+def _behind_sides(told: Mapping[str, Any]) -> str:
+    """What is kept of wide layers."""
+    if not told.get("layers"):
+        return ""
+    share = f"{told['sides']:.4g} of the outputs and inputs"
+    return f", behind {share} in {len(told['layers']):,} of them"
 
 
 def _columns_in(names: Sequence[str], prefix: str) -> str:

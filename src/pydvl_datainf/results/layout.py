@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.errors import StoreError
-from pydvl_datainf.results.arrays import BASES, MOMENTS, Layout
+from pydvl_datainf.results.arrays import BASES, MOMENTS, SIDE_BASES, Layout
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
     APPROXIMATION,
@@ -40,6 +40,7 @@ def arrays_of(
     columns: Mapping[str, str],
     moments: Mapping[int, int] | None = None,
     bases: Mapping[int, tuple[int, int]] | None = None,
+    sides: Mapping[int, tuple[int, int, int, int]] | None = None,
     curvature: int = 0,
 ) -> dict[str, Layout]:
     """The arrays of a run, but for intermediate ones.
@@ -54,6 +55,7 @@ def arrays_of(
         columns: data type of each column of ids and metadata.
         moments: for blocks by number, entries of the moments of their layer that are kept.
         bases: where rows are compressed, (r, d_l) of the blocks by number that have a basis.
+        sides: o, a, i and b of the blocks by number that have side bases.
         curvature: rows of each training sample that only the inverse is made of.
 
     Returns:
@@ -85,6 +87,8 @@ def arrays_of(
         tables["outside_norms"] = Layout((n, L), (r, L), "float64", ("train", "block"))
         for b, shape in bases.items():
             tables[basis_name(b)] = Layout(shape, shape, dtype, ("direction", "parameter"))
+    for b, (o, a, i, k) in (sides or {}).items():
+        tables[sides_name(b)] = Layout((o * a + i * k,), (o * a + i * k,), dtype, None)
     tables |= _arrays_of_scores(plan, L, dtype, by_block=by_block, top_k=top_k)
     lengths = {"test": plan.m, "train": n}
     for name, kind in columns.items():
@@ -113,6 +117,11 @@ def _arrays_of_scores(
 def basis_name(block: int) -> str:
     """The array of the basis of a block."""
     return f"{BASES}/{block}"
+
+
+def sides_name(block: int) -> str:
+    """The array of the side bases of a block: that of outputs, and behind it that of inputs."""
+    return f"{SIDE_BASES}/{block}"
 
 
 def moments_name(block: int) -> str:
@@ -154,6 +163,7 @@ def arrays_said(attributes: Mapping[str, Any]) -> dict[str, Layout]:
         columns=attributes["columns"],
         moments=_moments_said(attributes),
         bases=_bases_said(attributes),
+        sides=_sides_said(attributes),
         curvature=rows_each(said) if attributes["rows_in"] is None else 0,
     )
     if not is_sum(attributes):
@@ -176,6 +186,14 @@ def _bases_said(attributes: Mapping[str, Any]) -> dict[int, tuple[int, int]] | N
         return None
     widths = dict(zip(said["blocks"], said[COMPRESSION]["widths"], strict=True))
     return compression.shapes(widths, n)
+
+
+def _sides_said(attributes: Mapping[str, Any]) -> dict[int, tuple[int, int, int, int]]:
+    """Shapes of the side bases that a run keeps: a query has none of its own, nor a sum."""
+    compression = compression_said(attributes["fingerprint"])
+    if compression is None or attributes["rows_in"] is not None:
+        return {}
+    return compression.side_shapes(attributes["fingerprint"]["blocks"])
 
 
 def _is_open(said: Mapping[str, Any]) -> bool:

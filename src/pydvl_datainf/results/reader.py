@@ -156,8 +156,17 @@ class InfluenceRun:
         return compression.widths(self.widths, self.plan.n)
 
     @property
+    def side_widths(self) -> dict[str, tuple[int, int]]:
+        """How many outputs and inputs are kept of the blocks that have side bases."""
+        compression = compression_said(self.attrs["fingerprint"])
+        return {} if compression is None else compression.kept_of_sides
+
+    @property
     def compression_error(self) -> CompressionError | None:
         """What compression of the training rows changes; None where it is not there.
+
+        In blocks that have side bases rows behind these take the place of whole ones: what side
+        bases lose is in `energy`, and not in it.
 
         Raises:
             StoreError: if it is damaged.

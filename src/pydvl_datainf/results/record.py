@@ -105,7 +105,14 @@ def compression_said(fingerprint: Mapping[str, Any]) -> "Compression | None":
 
     said = fingerprint[COMPRESSION]
     ranks = tuple(said["ranks"]) if "ranks" in said else None
-    return Compression(said["rank"], said["basis_sample"], said["basis_seed"], ranks)
+    return Compression(
+        said["rank"],
+        said["basis_sample"],
+        said["basis_seed"],
+        ranks,
+        said.get("sides"),
+        {block: tuple(layer) for block, layer in said.get("layers", {}).items()},
+    )
 
 
 def compression_entry(
@@ -130,7 +137,10 @@ def compression_entry(
         "widths": list(widths.values()),
     }
     chosen = {} if compression.ranks is None else {"ranks": list(compression.ranks)}
-    return {COMPRESSION: told | chosen}
+    if compression.sides is None:
+        return {COMPRESSION: told | chosen}
+    layers = {block: list(layer) for block, layer in compression.layers.items()}
+    return {COMPRESSION: told | {"sides": compression.sides, "layers": layers}}
 
 
 Fits = Callable[[Any], bool]
@@ -194,6 +204,12 @@ def _is_layer(value: Any) -> bool:
 
 def _are_layers(value: Any) -> bool:
     return _all_in(dict, _is_layer)(value) and len(value) > 0
+
+
+def _are_sides(told: Mapping[str, Any]) -> bool:
+    """Whether a share is told of compressed rows, and the layers, if there are any, behind it."""
+    layers = told.get("layers")
+    return type(told.get("sides")) is float and (layers == {} or _are_layers(layers))
 
 
 def _is_curvature(value: Any) -> bool:
@@ -342,7 +358,10 @@ def _has_compression(
         return True
     told = said[COMPRESSION]
     names = {"rank", "basis_sample", "basis_seed", "widths"}
-    if type(told) is not dict or told.keys() - {"ranks"} != names:
+    behind = {"sides", "layers"}
+    if type(told) is not dict or told.keys() - {"ranks"} - behind != names:
+        return False
+    if behind & told.keys() and not _are_sides(told):
         return False
     if "ranks" in told and not (told["rank"] == "auto" and _all_in(list, _is_count)(told["ranks"])):
         return False
@@ -358,6 +377,10 @@ def _has_compression(
     if "ranks" in told and len(told["ranks"]) != len(told["widths"]):
         return False
     widths = dict(zip(said["blocks"], told["widths"], strict=True))
+    if any(o * i != widths.get(block) for block, (o, i, _) in compression.layers.items()):
+        return False
+    if compression.layers.keys() != compression.kept_of_sides.keys():
+        return False
     most, kept = (c.widths(widths, plan["n"]) for c in (compression.opened(), compression))
     fits = all(kept[block] <= most[block] for block in widths) and plan["rows"] == "zarr"
     is_done = not (compression.is_open and is_complete)

@@ -94,6 +94,10 @@ def _size_of(
     compression = most.compression
     shapes = {} if compression is None else compression.shapes(model.widths, training.n)
     sample = 0 if compression is None else len(compression.kept_whole(training.n))
+    small = {} if compression is None else compression.small_widths(model.widths)
+    sides = {} if compression is None else compression.side_shapes(model.widths)
+    is_new = not isinstance(training, StoredRows)
+    layers = compression.layers.values() if compression and is_new else ()
     return RunSize(
         n=training.n,
         m=m,
@@ -108,7 +112,10 @@ def _size_of(
         moments=moment_bytes(model.layers.values()),
         whole=tuple(model.widths.values()),
         bases=tuple(shapes.values()),
-        basis_sample=0 if isinstance(training, StoredRows) else sample,
+        basis_sample=sample if is_new else 0,
+        small=tuple(small.values()),
+        sides=sum(o * a + i * k for o, a, i, k in sides.values()),
+        side_moments=moment_bytes(layers),
         curvature=model.curvature.get("rows", 0),
     )
 
@@ -125,7 +132,7 @@ def _check_same_compression(options: RunOptions, training: NewRows | StoredRows)
     there, n = training.compression, training.n
     asked = options.compression
     told = [
-        compression and (compression.rank, compression.positions(n).tolist())
+        compression and (compression.rank, compression.positions(n).tolist(), compression.sides)
         for compression in (there, asked)
     ]
     if told[0] != told[1]:

@@ -222,6 +222,7 @@ def _too_few(
         + (_MOMENTS.format(asked.moments) if asked.moments > smallest // 4 else "")
         + (_OWN.format(own, asked.method.name) if own > smallest // 4 else "")
         + (_LEARNING.format(asked.learning) if asked.learning > smallest // 4 else "")
+        + (_BEHIND.format(asked.side_moments) if asked.side_moments > smallest // 4 else "")
     )
 
 
@@ -229,4 +230,5 @@ _MOMENTS = " Of these the second moments of layers take {0:,}."
 _LEARNING = (
     " Of these learning the bases takes {0:,}: a smaller basis_sample or rank needs less memory."
 )
+_BEHIND = " Of these the moments that side bases follow from take {0:,}."
 _OWN = " Of these the {1} inverse takes {0:,} in the widest block."

@@ -225,6 +225,7 @@ def lay_out(
         columns=types,
         moments=moments_of(spec.widths, spec.layers if spec.train is not None else {}),
         bases=spec.basis_shapes if has_bases else None,
+        sides=spec.side_shapes if has_bases else None,
         curvature=spec.curvature if spec.train is not None else 0,
     )
     for name in [name for name in store.layouts if name not in EXTRAS]:

@@ -34,6 +34,7 @@ class RunOptions:
     rank: Rank | None = None
     basis_sample: int | None = None
     basis_seed: int = 0
+    sides: float | None = None
     normalize: Literal["unit"] | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +65,9 @@ class RunOptions:
     def compression(self) -> Compression | None:
         """How rows are compressed; None where they are not, or are those of another run."""
         try:
-            return compression_of(self.rows, self.rank, self.basis_sample, self.basis_seed)
+            return compression_of(
+                self.rows, self.rank, self.basis_sample, self.basis_seed, self.sides
+            )
         except SourceError as error:
             raise PlanError(str(error)) from None
 

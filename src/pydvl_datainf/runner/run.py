@@ -61,6 +61,7 @@ def run_influences(
     rank: Rank | None = None,
     basis_sample: int | None = None,
     basis_seed: int = 0,
+    sides: float | None = None,
     normalize: Literal["unit"] | None = None,
 ) -> InfluenceRun:
     """Computes the influence of each training sample on each test sample, into a Zarr store.
@@ -92,7 +93,8 @@ def run_influences(
             directions that are learned from some of them ("compressed", see `DataInfInfluence`;
             self-influences are then of these alone), or computed again ("recompute");
             "auto" takes the first that fits, but keeps no more than 2,000 gradients in memory where
-            the disk has room: a stop loses them. What `rows` the influence has does not count here.
+            the disk has room: a stop loses them. What `rows` the influence has, and how it
+            compresses them, does not count here.
         top_k: keep only the k largest and k smallest influences on each test sample.
         by_block: keep the influences of each block.
         query_groups: a label for each test sample: the mean influence on each group is computed,
@@ -118,6 +120,8 @@ def run_influences(
         basis_sample: training samples that the directions are learned from; None = 2 · rank, or 512
             with "auto".
         basis_seed: another number chooses others.
+        sides: as in `DataInfInfluence`, with compressed rows: the share of its outputs, and of its
+            inputs, that is kept of each wide linear layer before its directions are learned.
         normalize: "unit" divides all influences of a training sample by the norm of its gradient
             over all blocks, so that they are those of a gradient of length 1; 0 where it is zero.
             The inverse is made of the gradients as they are. None = do not.
@@ -151,6 +155,7 @@ def run_influences(
         rank=rank,
         basis_sample=basis_sample,
         basis_seed=basis_seed,
+        sides=sides,
         normalize=normalize,
     )
     if isinstance(train, InfluenceRun):
@@ -259,8 +264,8 @@ def _work(
         (model,) = executor.map(tasks.describe, [None], [shared], "model")
         check_names(model)
         tests = index_side(executor, shared, "test", inputs.test)
-        training = kept or NewRows(
-            index_side(executor, shared, "train", inputs.train), options.compression
+        training = kept or NewRows.of(
+            index_side(executor, shared, "train", inputs.train), options.compression, model
         ).resumed(model, stored)
         check_fitted(model, training.n)
         request = Request.of(model, options, tests, training, store, executor)

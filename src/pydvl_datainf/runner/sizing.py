@@ -31,8 +31,12 @@ class RunSize:
         precision: bytes of one number of a vector, and of what the inverse makes of it.
         moments: bytes that second moments of layers take, all together, and eigenvectors of one.
         whole: d_l of each block, where widths are those of coordinates.
-        bases: shapes of the bases of compressed rows, (r, d_l).
-        basis_sample: training samples whose whole rows they are learned from and compared over.
+        bases: shapes of the bases of compressed rows, (r, d_l), or (r, a b) behind side bases.
+        basis_sample: training samples whose rows they are learned from and compared over.
+        small: numbers of each block in such a row, where side bases make it small.
+        sides: numbers in all side bases.
+        side_moments: bytes that the moments take that side bases follow from, and their
+            eigenvectors.
         curvature: rows of each training sample that only the inverse is made of.
     """
 
@@ -50,6 +54,9 @@ class RunSize:
     whole: Sequence[int] = ()
     bases: Sequence[tuple[int, int]] = ()
     basis_sample: int = 0
+    small: Sequence[int] = ()
+    sides: int = 0
+    side_moments: int = 0
     curvature: int = 0
 
     @property
@@ -71,11 +78,11 @@ class RunSize:
     def basis_bytes(self) -> int:
         """Bytes of all bases, and of one that is being read."""
         sizes = [r * d for r, d in self.bases]
-        return self.itemsize * (sum(sizes) + max(sizes, default=0))
+        return self.itemsize * (sum(sizes) + max(sizes, default=0) + 2 * self.sides)
 
     @property
     def learning(self) -> int:
-        """Bytes while the basis of the widest block is learned, and compared with whole rows.
+        """Bytes while the basis of the widest block is learned, and compared with such rows.
 
         Rows of the sample, as read and in float64, their orthonormal factor and what that is
         computed with; the small factor's singular vectors; and the basis, before it is rounded. A
@@ -84,7 +91,8 @@ class RunSize:
         b, d = self.basis_sample, max((d for _, d in self.bases), default=0)
         r = max((r for r, _ in self.bases), default=0)
         queries = min(MOST_SAMPLED_QUERIES, self.m_samples)
-        compared = self.method.bytes(b, queries, d) + 2 * queries * self.gradient if b else 0
+        vectors = 2 * queries * sum(self.small or self.whole) * self.itemsize
+        compared = self.method.bytes(b, queries, d) + vectors if b else 0
         learned = b * d * (2 * self.itemsize + 3 * 8) + 4 * 8 * min(b, d) ** 2 + 2 * 8 * r * d
         return learned + compared
 
@@ -221,7 +229,8 @@ def needs_of(
     # A tile in half precision, and one that is being written.
     encoded = 6 * asked.each * train_tile * D
     each = query + score + (widest + 2 * chunk) * p
-    return Needs(fixed, each, max(computed + max(encoded, queries), asked.learning))
+    beside = max(encoded, queries, asked.side_moments)
+    return Needs(fixed, each, max(computed + beside, asked.learning))
 
 
 def self_bytes(asked: RunSize, step: int) -> int:

@@ -9,7 +9,13 @@ import torch
 from pydvl_datainf.inverse.damping import SquaredNorms, resolve_damping
 from pydvl_datainf.results.arrays import WORK
 from pydvl_datainf.results.chunks import Chunk
-from pydvl_datainf.results.layout import basis_name, comparison_in, has_extra, moments_name
+from pydvl_datainf.results.layout import (
+    basis_name,
+    comparison_in,
+    has_extra,
+    moments_name,
+    sides_name,
+)
 from pydvl_datainf.results.record import APPROXIMATION, SELF_INFLUENCE, TRAINING_LOSS
 from pydvl_datainf.results.row_sets import SCORED, RowSet
 from pydvl_datainf.results.store import Store
@@ -107,7 +113,7 @@ class Stages:
             return  # other stages store the norms on their way
         elif plan.rows == "memory":
             done = set()  # what was in memory is gone, and needed next: the bar is to show it
-        lost = any(not self._sound[basis_name(b)] for b in self.spec.basis_shapes)
+        lost = any(not self._sound[name] for name in self._basis_names())
         if lost and any(self._sound[name] for name in self._row_names(rows)):
             self._forget_rows(rows)
             done = set()
@@ -131,8 +137,8 @@ class Stages:
             self._sound[name] = set()
 
     def _sample(self) -> None:
-        """Whole rows that are kept until they are projected."""
-        parts, widths = tasks.sample_parts(self.spec), self.spec.parameters
+        """Rows that are kept until they are projected."""
+        parts, widths = tasks.sample_parts(self.spec), self.spec.sampled_widths
         done = set(range(len(parts)))
         for b, width in enumerate([*widths.values(), 1]):  # the last is that of losses
             name, shape = tasks.sample_name(b), (parts.total, width)
@@ -143,10 +149,40 @@ class Stages:
         )
 
     def _bases(self) -> None:
-        """Bases of compressed rows, and the whole rows that they are learned from."""
+        """Bases of compressed rows, and the rows that they are learned from."""
+        self._sides()
         self._sample()
         missing = [b for b in self.spec.basis_shapes if not self._sound[basis_name(b)]]
         self.calls.map("bases", tasks.write_basis, missing)
+
+    def _sides(self) -> None:
+        """Side bases, from moments over parts of the sample."""
+        shapes = self.spec.side_shapes
+        missing = [b for b in shapes if not self._sound[sides_name(b)]]
+        if not missing:
+            return
+        self._forget_behind(missing)
+        assert self.spec.compression is not None  # what is missing is of its sides
+        parts = tasks.side_parts(self.spec.compression.sample_size(self.spec.plan.n))
+        done = set(range(len(parts)))
+        for b, (o, _, i, _) in shapes.items():
+            name, entries = tasks.side_sums_name(b), o * o + i * i
+            self.store.require(name, (len(parts), entries), (1, entries), "float64", None)
+            done &= self.calls.complete(name, axis=0)
+        todo = [part for part in range(len(parts)) if part not in done]
+        self.calls.map("moments of sides", tasks.write_side_moments, todo)
+        self.calls.map("moments of sides", tasks.write_sides, missing)
+
+    def _forget_behind(self, blocks: Sequence[int]) -> None:
+        """Deletes what is behind side bases that were lost, which may be others next time."""
+        self.calls.take_over()
+        self.store.delete(tasks.SAMPLE)
+        for b in set(blocks) & self.spec.basis_shapes.keys():
+            name = basis_name(b)
+            if self._sound[name]:
+                self.store.delete(name)
+                self.store.require(name, *self.store.layouts[name])
+                self._sound[name] = set()
 
     def _energy(self) -> None:
         """The share of the rows' squared norms that lies in the bases."""
@@ -248,8 +284,13 @@ class Stages:
             names += [rows.norms]
             names += self._row_names(rows) if self.spec.plan.rows == "zarr" else []
         if self.spec.compression is not None:
-            names += ["energy", "compression_error", *map(basis_name, self.spec.basis_shapes)]
+            names += ["energy", "compression_error", *self._basis_names()]
         return names
+
+    def _basis_names(self) -> list[str]:
+        """The arrays of bases of both kinds."""
+        sides, bases = self.spec.side_shapes, self.spec.basis_shapes
+        return [*map(sides_name, sides), *map(basis_name, bases)]
 
     def _moment_names(self) -> dict[int, str]:
         """For each block that is a layer, by its number, the array of its moments."""

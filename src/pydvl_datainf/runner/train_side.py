@@ -9,7 +9,13 @@ from pydvl_datainf.errors import DampingError, ModelError, StoreError, StoreExis
 from pydvl_datainf.inverse.compression import Compression
 from pydvl_datainf.results.arrays import CURVATURE, Array
 from pydvl_datainf.results.differing import differences, listed
-from pydvl_datainf.results.layout import basis_name, moments_name, moments_of, opened
+from pydvl_datainf.results.layout import (
+    basis_name,
+    moments_name,
+    moments_of,
+    opened,
+    sides_name,
+)
 from pydvl_datainf.results.linked_rows import rows_store
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.record import (
@@ -45,6 +51,22 @@ class NewRows:
     compression: Compression | None = None
     rows_in: ClassVar[None] = None
     rows_of: ClassVar[None] = None
+
+    @classmethod
+    def of(
+        cls, survey: BatchIndex, compression: Compression | None, model: Description
+    ) -> "NewRows":
+        """With the layers of a model that get side bases.
+
+        Args:
+            survey: what a first look at the data found.
+            compression: how rows are compressed, if they are.
+            model: what is known of it.
+
+        Returns:
+            The training data.
+        """
+        return cls(survey, compression and compression.of_layers(model.linear))
 
     @property
     def n(self) -> int:
@@ -272,8 +294,9 @@ class StoredRows:
                 rows.check_present(name)
         if self.compression is not None:
             widths = dict(zip(said["blocks"], said[COMPRESSION]["widths"], strict=True))
-            shapes = self.compression.shapes(widths, self.n)
-            for name in ("outside_norms", *map(basis_name, shapes)):
+            bases = map(basis_name, self.compression.shapes(widths, self.n))
+            sides = map(sides_name, self.compression.side_shapes(widths))
+            for name in ("outside_norms", *bases, *sides):
                 rows.check_present(name)
         for b in moments_of(said["blocks"], said.get("layers", {})):
             rows.check_present(moments_name(b))

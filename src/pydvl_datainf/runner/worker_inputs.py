@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pydvl_datainf.batches import as_arguments, slice_batch
 from pydvl_datainf.devices import devices_of
-from pydvl_datainf.errors import ModelError, NonFiniteError, PlanError
+from pydvl_datainf.errors import ModelError, NonFiniteError
 from pydvl_datainf.fingerprint import fingerprint
+from pydvl_datainf.gradients.layer_tokens import linear_blocks_of
 from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence, EnsembleInfluence
 from pydvl_datainf.inverse.damping import SHARE
 from pydvl_datainf.inverse.ekfac import Ekfac
@@ -48,6 +49,8 @@ class Description:
         curvature: what tells the rows that the inverse is made of, where they are not those of the
             gradients, with their number for each training sample as "rows".
         preconditioner: what tells the coordinates of all rows, where they are an optimizer's.
+        linear: of each block that is a linear layer, or a convolution without groups, with its
+            weight: outputs, inputs, and whether it has a bias too. No part of the fingerprint.
     """
 
     members: Mapping[str, tuple[str, ...]]
@@ -64,6 +67,7 @@ class Description:
     test_objective: str | None = None
     curvature: Mapping[str, Any] = field(default_factory=dict)
     preconditioner: Mapping[str, Any] = field(default_factory=dict)
+    linear: Mapping[str, tuple[int, int, bool]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -111,7 +115,6 @@ class Inputs:
 
         Raises:
             ModelError: if a builder returned something else, or it is an ensemble.
-            PlanError: if it has side bases.
         """
         if self._built is None:
             made = self._given if self._saved is None else _loaded(self._saved)
@@ -128,11 +131,6 @@ class Inputs:
                 raise ModelError(
                     f"A run knows the inverses {', '.join(METHODS)}, and not the "
                     f"'{made.inverse.name}' of this {type(made).__name__}. Call its influences."
-                )
-            if made.compression is not None and made.compression.sides is not None:
-                raise PlanError(
-                    "A run learns bases of compressed rows from whole ones and does not know "
-                    "sides. Leave sides out, or call fit and training_influences."
                 )
             if made.is_fitted:
                 made.check_unchanged()
@@ -187,6 +185,10 @@ class Inputs:
             preconditioner=influence.preconditioner.told(influence.blocks)
             if influence.preconditioner
             else {},
+            linear={
+                block: (*layer.shape, layer.has_both)
+                for block, layer in linear_blocks_of(influence).items()
+            },
         )
 
     def _curvature(self, influence: BlockwiseInfluence) -> Mapping[str, Any]:

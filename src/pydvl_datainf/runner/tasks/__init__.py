@@ -45,6 +45,12 @@ from pydvl_datainf.runner.tasks.scores import (
     write_sums,
     write_top,
 )
+from pydvl_datainf.runner.tasks.sides import (
+    side_parts,
+    side_sums_name,
+    write_side_moments,
+    write_sides,
+)
 from pydvl_datainf.runner.tasks.spec import RunSpec
 from pydvl_datainf.runner.tasks.streamed import (
     FACTORS,
@@ -78,6 +84,8 @@ __all__ = [
     "perform",
     "sample_name",
     "sample_parts",
+    "side_parts",
+    "side_sums_name",
     "survey",
     "vectors_name",
     "write_approximation_error",
@@ -96,6 +104,8 @@ __all__ = [
     "write_scores",
     "write_self_influence",
     "write_self_sum",
+    "write_side_moments",
+    "write_sides",
     "write_sums",
     "write_top",
     "write_vectors",

@@ -1,7 +1,10 @@
-"""Bases of compressed rows: whole rows of some training samples, and what is learned from them."""
+"""Bases of compressed rows: rows of some training samples, and what is learned from them.
+
+The rows of this sample are whole; behind side bases they are packed, see `gradients.sided`.
+"""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import Tensor
 from pydvl_datainf.batches import Batch, as_arguments, batch_length
 from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
 from pydvl_datainf.gradients.losses import LOSS
+from pydvl_datainf.gradients.sided import small_rows, whole_squares
 from pydvl_datainf.inverse.agreement import agreement, are_copies, influences_of_both
 from pydvl_datainf.inverse.compression import Compression, leading_directions, least_rank
 from pydvl_datainf.results.arrays import BASES, WORK
@@ -27,20 +31,20 @@ RANKS = f"{WORK}/ranks"
 
 
 def sample_name(block: int) -> str:
-    """The array of whole rows of a block kept until they are projected; behind them, of losses."""
+    """The array of rows of a block kept until they are projected; behind them, of losses."""
     return f"{SAMPLE}/{block}"
 
 
 def sample_parts(spec: RunSpec) -> Tiling:
-    """The samples whose whole rows are kept, cut into as many as are computed at once."""
+    """The samples whose rows are kept, cut into as many as are computed at once."""
     return Tiling(len(_kept(spec)), spec.plan.step)
 
 
 def write_sample(part: int, context: Context, inputs: Inputs) -> None:
-    """Some of the whole rows that are kept until they are projected."""
+    """Some of the rows that are kept until they are projected."""
     spec = context.spec
-    place = sample_parts(spec)[part]
-    rows = concatenated(list(_rows_at(_kept(spec)[place], context, inputs)))
+    place, compute = sample_parts(spec)[part], partial(_new, context, inputs)
+    rows = concatenated(list(rows_at_positions(_kept(spec)[place], context, inputs, compute)))
     for b, G in enumerate(rows.values()):
         context.store.write(sample_name(b), place, G.cpu().numpy())
 
@@ -59,39 +63,46 @@ def write_basis(b: int, context: Context, inputs: Inputs) -> None:
 
 
 def _sampled(b: int, context: Context, inputs: Inputs) -> Tensor:
-    """The whole rows of a block that its basis is learned from."""
+    """The rows of a block that its basis is learned from, whole or small."""
     spec = context.spec
     wanted = np.isin(_kept(spec), _compression(spec).positions(spec.plan.n))
-    return torch.tensor(context.store.read(sample_name(b), ...)[wanted], device=device_of(inputs))
+    rows = context.store.read(sample_name(b), ...)[wanted]
+    block = list(spec.widths)[b]
+    found = {block: torch.tensor(rows, device=device_of(inputs))}
+    return small_rows(found, spec.side_blocks)[block]
 
 
 def write_compression_error(_: None, context: Context, inputs: Inputs) -> None:
     """What compression changes in influences of samples that no basis was learned from.
 
-    The inverse is taken over all whole rows that are kept, and over their coordinates.
+    The inverse is taken over all rows of the sample, whole or small, and over their coordinates.
     """
     spec, device = context.spec, device_of(inputs)
     checked = np.isin(_kept(spec), _compression(spec).checked(spec.plan.n))
     wanted = torch.tensor(checked, device=device)
-    vectors = concatenated(list(_whole_queries(context, inputs)))
+    vectors = concatenated(list(_queries(context, inputs)))
     found, differ = [], []
     for b, block in enumerate(spec.widths):
-        G = torch.tensor(context.store.read(sample_name(b), ...), device=device)
+        rows = {block: torch.tensor(context.store.read(sample_name(b), ...), device=device)}
+        G = small_rows(rows, spec.side_blocks)[block]
         is_wide = b in spec.basis_shapes
         B = torch.tensor(context.store.read(basis_name(b), ...), device=device) if is_wide else None
         λ = context.damping[block]
         differ.append(not are_copies(G[wanted]))
-        found.append(influences_of_both(spec.method, vectors[block], G, B, λ, wanted))
+        squares = whole_squares(rows, spec.side_blocks) if block in spec.side_blocks else {}
+        given = vectors[block], G, B, λ, wanted, squares.get(block)
+        found.append(influences_of_both(spec.method, *given))
     S, T = (torch.stack(scores).double().sum(0) for scores in zip(*found, strict=True))
     context.store.write("compression_error", ..., np.array(agreement(S, T, is_ordered=any(differ))))
 
 
-def _whole_queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
-    """Whole gradients of some test samples."""
+def _queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
+    """Gradients of some test samples, whole or small."""
 
     def rows_of(batch: Batch) -> BlockVectors:
         context.gradients += batch_length(batch)
-        return inputs.influence.test_gradients_by_block(*as_arguments(batch))
+        found = context.influence(inputs).test_gradients_by_block(*as_arguments(batch))
+        return small_rows(found, context.spec.side_blocks)
 
     for place in sampled_queries(context.spec.test.n):
         for _, rows in context.each(inputs, inputs.test, context.spec.test, place, rows_of):
@@ -99,7 +110,7 @@ def _whole_queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
 
 
 def whole_rows(tile: int, context: Context, inputs: Inputs) -> Iterator[tuple[slice, BlockVectors]]:
-    """The whole rows of a training tile: those of the sample as they are in the store.
+    """The whole or packed rows of a training tile: those of the sample as they are in the store.
 
     Args:
         tile: which.
@@ -130,15 +141,35 @@ def whole_rows(tile: int, context: Context, inputs: Inputs) -> Iterator[tuple[sl
         yield place, rows
 
 
-def _rows_at(chosen: Positions, context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
-    """The rows of the training samples at some positions; only their batches are read."""
+def rows_at_positions(
+    chosen: Positions,
+    context: Context,
+    inputs: Inputs,
+    compute: Callable[[Batch], BlockVectors],
+) -> Iterator[BlockVectors]:
+    """The rows of the training samples at some positions; only their batches are read.
+
+    Args:
+        chosen: positions, in ascending order.
+        context: of the run.
+        inputs: the model and the data.
+        compute: computes rows of a batch.
+
+    Yields:
+        Those of some of them, in their order.
+    """
     assert context.spec.train is not None
     batches = np.searchsorted(np.cumsum(context.spec.train.lengths), chosen, side="right")
     for batch in np.unique(batches):
-        yield from _rows_in_batch(chosen[batches == batch], context, inputs)
+        yield from _rows_in_batch(chosen[batches == batch], context, inputs, compute)
 
 
-def _rows_in_batch(chosen: Positions, context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
+def _rows_in_batch(
+    chosen: Positions,
+    context: Context,
+    inputs: Inputs,
+    compute: Callable[[Batch], BlockVectors],
+) -> Iterator[BlockVectors]:
     assert inputs.train is not None
     assert context.spec.train is not None
     wanted = slice(int(chosen[0]), int(chosen[-1]) + 1)
@@ -146,7 +177,6 @@ def _rows_in_batch(chosen: Positions, context: Context, inputs: Inputs) -> Itera
 
     def rows_of(batch: Batch) -> "BlockVectors | None":
         here = chosen[(chosen >= first) & (chosen < first + batch_length(batch))] - first
-        compute = partial(_new, context, inputs)
         return rows_at(batch, here, compute) if len(here) else None
 
     for place, rows in context.each(inputs, inputs.train, context.spec.train, wanted, rows_of):
@@ -156,13 +186,13 @@ def _rows_in_batch(chosen: Positions, context: Context, inputs: Inputs) -> Itera
 
 
 def _new(context: Context, inputs: Inputs, batch: Batch) -> BlockVectors:
-    rows = inputs.influence.gradients_with_losses_by_block(*as_arguments(batch))
+    rows = context.influence(inputs).gradients_with_losses_by_block(*as_arguments(batch))
     context.gradients += batch_length(batch)
     return rows
 
 
 def _kept(spec: RunSpec) -> Positions:
-    """Positions of the training samples whose whole rows are kept until they are projected."""
+    """Positions of the training samples whose rows are kept until they are projected."""
     return _compression(spec).kept_whole(spec.plan.n)
 
 

@@ -14,9 +14,12 @@ from torch import Tensor
 from pydvl_datainf.batches import Batch, as_arguments, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
+from pydvl_datainf.gradients.sided import small_rows
+from pydvl_datainf.influence import BlockwiseInfluence
 from pydvl_datainf.inverse.compression import projected
+from pydvl_datainf.inverse.sides import Sides
 from pydvl_datainf.results.arrays import Array
-from pydvl_datainf.results.layout import basis_name
+from pydvl_datainf.results.layout import basis_name, sides_name
 from pydvl_datainf.results.row_sets import SCORED, RowSet
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.results.stored import Stored
@@ -49,6 +52,7 @@ class Context:
     _batch: tuple[int, int, Batch] | None = None
     _is_checked: bool = False
     _bases: "BlockVectors | None" = None
+    _influence: BlockwiseInfluence | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Context(self.spec))
@@ -103,7 +107,7 @@ class Context:
         """
 
         def rows_of(batch: Batch) -> BlockVectors:
-            given, influence = as_arguments(batch), inputs.influence
+            given, influence = as_arguments(batch), self.influence(inputs)
             if data is inputs.test:
                 return self.projected(inputs, influence.test_gradients_by_block(*given))
             if rows != SCORED:
@@ -150,8 +154,26 @@ class Context:
             yield slice(done, done + length), made
             done += length
 
+    def influence(self, inputs: Inputs) -> BlockwiseInfluence:
+        """The influence model; its gradients are packed where there are side bases."""
+        if not self.spec.side_blocks:
+            return inputs.influence
+        if self._influence is None:
+            self._influence = inputs.influence.packed(self._sides(inputs))
+        return self._influence
+
+    def _sides(self, inputs: Inputs) -> dict[str, Sides]:
+        """The side bases of the run of the rows."""
+        assert self.spec.compression is not None  # rows are compressed
+        layers, names, found = self.spec.compression.layers, list(self.spec.whole), {}
+        for b, (o, a, i, k) in self.spec.side_shapes.items():
+            flat = torch.tensor(self.read_rows(sides_name(b), ...), device=device_of(inputs))
+            Q_o, Q_i = flat[: o * a].reshape(o, a), flat[o * a :].reshape(i, k)
+            found[names[b]] = Sides(Q_o, Q_i, layers[names[b]][2])
+        return found
+
     def projected(self, inputs: Inputs, rows: BlockVectors) -> BlockVectors:
-        """Gradients as the training rows are: whole, or their coordinates."""
+        """Gradients, or packed ones, as the training rows are: whole, or their coordinates."""
         if self.spec.compression is None:
             return rows
         if self._bases is None:
@@ -162,7 +184,7 @@ class Context:
             )
         device = device_of(inputs)
         self._bases = OrderedDict((block, B.to(device)) for block, B in self._bases.items())
-        return projected(rows, self._bases)
+        return projected(small_rows(rows, self.spec.side_blocks), self._bases)
 
     def check_model(self, inputs: Inputs) -> None:
         """Once in each process: a builder may build something else each time."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.gradients.losses import LOSS
+from pydvl_datainf.gradients.sided import whole_squares
 from pydvl_datainf.inverse.compression import remainders
-from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.results.half_precision import encode
 from pydvl_datainf.results.record import TRAINING_LOSS
 from pydvl_datainf.results.row_sets import SCORED, RowSet
@@ -106,14 +106,21 @@ class _Encoder:
     def add(
         self, place: slice, whole: BlockVectors, rows: BlockVectors, losses: Tensor | None
     ) -> None:
-        """The rows of some samples of the tile, as they are stored, after those before them."""
+        """The rows of some samples of the tile, as they are stored, after those before them.
+
+        Args:
+            place: of the samples in the tile.
+            whole: whole rows, or packed ones.
+            rows: as they are stored.
+            losses: of the samples, (b, 1), if they are known.
+        """
         if losses is not None:
             self.losses.append(losses[:, 0].cpu())
-        norms = {block: squared_norms(v) for block, v in whole.items()}
+        norms = whole_squares(whole, self.context.spec.side_blocks)
         self.norms.append(_columns(norms))
         if rows is not whole:
             self.outside.append(_columns(remainders(norms, rows)))
-            norms = {block: squared_norms(v) for block, v in rows.items()}
+            norms = whole_squares(rows, ())
         if not self.halves:
             return
         scales = {

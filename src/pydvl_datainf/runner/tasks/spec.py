@@ -1,6 +1,6 @@
 """What a run is, as every process that works on it is told."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -72,10 +72,31 @@ class RunSpec:
 
     @property
     def basis_shapes(self) -> dict[int, tuple[int, int]]:
-        """(r, d_l) of the blocks that have a basis, by their number among all."""
+        """(r, d_l), or (r, a b), of the blocks that have a basis, by their number among all."""
         if self.compression is None:
             return {}
         return self.compression.shapes(self.whole, self.plan.n)
+
+    @property
+    def sampled_widths(self) -> dict[str, int]:
+        """Numbers of each block in a row of the sample that bases are learned from.
+
+        Behind side bases a row has its norm at the end.
+        """
+        compression = self.compression
+        assert compression is not None  # otherwise there is no sample
+        small, sides = compression.small_widths(self.whole), compression.layers
+        return {block: width + (block in sides) for block, width in small.items()}
+
+    @property
+    def side_blocks(self) -> Container[str]:
+        """The blocks that have side bases."""
+        return () if self.compression is None else self.compression.layers
+
+    @property
+    def side_shapes(self) -> dict[int, tuple[int, int, int, int]]:
+        """o, a, i and b of the blocks that have side bases, by their number among all."""
+        return {} if self.compression is None else self.compression.side_shapes(self.whole)
 
     @property
     def precision(self) -> str:
