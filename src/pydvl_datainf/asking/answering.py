@@ -27,11 +27,14 @@ class Answered:
         question: with the answer.
         origin: who gave it: "given", or by the model "generated" or "predicted".
         labels: that were predicted; as text, names with commas could be read otherwise.
+        ends: the token by which the model ended an answer that it generated, none where that was
+            cut; None = the answer ends as those of the training data.
     """
 
     question: Question
     origin: str
     labels: tuple[str, ...] | None = None
+    ends: tuple[int, ...] | None = None
 
     @property
     def answer(self) -> str:
@@ -60,10 +63,10 @@ def answer_question(
         labels = predict_labels(model, encoder, question, number)
         return Answered(replace(question, answer=", ".join(labels)), "predicted", labels)
     if isinstance(encoder, TranslationEncoder):
-        answer = generate_target(model, encoder, question, number, max_new_tokens)
+        answer, ends = generate_target(model, encoder, question, number, max_new_tokens)
     else:
-        answer = generate_answer(model, encoder, question, number, max_new_tokens)
-    return Answered(replace(question, answer=answer), "generated")
+        answer, ends = generate_answer(model, encoder, question, number, max_new_tokens)
+    return Answered(replace(question, answer=answer), "generated", ends=ends)
 
 
 def encode_answered(model: Any, encoder: QuestionEncoder, asked: Answered, number: int) -> Asked:
@@ -89,5 +92,5 @@ def encode_answered(model: Any, encoder: QuestionEncoder, asked: Answered, numbe
             f"{place_of(number)}: 'text_pair' is asked of classifiers of pairs. Leave it out."
         )
     if isinstance(encoder, TranslationEncoder):
-        return encode_target(model, encoder, question, answer, number)
-    return encode_question(encoder, question, answer, number)
+        return encode_target(model, encoder, question, answer, number, asked.ends)
+    return encode_question(encoder, question, answer, number, asked.ends)
