@@ -14,7 +14,7 @@ from torch import Tensor
 from pydvl_datainf.batches import Batch, as_arguments, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
-from pydvl_datainf.inverse.compression import projected
+from pydvl_datainf.inverse.coordinates import projected
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.layout import basis_name
 from pydvl_datainf.results.row_sets import SCORED, RowSet

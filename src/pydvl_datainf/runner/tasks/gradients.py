@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pydvl_datainf.gradients.losses import LOSS
-from pydvl_datainf.inverse.compression import remainders
+from pydvl_datainf.inverse.coordinates import remainders
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.results.half_precision import encode
 from pydvl_datainf.results.record import TRAINING_LOSS
