@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 warnings.filterwarnings("ignore")
 
 from pydvl_datainf import DataInfInfluence, ExactInfluence  # noqa: E402
-from pydvl_datainf.inverse import compression  # noqa: E402
+from pydvl_datainf.inverse import coordinates  # noqa: E402
 from pydvl_datainf.yardstick import compare, validate  # noqa: E402
 from retraining import convolutional, descended, perceptron  # noqa: E402
 
@@ -87,7 +87,7 @@ def measured(recipe, subsets, folder):
     scores["whole"], ranks["whole"] = scored(model, ExactInfluence, rows="memory")
     scores["DataInf, whole"], _ = scored(model, DataInfInfluence, rows="memory")
     for share in SHARES:
-        compression.SHARE = share
+        coordinates.SHARE = share
         asked = {"rows": "compressed", "rank": "auto"}
         scores[f"{share:g}"], ranks[f"{share:g}"] = scored(model, ExactInfluence, **asked)
     bank = folder / f"{recipe.network}-{recipe.decay}.bank"

@@ -61,7 +61,9 @@ def test_a_prompt_alone_is_answered(run, influence, tmp_path):
     )
     told = found.metadata("test")
     assert told["origin"].tolist() == ["generated"]
-    again = ask(run, influence, "What is 2 plus 2?", answer=told["answer"][0], encoder=ENCODER)
+    (answer,) = told["answer"]
+    assert not told["counted"][0].endswith("</s>")  # it was cut, and has no end
+    again = ask(run, influence, "What is 2 plus 2?", answer=answer, span=answer, encoder=ENCODER)
     np.testing.assert_array_equal(again.scores, InfluenceRun(store).scores)
 
 

@@ -10,6 +10,7 @@ from pydvl_datainf.asking.answering import answer_question, encode_answered
 from pydvl_datainf.asking.labels import encode_label, predict_labels
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import ClassEncoder
+from pydvl_datainf.huggingface.several_labels import read_labels
 from tuned import tokenizer
 
 WORDS = tokenizer()
@@ -48,7 +49,8 @@ def test_the_label_that_a_model_gives(made, logits, labels):
     question = Question("It is 2")
     assert predict_labels(model, made, question, 1) == labels
     assert model.seen["input_ids"].tolist() == [WORDS("It is 2")["input_ids"]]
-    asked = encode_label(made, question, ", ".join(labels), 1)
+    answered = answer_question(model, made, question, 1, 9)
+    asked = encode_label(made, question, answered.answer, 1)
     assert asked.answer == ", ".join(labels)
     assert list(asked.by_token()) == []
 
@@ -58,6 +60,8 @@ def test_the_label_that_a_model_gives(made, logits, labels):
     [
         (("a", "b", "a, b"), (1.0, 2.0, -1.0), [1.0, 1.0, 0.0]),
         (("a", "b", "a, b"), (-1.0, -2.0, 1.0), [0.0, 0.0, 1.0]),
+        (("a", "b", "a, b"), (1.0, -2.0, 1.0), [1.0, 0.0, 1.0]),
+        (('"a", "b"', "a", "b"), (1.0, -2.0, -1.0), [1.0, 0.0, 0.0]),
         (("rock, pop", "c ", ","), (1.0, 2.0, 1.0), [1.0, 1.0, 1.0]),
         (("2", "0", "1"), (1.0, -2.0, 1.0), [1.0, 0.0, 1.0]),
     ],
@@ -66,6 +70,8 @@ def test_labels_that_a_model_gives_are_those_that_count(names, logits, labels):
     made = encoder(SEVERAL, {name: i for i, name in enumerate(names)})
     answered = answer_question(Says(*logits), made, Question("It is 2"), 1, 9)
     assert encode_answered(None, made, answered, 1).sample["labels"] == labels
+    told = [names[i] for i, label in enumerate(labels) if label]
+    assert list(read_labels(answered.answer)) == told
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,12 @@ def test_a_text_with_its_label_is_a_sample(made, answer, labels):
         (("a", "b", "a, b"), "b, a", [1.0, 1.0, 0.0]),
         (("a", "b", "a, b"), "0, 1", [1.0, 1.0, 0.0]),
         (("a", "b", "a, b"), "2", [0.0, 0.0, 1.0]),
+        (("a", "b", "a, b"), '"a, b"', [0.0, 0.0, 1.0]),
+        (("a", "b", "a, b"), '"a", "b"', [1.0, 1.0, 0.0]),
+        (("a", "b", "a, b"), '"a, b",1', [0.0, 1.0, 1.0]),
+        (("c", " c", "c "), '" c","c"', [1.0, 1.0, 0.0]),
+        (('"a"', "b", 'say "c"'), '"a", say "c"', [1.0, 0.0, 1.0]),
+        (('"a"', "b", 'say "c"'), '"say ""c""", """a"""', [1.0, 0.0, 1.0]),
     ],
 )
 def test_names_with_commas_and_spaces_are_found(names, answer, labels):
@@ -107,8 +119,13 @@ def test_names_with_commas_and_spaces_are_found(names, answer, labels):
     ("names", "answer", "message"),
     [
         (("a", "b", "a, b"), "a, b", "'a, b' names the labels 'a' and 'b', or 'a, b', since"),
-        (("c", " c", "c "), " c  ", "the labels 'c', or ' c', since .*Give the numbers"),
+        (
+            ("c", " c", "c "),
+            " c  ",
+            "the labels 'c', or ' c', since .*or the numbers of the labels",
+        ),
         (("c", " c"), "1, c", "the labels '1' and ' c', or '1' and 'c'"),
+        (("a", '"a"', "b"), '"a"', """the labels 'a', or '"a"', since .* in double quotes"""),
         (("rock, pop", "b", "c "), "rock, pop, d", "label 'd' must be a number"),
     ],
 )

@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
-from pydvl_datainf import InfluenceRun, sum_runs
+from pydvl_datainf import DataInfInfluence, InfluenceRun, run_influences, sum_runs
 from pydvl_datainf.asking import ask
 from pydvl_datainf.asking.parts import (
     ENCODERS,
@@ -14,7 +16,7 @@ from pydvl_datainf.asking.parts import (
     runs_to_ask,
 )
 from pydvl_datainf.errors import PlanError, StoreError
-from sums_of_runs import run
+from sums_of_runs import TEST, network, run
 
 QUIET = {"progress": False}
 
@@ -49,6 +51,25 @@ def test_parts_elsewhere_are_asked_where_that_is_allowed(runs, tmp_path):
         runs_to_ask(total)
     found = runs_to_ask(InfluenceRun(total.store.location, allow_other_places=True))
     assert [each.store.path for each in found] == [each.store.path for each in runs]
+
+
+def test_kept_answers_are_asked_where_the_rows_are_below_their_folder(runs, tmp_path):
+    for folder in (tmp_path, tmp_path / "apart"):
+        answers = [
+            run_influences(
+                DataInfInfluence(network(seed), F.cross_entropy),
+                DataLoader(TensorDataset(*TEST), 4),
+                one,
+                place_of_part(folder / "answers.zarr", seed),
+                **QUIET,
+            )
+            for seed, one in enumerate(runs)
+        ]
+        added(answers, folder / "answers.zarr")
+    found = runs_to_ask(InfluenceRun(tmp_path / "answers.zarr"))
+    assert [each.run_of_rows().store.path for each in found] == [one.store.path for one in runs]
+    with pytest.raises(StoreError, match=r"answers.zarr.parts/1.zarr uses the training rows in"):
+        runs_to_ask(InfluenceRun(tmp_path / "apart" / "answers.zarr"))
 
 
 def test_parts_that_moved_with_their_sum_are_found(runs, tmp_path):

@@ -143,6 +143,7 @@ def test_answers_are_generated_greedily(runs, model, monkeypatch):
     found = ask(run, influence, "What is 3?", encoder=ENCODER, max_new_tokens=6)
     told = found.metadata("test")
     assert told["answer"].tolist() == [WORDS.decode(ids, skip_special_tokens=True)]
+    assert told["counted"].tolist() == told["answer"].tolist()  # it was cut, and has no end
     assert told["origin"].tolist() == ["generated"]
 
 

@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+from torch.nn import functional as F
+
 import small_runs
+from pydvl_datainf import EkfacInfluence, LissaInfluence
 
 HEAVY = (
     "datasets",
@@ -38,9 +41,14 @@ def test_what_only_reads_a_result_imports_nothing_heavy(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
     job = {"task": "causal-lm", "model": "m", "train": "train.jsonl", "test": "t", "columns": {}}
     told = {"train": {"prompt": ["?"] * len(texts), "answer": texts}}
-    stores = [str(tmp_path / name) for name in ("own.zarr", "of_job.zarr")]
+    named = ("own.zarr", "of_job.zarr", "compressed.zarr", "lissa.zarr", "ekfac.zarr")
+    stores = [str(tmp_path / name) for name in named]
     small_runs.run(stores[0], self_influence=True, exact_sample=9)
     small_runs.run(stores[1], metadata={**told, "run": {"job": job}})
+    small_runs.run(stores[2], rows="compressed", rank="auto", basis_sample=9)
+    for store, method in ((stores[3], LissaInfluence), (stores[4], EkfacInfluence)):
+        influence = method(small_runs.network(), F.cross_entropy, 1.0)
+        small_runs.run(store, influence, rows="zarr")
     train, drop = str(tmp_path / "train.jsonl"), ["--drop-harmful", "2"]
     commands = [
         ["--help"],
@@ -51,6 +59,9 @@ def test_what_only_reads_a_result_imports_nothing_heavy(tmp_path):
         ["select", stores[0], "--train", train, *drop, "-o", str(tmp_path / "own.jsonl")],
         ["select", stores[1], *drop, "-o", str(tmp_path / "of_job.jsonl")],
     ]
+    for store in stores[2:]:
+        own = ["--train", train, *drop, "-o", f"{store}.jsonl"]
+        commands += [["info", store, "--check"], ["top", store], ["select", store, *own]]
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)], capture_output=True, text=True
     )

@@ -16,8 +16,8 @@ from pydvl_datainf import InfluenceRun
 from pydvl_datainf.jobfile.reading import read_job
 from pydvl_datainf.jobfile.recipe import RecipeCheck
 from pydvl_datainf.jobfile.retraining import Retraining
-from pydvl_datainf.jobfile.validation import JobValidation
-from pydvl_datainf.yardstick import half_subsets, measure
+from pydvl_datainf.jobfile.validation import JobValidation, recipe_of
+from pydvl_datainf.yardstick import half_subsets, measure, validate
 from tuned import tokenizer, write_lines
 
 pytestmark = [
@@ -194,6 +194,21 @@ def test_the_run_of_another_job(folder):
     message = failed(1, folder)
     assert "out.zarr is of another job. What differs:\n  - max_length: 512 in the store" in message
     assert f"pydvl-datainf run {folder}/job.yaml --overwrite" in message
+
+
+def test_what_was_retrained_for_the_job_before_is_not_that_of_the_run(folder):
+    def train(indices, seed):
+        return np.outer(1 + np.arange(M), np.arange(N) ** 2)[:, indices].sum(1)
+
+    recipe = recipe_of(Retraining(read_job(folder / "job.yaml", {}), folder))
+    settings = {"subsets": SUBSETS, "seeds": 1, "recipe": recipe, "progress": False}
+    found = validate(InfluenceRun(folder / "out.zarr"), train, **settings)
+    beside = "against the retrainings beside it: {}".format
+    assert beside(f"{found.lds:.2f} ±") in invoke("top", folder / "out.zarr").stdout
+    changed(folder, max_length=500)
+    assert invoke("run", folder / "job.yaml", "--overwrite", "--no-progress").exit_code == 0
+    assert beside("not known.") in invoke("top", folder / "out.zarr").stdout
+    assert "are others than those asked for" in failed(1, folder)
 
 
 def test_data_that_changed_since(folder, calls):

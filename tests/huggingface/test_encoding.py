@@ -289,6 +289,24 @@ def test_several_labels_and_numbers():
         number.encode(placed(text="x", label="nan"))
 
 
+def test_several_labels_are_told_apart():
+    names = ["a", "b", "a, b", "", ' "c"']
+    several = classes(
+        problem="multi_label_classification",
+        n_labels=5,
+        label_ids={n: i for i, n in enumerate(names)},
+    )
+    for given, expected in (
+        (["a, b"], '"a, b"'),
+        (["b", "a"], "b, a"),
+        ([1, "a"], "1, a"),
+        ([""], '""'),
+        ([], ""),
+        ([' "c"', ""], '" ""c""", ""'),
+    ):
+        assert several.shown(placed(text="x", label=given))["label"] == expected
+
+
 def test_zeros_and_ones_for_each_label_are_no_list_of_labels():
     several = classes(problem="multi_label_classification", n_labels=3, label_ids={})
     with pytest.raises(SourceError, match=r"line 3: column 'label' names label 1 twice.*that hold"):

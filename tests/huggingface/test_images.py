@@ -53,6 +53,41 @@ def test_what_is_no_image_is_named(tmp_path):
             ImageReader(tmp_path, 1, (4, 4)).read(placed(name))
 
 
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_images_are_turned_as_their_exif_says(tmp_path, turned):
+    pixels = RNG.integers(0, 256, (4, 6), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    across = pixels if turned < 5 else pixels.T  # 5 to 8 mirror at a diagonal as well
+    flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}
+    stored = np.flip(across, flips.get(turned, ()))
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    read = ImageReader(tmp_path, 1, (4, 6)).read(placed("a.png"))
+    assert torch.equal(read, scaled(pixels))
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_colours_are_those_of_the_file_also_where_they_are_transparent(tmp_path, palette):
+    pixels = RNG.integers(0, 4, (4, 6, 3), dtype=np.uint8) * 85
+    image = Image.fromarray(pixels)
+    if palette:
+        image = image.convert("P", palette=Image.Palette.ADAPTIVE)
+        image.info["transparency"] = 1
+    else:
+        image.putalpha(0)
+    image.save(tmp_path / "a.png")
+    read = ImageReader(tmp_path, 3, (4, 6)).read(placed("a.png"))
+    assert torch.equal(read, scaled(pixels))
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("uint16", "I;16"), ("int32", "I"), ("float32", "F")])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_more_than_8_bits_are_refused(tmp_path, kind, mode, channels):
+    Image.fromarray(np.full((4, 6), 300).astype(kind)).save(tmp_path / "a.tif")
+    with pytest.raises(SourceError, match=rf"line 2: the image a\.tif has more .*\(mode {mode}\)"):
+        ImageReader(tmp_path, channels, (4, 6)).read(placed("a.tif"))
+
+
 def test_arrays_of_bytes_and_of_numbers(tmp_path):
     pixels = RNG.integers(0, 256, (3, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "bytes.npz", images=pixels, label=np.arange(3), name=np.array(["a"] * 3))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pydvl_datainf.errors import SourceError
-from pydvl_datainf.inverse.compression import Compression, least_rank
+from pydvl_datainf.inverse.compression import Compression
+from pydvl_datainf.inverse.coordinates import learn_bases, learn_ranks, least_rank
 
 
 def rows(b, d, decay=0.6):
@@ -56,10 +57,10 @@ def test_sizes_are_bounded_until_ranks_are_chosen():
     assert known.shapes(widths, 10**4) == {0: (2, 5), 1: (30, 400)}  # the last is kept whole
     assert known.opened() == asked
     S = OrderedDict(a=rows(20, 5), b=rows(20, 400), c=rows(20, 9, 1.0))
-    learned = asked.learned(S)
+    learned = learn_ranks(asked, S)
     assert learned.ranks == tuple(map(expected, S.values()))
-    assert learned.learned(S) is learned
-    assert {block: tuple(B.shape) for block, B in learned.bases(S).items()} == {
+    assert learn_ranks(learned, S) is learned
+    assert {block: tuple(B.shape) for block, B in learn_bases(learned, S).items()} == {
         "a": (expected(S["a"]), 5),
         "b": (expected(S["b"]), 400),
     }

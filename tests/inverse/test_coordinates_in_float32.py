@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dense
-from pydvl_datainf.inverse.compression import leading_directions, projected
+from pydvl_datainf.inverse.coordinates import leading_directions, projected
 from pydvl_datainf.inverse.method import solve
 from pydvl_datainf.inverse.methods import EXACT
 

@@ -31,6 +31,19 @@ def decoded(url):
     return Image.open(BytesIO(b64decode(content)))
 
 
+def test_small_copies_are_turned_as_their_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((100, 200, 3), dtype=np.uint8)
+    stored[:, :50] = 255  # the left, which is the top when turned
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(stored).save(tmp_path / name, exif=exif)
+        pixels = np.asarray(decoded(small_copy(tmp_path / name)))
+        assert pixels.shape == (SIDE, SIDE // 2, 3)
+        assert pixels[: SIDE // 6].min() > 200
+        assert pixels[SIDE // 3 :].max() < 50
+
+
 @pytest.mark.usefixtures("without_pictures")
 def test_images_are_embedded_where_they_can_be_read(pictures):
     names = ["0.png", "1.png", "2.png", "large.png", "broken.png", "text.png", "gone.png"]

@@ -1,5 +1,7 @@
 """What a report says of the retrainings that are kept beside a run."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,32 @@ def test_retrainings_beside_the_run_are_put_into_words(run, tmp_path):
     assert "Left out, since no retraining changed their loss: 1." in sentences
     text = write_report(run, tmp_path / "report.html", bounds=Bounds(k=2)).read_text("utf-8")
     assert f"Agreement with retraining: {said.value}" in text
+
+
+def job(**fields):
+    return {"task": "causal-lm", "model": "m", "max_length": 512, "train": "a", **fields}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "other"),
+    [
+        ({"job": {"task": "causal-lm", "model": "m", "max_length": 512}}, ""),
+        ({"job": {"task": "causal-lm", "model": "m", "max_length": 7}}, "max_length"),
+        ({"job": {"task": "causal-lm", "max_length": 512, "beta": 0.1}}, "beta, model"),
+        ({"job": "in words"}, ""),
+        (["job"], ""),
+    ],
+)
+def test_retrainings_of_another_job_are_not_those_of_the_run(tmp_path, recipe, other):
+    data = torch.randn(12, 2), torch.randint(0, 2, (12,))
+    test = torch.randn(3, 2), torch.randint(0, 2, (3,))
+    influence = DataInfInfluence(nn.Linear(2, 2), nn.functional.cross_entropy)
+    settings = {"metadata": {"run": {"job": job()}}, "progress": False}
+    run = run_influences(influence, test, data, tmp_path / "run.zarr", **settings)
+    validate(run, train, subsets=12, recipe=json.dumps(recipe), progress=False)
+    said = retraining_of(run)
+    assert (said.value == "not known") == bool(other)
+    assert (f"they are of another job: {other} differ." in said.says[0]) == bool(other)
 
 
 def as_predicted(run, size):

@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_formulas(tmp_path, build):
 
 
 def test_a_block_whose_energy_needs_all_its_numbers_is_kept_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("pydvl_datainf.inverse.compression.SHARE", 1 - 1e-13)
+    monkeypatch.setattr("pydvl_datainf.inverse.coordinates.SHARE", 1 - 1e-13)
     done = run(tmp_path / "run.zarr", rank="auto", basis_sample=N)
     assert done.ranks["0"] == WIDTHS[0]
     assert "bases/0" not in done.store.layouts

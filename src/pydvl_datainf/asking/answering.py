@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from pydvl_datainf.asking.encoding import Asked, encode_question
 from pydvl_datainf.asking.generation import generate_answer
-from pydvl_datainf.asking.labels import encode_label, predict_labels
+from pydvl_datainf.asking.labels import SEVERAL, encode_label, predict_labels
 from pydvl_datainf.asking.questions import Question, place_of
 from pydvl_datainf.asking.translations import encode_target, generate_target
 from pydvl_datainf.errors import SourceError
@@ -15,6 +15,7 @@ from pydvl_datainf.huggingface import (
     ClassEncoder,
     TranslationEncoder,
 )
+from pydvl_datainf.huggingface.several_labels import write_labels
 
 QuestionEncoder: TypeAlias = AnswerEncoder | ChatEncoder | TranslationEncoder | ClassEncoder
 
@@ -26,12 +27,15 @@ class Answered:
     Attributes:
         question: with the answer.
         origin: who gave it: "given", or by the model "generated" or "predicted".
-        labels: that were predicted; as text, names with commas could be read otherwise.
+        labels: that were predicted; as text, some names could be read otherwise.
+        ends: the token by which the model ended an answer that it generated, none where that was
+            cut; None = the answer ends as those of the training data.
     """
 
     question: Question
     origin: str
     labels: tuple[str, ...] | None = None
+    ends: tuple[int, ...] | None = None
 
     @property
     def answer(self) -> str:
@@ -58,12 +62,14 @@ def answer_question(
         return Answered(question, "given")
     if isinstance(encoder, ClassEncoder):
         labels = predict_labels(model, encoder, question, number)
-        return Answered(replace(question, answer=", ".join(labels)), "predicted", labels)
+        is_one = encoder.problem != SEVERAL
+        answer = labels[0] if is_one else write_labels(labels)
+        return Answered(replace(question, answer=answer), "predicted", labels)
     if isinstance(encoder, TranslationEncoder):
-        answer = generate_target(model, encoder, question, number, max_new_tokens)
+        answer, ends = generate_target(model, encoder, question, number, max_new_tokens)
     else:
-        answer = generate_answer(model, encoder, question, number, max_new_tokens)
-    return Answered(replace(question, answer=answer), "generated")
+        answer, ends = generate_answer(model, encoder, question, number, max_new_tokens)
+    return Answered(replace(question, answer=answer), "generated", ends=ends)
 
 
 def encode_answered(model: Any, encoder: QuestionEncoder, asked: Answered, number: int) -> Asked:
@@ -89,5 +95,5 @@ def encode_answered(model: Any, encoder: QuestionEncoder, asked: Answered, numbe
             f"{place_of(number)}: 'text_pair' is asked of classifiers of pairs. Leave it out."
         )
     if isinstance(encoder, TranslationEncoder):
-        return encode_target(model, encoder, question, answer, number)
-    return encode_question(encoder, question, answer, number)
+        return encode_target(model, encoder, question, answer, number, asked.ends)
+    return encode_question(encoder, question, answer, number, asked.ends)

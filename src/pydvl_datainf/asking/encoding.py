@@ -1,6 +1,6 @@
 """Questions tokenised as the training data was; of an answer a span, or one token, may count."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -8,6 +8,7 @@ from pydvl_datainf.asking.questions import Question, place_of
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import AnswerEncoder, ChatEncoder
 from pydvl_datainf.huggingface.answers import Written, tokenised
+from pydvl_datainf.huggingface.chat import PRIVATE
 from pydvl_datainf.huggingface.encoder import UnusableError
 from pydvl_datainf.huggingface.records import Place, Placed, brief
 from pydvl_datainf.huggingface.tokens import Encoded
@@ -47,7 +48,13 @@ class Asked:
             yield replace(self, sample=sample, counted=(t,), tokens=(token,))
 
 
-def encode_question(encoder: AnswersEncoder, question: Question, answer: str, number: int) -> Asked:
+def encode_question(
+    encoder: AnswersEncoder,
+    question: Question,
+    answer: str,
+    number: int,
+    ends: Collection[int] | None = None,
+) -> Asked:
     """Tokenises a question and its answer.
 
     Args:
@@ -55,6 +62,8 @@ def encode_question(encoder: AnswersEncoder, question: Question, answer: str, nu
         question: asked.
         answer: to it.
         number: of the question, for messages, from 1.
+        ends: tokens by which a model ended the answer: the end that is written behind it counts
+            where it holds one of them; None = it counts, as it does in the training data.
 
     Returns:
         The sample.
@@ -68,6 +77,10 @@ def encode_question(encoder: AnswersEncoder, question: Question, answer: str, nu
     written = replace(written, spans=written.spans[-1:])  # earlier answers of a conversation do not
     if question.span is not None:
         written = _narrowed(written, answer, question.span, placed[0])
+    elif ends is not None:
+        mark = next(character for character in PRIVATE if character not in written.text)
+        marked = encoder.written(_placed(encoder, question, mark, number)[1])
+        written = _ended(encoder, written, marked.text.rpartition(mark)[2], ends)
     try:
         sample = tokenised(encoder.tokenizer, written, encoder.max_length, placed)
     except UnusableError as error:
@@ -109,6 +122,16 @@ def _narrowed(written: Written, answer: str, span: str, place: Place) -> Written
     ]
     if not spans:
         raise SourceError(no_part(span, answer, place))
+    return replace(written, spans=spans, end_counts=False)
+
+
+def _ended(encoder: AnswersEncoder, written: Written, end: str, ends: Collection[int]) -> Written:
+    """The last turn, of which the end counts where a model wrote it too."""
+    of_end = encoder.tokenizer(end, add_special_tokens=False)["input_ids"]
+    if set(ends) & {*of_end, *written.end}:
+        return written
+    stop = len(written.text) - len(end)
+    spans = [(start, min(until, stop)) for start, until in written.spans]
     return replace(written, spans=spans, end_counts=False)
 
 

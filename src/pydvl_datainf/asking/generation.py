@@ -1,6 +1,7 @@
 """What a tuned model answers, greedily."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +23,22 @@ OFF = (
 """What a model's own configuration may ask for: less probable tokens, or an early stop."""
 
 
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What a model wrote.
+
+    Attributes:
+        tokens: the prompt's, or what a decoder begins with, and what follows.
+        ends: the token by which the model ended it; none where it was cut.
+    """
+
+    tokens: Sequence[int]
+    ends: tuple[int, ...]
+
+
 def generate_answer(
     model: Any, encoder: AnswersEncoder, question: Question, number: int, max_new_tokens: int
-) -> str:
+) -> tuple[str, tuple[int, ...]]:
     """Lets a model answer: at each step it takes the token with the largest probability.
 
     Args:
@@ -35,7 +49,7 @@ def generate_answer(
         max_new_tokens: tokens at which the answer is cut.
 
     Returns:
-        The answer, without special tokens.
+        The answer, without special tokens, and the token by which it ended; none where it was cut.
 
     Raises:
         SourceError: if the prompt leaves no room for an answer.
@@ -53,11 +67,12 @@ def generate_answer(
     # As one text: alone, some tokenizers lose the space before the first token.
     whole, before = (
         tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for tokens in (found, ids)
+        for tokens in (found.tokens, ids)
     )
     if whole.startswith(before):
-        return str(whole[len(before) :])
-    return str(tokenizer.decode(found[len(ids) :], skip_special_tokens=True))
+        return str(whole[len(before) :]), found.ends
+    alone = tokenizer.decode(found.tokens[len(ids) :], skip_special_tokens=True)
+    return str(alone), found.ends
 
 
 def check_generates(model: Any) -> None:
@@ -75,7 +90,7 @@ def check_generates(model: Any) -> None:
 
 def greedy(
     model: Any, tokenizer: Any, inputs: Mapping[str, Sequence[int]], max_new_tokens: int
-) -> list[int]:
+) -> Generated:
     """Generates, at each step the token with the largest probability.
 
     Args:
@@ -85,9 +100,9 @@ def greedy(
         max_new_tokens: at most.
 
     Returns:
-        Token ids: of a decoder alone the prompt's, and what follows; of an encoder and a decoder
-        what the decoder begins with, and what follows.
+        Token ids, until one by which texts end to the model or the tokenizer.
     """
+    ends = _ends(model, tokenizer)
     device = next(model.parameters()).device
     batch = {name: torch.tensor([values], device=device) for name, values in inputs.items()}
     with torch.no_grad():
@@ -97,12 +112,13 @@ def greedy(
             do_sample=False,
             num_beams=1,
             pad_token_id=_padding(tokenizer),
+            eos_token_id=ends or None,
             num_return_sequences=1,
             return_dict_in_generate=False,
             **dict.fromkeys(OFF),
         )
     ids: list[int] = found.tolist()
-    return ids
+    return Generated(ids, tuple(token for token in ids[-1:] if token in ends))
 
 
 def prompt_ids(encoder: AnswersEncoder, question: Question, number: int) -> list[int]:
@@ -134,6 +150,15 @@ def prompt_ids(encoder: AnswersEncoder, question: Question, number: int) -> list
     own = list(tokenizer(question.prompt, add_special_tokens=False)["input_ids"])
     ends = len(ids) > len(own) and ids[-1] == tokenizer.eos_token_id and ids[-1:] != own[-1:]
     return ids[:-1] if ends else ids
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens by which texts end, to a model or to its tokenizer: they need not agree."""
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = of_model if isinstance(of_model, list | tuple) else [of_model]
+    return [
+        token for token in dict.fromkeys((*several, tokenizer.eos_token_id)) if token is not None
+    ]
 
 
 def _padding(tokenizer: Any) -> int:

@@ -10,6 +10,7 @@ from pydvl_datainf.asking.questions import Question, place_of
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import ClassEncoder
 from pydvl_datainf.huggingface.records import Placed
+from pydvl_datainf.huggingface.several_labels import read_labels
 
 SEVERAL = "multi_label_classification"
 
@@ -60,7 +61,8 @@ def encode_label(
     Args:
         encoder: that of the training data.
         question: the text.
-        answer: its label; where a text has several, with commas between them.
+        answer: its label; where a text has several, with commas between them, as `write_labels`
+            writes them or without quotes.
         number: of the question, for messages, from 1.
         labels: those of the answer, where a model gave them; None = they are read from it.
 
@@ -78,6 +80,24 @@ def encode_label(
 
 def _labels_in(answer: str, ids: Mapping[str, int], number: int) -> tuple[str, ...]:
     """The labels that a text names with commas between them, which names may hold themselves."""
+    quoted = read_labels(answer) if '"' in answer else ()
+    readings = _without_quotes(answer, ids)
+    if quoted and all(name in ids or name.isdecimal() for name in quoted):
+        named = [reading for reading in readings if all(name in ids for name in reading)]
+        readings = list(dict.fromkeys([quoted, *named]))
+    first, *others = readings
+    if others:
+        raise SourceError(
+            f"{place_of(number)}: the answer {answer!r} names the labels "
+            f"{' and '.join(map(repr, first))}, or {' and '.join(map(repr, others[0]))}, since "
+            "names have commas, spaces or quotes. Give names in double quotes, those within them "
+            "doubled, or the numbers of the labels, with commas between them."
+        )
+    return first
+
+
+def _without_quotes(answer: str, ids: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """How a text without quotes around names can be read: one way, or two of more."""
     parts = answer.split(",")
     most = max((name.count(",") for name in ids), default=0) + 1
     # readings[i]: how what follows part i can be read, at most two ways, since two are too many
@@ -96,14 +116,7 @@ def _labels_in(answer: str, ids: Mapping[str, int], number: int) -> tuple[str, .
         ]
         named = [reading for reading in known if all(name in ids for name in reading)]
         readings[i] = (named or known or other)[:2]
-    first, *others = readings[0]
-    if others:
-        raise SourceError(
-            f"{place_of(number)}: the answer {answer!r} names the labels "
-            f"{' and '.join(map(repr, first))}, or {' and '.join(map(repr, others[0]))}, since "
-            "names have commas or spaces. Give the numbers of the labels, with commas between them."
-        )
-    return first
+    return readings[0]
 
 
 def _names_like(text: str, ids: Mapping[str, int]) -> list[str]:

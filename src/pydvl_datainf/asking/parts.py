@@ -53,6 +53,9 @@ def _part(run: InfluenceRun, k: int) -> InfluenceRun:
             f"{place}, part {k + 1} of {run.store}, is a sum itself, and of sums of sums "
             "nothing is asked. Add its parts with their weights in one sum."
         )
+    rows = found.attrs["rows_in"]
+    if rows is not None and _is_near(rows, run.store.path):  # answers that were kept beside the sum
+        return InfluenceRun(place, allow_other_places=True)
     return found
 
 

@@ -1,5 +1,6 @@
 """Questions to an encoder and a decoder: a source text and what the model makes of it."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pydvl_datainf.objectives.tokens import IGNORED
 
 def generate_target(
     model: Any, encoder: TranslationEncoder, question: Question, number: int, max_new_tokens: int
-) -> str:
+) -> tuple[str, tuple[int, ...]]:
     """Lets a model answer: at each step it takes the token with the largest probability.
 
     Args:
@@ -28,18 +29,23 @@ def generate_target(
         max_new_tokens: tokens at which the answer is cut.
 
     Returns:
-        The answer, without special tokens.
+        The answer, without special tokens, and the token by which it ended; none where it was cut.
     """
     check_generates(model)
     inputs = encoder.inputs(_placed(encoder, question, "", number))
     room = min(max_new_tokens, encoder.max_length)
     found = greedy(model, encoder.tokenizer, inputs, room)
     settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    return str(encoder.tokenizer.decode(found, **settings))
+    return str(encoder.tokenizer.decode(found.tokens, **settings)), found.ends
 
 
 def encode_target(
-    model: Any, encoder: TranslationEncoder, question: Question, answer: str, number: int
+    model: Any,
+    encoder: TranslationEncoder,
+    question: Question,
+    answer: str,
+    number: int,
+    ends: Collection[int] | None = None,
 ) -> Asked:
     """Tokenises a source text and what it becomes.
 
@@ -49,6 +55,8 @@ def encode_target(
         question: the source text.
         answer: what it becomes.
         number: of the question, for messages, from 1.
+        ends: tokens by which a model ended the answer: the tokenizer's end counts where it is among
+            them; None = it counts, as it does in the training data.
 
     Returns:
         The sample, with the decoder's input: where only some tokens count, it cannot be told from
@@ -66,6 +74,8 @@ def encode_target(
     target = labels = sample["labels"]
     if question.span is not None:
         labels = _narrowed(encoder, target, answer, question.span, placed)
+    elif ends is not None:
+        labels = _without_end(encoder, target, ends)
     # Public it would have another source, by which stored runs know their objective.
     given = Seq2SeqLM()._moved(model, torch.tensor([target]))[0].tolist()
     decoder = {"decoder_input_ids": given, "decoder_attention_mask": [1] * len(given)}
@@ -99,6 +109,17 @@ def _narrowed(
         token if any(stop > s and start < e and stop > start for s, e in spans) else IGNORED
         for token, (start, stop) in zip(target, told["offset_mapping"], strict=True)
     ]
+
+
+def _without_end(
+    encoder: TranslationEncoder, target: list[int], ends: Collection[int]
+) -> list[int]:
+    """Labels of the tokens up to the end that a tokenizer wrote, unless the model wrote one too."""
+    special = encoder.tokenizer.get_special_tokens_mask(target, already_has_special_tokens=True)
+    stop = max((t + 1 for t, is_special in enumerate(special) if not is_special), default=0)
+    if set(ends) & set(target[stop:]):
+        return target
+    return [*target[:stop], *[IGNORED] * len(target[stop:])]
 
 
 def _placed(encoder: TranslationEncoder, question: Question, answer: str, number: int) -> Placed:

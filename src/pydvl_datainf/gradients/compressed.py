@@ -22,7 +22,8 @@ from pydvl_datainf.gradients.sources import (
     count_samples,
     has_fixed_order,
 )
-from pydvl_datainf.inverse.compression import Compression, projected, remainders
+from pydvl_datainf.inverse.compression import Compression
+from pydvl_datainf.inverse.coordinates import learn_bases, learn_ranks, projected, remainders
 from pydvl_datainf.inverse.damping import SquaredNorms
 from pydvl_datainf.inverse.sides import Sides
 from pydvl_datainf.vectors import BlockVectors, concatenated, length
@@ -123,7 +124,7 @@ def read_compressed(
     reader = replace(reader, engine=on_sides(reader.engine, sides))
     sample = concatenated(list(_rows_of(replace(reader, seen=first), chosen)))
     small = small_rows(sample, sides)
-    bases = compression.learned(small).bases(small)
+    bases = learn_bases(learn_ranks(compression, small), small)
     if not has_fixed_order(reader.data):
         chosen, sample = chosen[:0], OrderedDict()
     kept, outside, sums, done = [], [], dict[str, float](), 0

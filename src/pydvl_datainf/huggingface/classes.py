@@ -8,6 +8,7 @@ from typing import Any
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.encoder import Encoded, check_some_count
 from pydvl_datainf.huggingface.records import LabelName, Placed, column, text_column
+from pydvl_datainf.huggingface.several_labels import write_labels
 from pydvl_datainf.ignored import IGNORED
 
 
@@ -92,7 +93,7 @@ class ClassEncoder:
         names = {"text": self.text, "text_pair": self.text_pair, "label": self.label}
         values = {name: column(placed, c) for name, c in names.items() if c is not None}
         label = values["label"]
-        told = ", ".join(map(str, label)) if isinstance(label, list) else str(label)
+        told = write_labels(label) if isinstance(label, list) else str(label)
         return values | {"label": told}
 
 
@@ -171,7 +172,7 @@ def label_id(value: Any, ids: Mapping[str, int], n: int, placed: Placed) -> int:
     mixed = any(name.isdecimal() and int(name) != i for name, i in ids.items())
     if str(value) in ids and (isinstance(value, str) or not mixed):
         return ids[str(value)]
-    named = f", or one of {', '.join(ids)}" if ids else ""
+    named = f", or one of {write_labels(ids)}" if ids else ""
     try:
         number = -1 if mixed or isinstance(value, LabelName) else int(value)
     except (TypeError, ValueError):

@@ -89,6 +89,9 @@ def seed_of(image: Tensor) -> int:
 class ImageReader:
     """Reads images as a model takes them: scaled from -1 to 1, in its size and channels.
 
+    They are turned as their EXIF says, as `datasets` does; what is transparent is as the file has
+    it.
+
     Args:
         folder: from which relative paths are meant.
         channels: 1 (grey) or 3 (red, green, blue).
@@ -111,16 +114,24 @@ class ImageReader:
             The image, (C, H, W), float32.
 
         Raises:
-            SourceError: if there is no such file, or no image in it; names the line.
+            SourceError: if there is no such file, no image in it, or one of more than 8 bits whose
+                range is not known; names the line.
         """
         name = text_column(placed, self.column)
         pil, ops = imported("PIL.Image"), imported("PIL.ImageOps")
         try:
             check_is_file(self.folder / name)
             with pil.open(self.folder / name) as file:
-                image = file.convert("L" if self.channels == 1 else "RGB")
+                mode = file.mode
+                image = ops.exif_transpose(file).convert("L" if self.channels == 1 else "RGB")
         except Exception as error:  # decoders raise anything about damaged files
             raise SourceError(f"{placed[0]}: the image {name} cannot be read: {error}") from error
+        if mode.startswith(("I", "F")):  # Pillow would cut their numbers at 255
+            raise SourceError(
+                f"{placed[0]}: the image {name} has more than 8 bits a channel (mode {mode}), and "
+                "how bright they are meant is not known. Convert it to 8 bits, or give arrays "
+                "(.npz) of bytes or from -1 to 1."
+            )
         if image.size != self.size[::-1]:
             image = ops.fit(image, self.size[::-1])
         return scaled(np.asarray(image))

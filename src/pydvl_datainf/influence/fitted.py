@@ -14,7 +14,7 @@ from pydvl_datainf.fingerprint import Seen
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.sources import MemoryRows, RowSource, sum_norms
 from pydvl_datainf.gradients.supported import preserved_rng
-from pydvl_datainf.inverse.compression import lifted, projected
+from pydvl_datainf.inverse.coordinates import lifted, projected
 from pydvl_datainf.inverse.damping import SquaredNorms, check_finite, resolve_damping
 from pydvl_datainf.inverse.method import Makes, Method, solve
 from pydvl_datainf.inverse.sides import off_sides, on_sides

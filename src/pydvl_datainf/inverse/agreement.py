@@ -9,7 +9,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pydvl_datainf.inverse.compression import projected, remainders
+from pydvl_datainf.inverse.coordinates import projected, remainders
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.method import Method, solve
 from pydvl_datainf.inverse.woodbury import Exact

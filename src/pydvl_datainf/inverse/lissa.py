@@ -20,15 +20,14 @@ Linear Time", JMLR 2017; as a baseline in Kwon, Wu, Wu, Zou, "DataInf", ICLR 202
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
-from numbers import Real
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pydvl_datainf.errors import ModelError, SourceError
+from pydvl_datainf.errors import SourceError
 from pydvl_datainf.inverse.damping import squared_norms
+from pydvl_datainf.inverse.iteration import Iteration
 from pydvl_datainf.inverse.method import Method, Solver, float64_bytes
 
 POWERS = 20
@@ -59,11 +58,7 @@ class Lissa(Method):
     is_iterated = True
 
     def __post_init__(self) -> None:
-        if type(self.iterations) is not int or self.iterations < 1:
-            raise ModelError(f"iterations must be a positive number, got {self.iterations!r}.")
-        tolerance, is_real = self.tolerance, isinstance(self.tolerance, Real)
-        if isinstance(tolerance, bool) or not (is_real and isfinite(tolerance) and tolerance > 0):
-            raise ModelError(f"tolerance must be a positive number, got {tolerance!r}.")
+        Iteration(self.iterations, self.tolerance)  # which checks them
 
     @property
     def formula(self) -> str:

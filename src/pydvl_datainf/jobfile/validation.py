@@ -17,6 +17,7 @@ from pydvl_datainf.huggingface.folders import read_settings
 from pydvl_datainf.jobfile.paths import model_in
 from pydvl_datainf.jobfile.recipe import RecipeCheck, check_recipe
 from pydvl_datainf.jobfile.retraining import Retraining
+from pydvl_datainf.results.beside import losses_said
 from pydvl_datainf.results.metadata import columns_of, digest
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.yardstick import (
@@ -29,20 +30,6 @@ from pydvl_datainf.yardstick import (
     validate,
 )
 from pydvl_datainf.yardstick.bank import FULL, attributes_in
-
-OF_LOSSES = (
-    "task",
-    "model",
-    "adapter",
-    "labels",
-    "chat",
-    "max_length",
-    "reduction",
-    "beta",
-    "query",
-)
-"""Fields on which losses after tuning depend, beside the data and `training`."""
-OF_ARITHMETIC = ("dtype", "quantization", "attention", "trust_remote_code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +245,7 @@ def recipe_of(again: Retraining) -> str:
     lengths = {name: len(side.samples) for name, side in again.prepared.sides.items()}
     recipe = {
         "training": again.training.model_dump(mode="json", exclude_none=True),
-        "job": {name: told[name] for name in (*OF_LOSSES, *OF_ARITHMETIC) if name in told},
+        "job": losses_said(told),
         "base": checksums(base) if base.is_dir() else str(base),
         "adapter": read_settings(config) if config is not None and config.exists() else None,
         "data": digest(columns_of(None, columns, lengths)),

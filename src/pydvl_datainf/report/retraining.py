@@ -6,9 +6,9 @@ from math import isnan
 from pathlib import Path
 
 from pydvl_datainf.errors import DataInfError
-from pydvl_datainf.results.beside import bank_beside
+from pydvl_datainf.results.beside import bank_beside, other_fields
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.yardstick import Validation, compare
+from pydvl_datainf.yardstick import Bank, Validation, compare
 from pydvl_datainf.yardstick.subsets import Scores
 from pydvl_datainf.yardstick.table import size_of_changes
 
@@ -16,6 +16,11 @@ UNUSABLE = (
     "There are retrainings beside this run, but they are too few yet, damaged, or of other data. "
     "Call validate of pydvl_datainf.yardstick again: it makes what is missing, or says what is "
     "wrong."
+)
+
+OF_ANOTHER_JOB = (
+    "There are retrainings beside this run, but they are of another job: {fields} differ. Delete "
+    "them, or keep those of this run elsewhere (--bank)."
 )
 
 RIGHT_SIZE = (
@@ -57,6 +62,9 @@ def retraining_of(run: InfluenceRun) -> Retraining | None:
     if place is None or not Path(place).is_dir():
         return None
     try:
+        other = other_fields(run, Bank.open(place).fingerprint["recipe"])
+        if other:
+            return Retraining("not known", (OF_ANOTHER_JOB.format(fields=", ".join(other)),))
         found = compare({"run": run}, place).validations["run"]
     except DataInfError:  # names places, which are nobody's business elsewhere
         return Retraining("not known", (UNUSABLE,))

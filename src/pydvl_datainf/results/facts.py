@@ -11,6 +11,7 @@ from typing import Any
 from dask.utils import format_bytes
 
 from pydvl_datainf.block_labels import block_labels
+from pydvl_datainf.inverse.compression import SHARE
 from pydvl_datainf.inverse.names import UNDAMPED
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import COMPRESSION, NORMALIZE, PRECONDITIONER, TEST_OBJECTIVE
@@ -209,8 +210,6 @@ def _kept(run: InfluenceRun, names: Sequence[str], rows_in: str | None) -> dict[
 
 def _coordinates(told: Mapping[str, Any]) -> str:
     """How many are kept of a row."""
-    from pydvl_datainf.inverse.compression import SHARE  # with torch, only where rows are so
-
     if told["rank"] != "auto":
         return f"{told['rank']:,} coordinates at most{_behind_sides(told)}"
     if "ranks" not in told:

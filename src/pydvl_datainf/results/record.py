@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from hashlib import blake2b
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydvl_datainf.errors import ModelError, SourceError
+from pydvl_datainf.inverse.compression import Compression
+from pydvl_datainf.inverse.iteration import Iteration
 from pydvl_datainf.inverse.names import EKFAC, NAMES, SETTINGS, WITH_SETTINGS
 from pydvl_datainf.results.arrays import CURVATURE
 from pydvl_datainf.results.metadata import SIDES
 from pydvl_datainf.results.plan import Plan
-
-if TYPE_CHECKING:
-    from pydvl_datainf.inverse.compression import Compression
 
 SELF_INFLUENCE = "self_influence"
 APPROXIMATION = "approximation"
@@ -87,7 +86,7 @@ def comparison_said(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     return said if whole and attributes.get("checksum") == checksum(said) else None
 
 
-def compression_said(fingerprint: Mapping[str, Any]) -> "Compression | None":
+def compression_said(fingerprint: Mapping[str, Any]) -> Compression | None:
     """How the rows of a run are compressed; None where they are whole.
 
     Args:
@@ -101,8 +100,6 @@ def compression_said(fingerprint: Mapping[str, Any]) -> "Compression | None":
     """
     if COMPRESSION not in fingerprint:
         return None
-    from pydvl_datainf.inverse.compression import Compression  # with torch, only where it is there
-
     said = fingerprint[COMPRESSION]
     ranks = tuple(said["ranks"]) if "ranks" in said else None
     return Compression(
@@ -116,7 +113,7 @@ def compression_said(fingerprint: Mapping[str, Any]) -> "Compression | None":
 
 
 def compression_entry(
-    compression: "Compression | None", widths: Mapping[str, int], n: int
+    compression: Compression | None, widths: Mapping[str, int], n: int
 ) -> dict[str, Any]:
     """What tells of compressed rows in a fingerprint.
 
@@ -340,14 +337,14 @@ def _disagreements(
 
 def _has_settings(said: Mapping[str, Any]) -> bool:
     """Whether those of the method, if there are any, are of its kind."""
+    told = said.get(SETTINGS, {})
     if said["method"] not in WITH_SETTINGS:
-        return bool(said.get(SETTINGS, {}) == {})
-    from pydvl_datainf.inverse.methods import method_of  # with torch, only where they are there
-
+        return bool(told == {})
     try:
-        return bool(method_of(said).settings == said.get(SETTINGS, {}))
+        Iteration(**told)
     except (TypeError, ModelError):
         return False
+    return True
 
 
 def _has_compression(

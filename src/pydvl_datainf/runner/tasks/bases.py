@@ -16,7 +16,8 @@ from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
 from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.sided import small_rows, whole_squares
 from pydvl_datainf.inverse.agreement import agreement, are_copies, influences_of_both
-from pydvl_datainf.inverse.compression import Compression, leading_directions, least_rank
+from pydvl_datainf.inverse.compression import Compression
+from pydvl_datainf.inverse.coordinates import leading_directions, least_rank
 from pydvl_datainf.results.arrays import BASES, WORK
 from pydvl_datainf.results.layout import basis_name
 from pydvl_datainf.results.plan import Tiling

@@ -16,7 +16,7 @@ from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.gradients.sided import small_rows
 from pydvl_datainf.influence import BlockwiseInfluence
-from pydvl_datainf.inverse.compression import projected
+from pydvl_datainf.inverse.coordinates import projected
 from pydvl_datainf.inverse.sides import Sides
 from pydvl_datainf.results.arrays import Array
 from pydvl_datainf.results.layout import basis_name, sides_name

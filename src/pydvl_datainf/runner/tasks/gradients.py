@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.sided import whole_squares
-from pydvl_datainf.inverse.compression import remainders
+from pydvl_datainf.inverse.coordinates import remainders
 from pydvl_datainf.results.half_precision import encode
 from pydvl_datainf.results.record import TRAINING_LOSS
 from pydvl_datainf.results.row_sets import SCORED, RowSet
