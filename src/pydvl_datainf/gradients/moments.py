@@ -243,7 +243,8 @@ def counting(g: Tensor, samples: int) -> Tensor:
     size = torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).reshape(samples, -1)
     # Narrower numbers have no room for what is dropped here beside what is not.
     dtype = torch.promote_types(g.dtype, torch.float32)
-    return (size > NOISE * torch.finfo(dtype).eps * size.amax(1, keepdim=True)).flatten()
+    noise = NOISE * torch.finfo(dtype).eps * size.amax(1, keepdim=True)
+    return torch.gt(size, noise).flatten()
 
 
 def positions(module: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
