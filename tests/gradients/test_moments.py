@@ -100,10 +100,11 @@ def test_positions_without_an_output_gradient_do_not_count():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_output_gradients_that_are_rounding_do_not_count(dtype):
-    """Of a bias, so that its input, which is 1, counts the positions."""
+    """Beside others of the sample. The input of a bias, which is 1, counts the positions."""
     size = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     model = nn.Linear(1, 1).to(dtype)
-    x, weights = torch.ones(4, 1, dtype=dtype), torch.tensor([[1.0], [40 * size], [4 * size], [0]])
+    weights = torch.tensor([[[1.0], [40 * size], [4 * size], [0]]])
+    x = torch.ones(1, 4, 1, dtype=dtype)
 
     def loss(output, weight):
         return (output * weight).sum()

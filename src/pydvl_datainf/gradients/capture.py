@@ -9,10 +9,10 @@ are. What neither explains (LSTMs, samples not along the first dimension) gets o
 sample from then on.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from pydvl_datainf.gradients.checks import Tolerance, check_finite_rows, check_s
 from pydvl_datainf.gradients.comparison import check_any_sample, compared, give_up_misplaced
 from pydvl_datainf.gradients.engines import LossGradientEngine
 from pydvl_datainf.gradients.losses import LOSS
-from pydvl_datainf.gradients.passes import Checked, Inputs, Pass, Passes
+from pydvl_datainf.gradients.passes import Checked, Inputs, Pass, Passes, backward
 from pydvl_datainf.gradients.paths import path_of
 from pydvl_datainf.gradients.places import BeginAgainError, Places
 from pydvl_datainf.gradients.supported import (
@@ -38,6 +38,8 @@ from pydvl_datainf.gradients.supported import (
 )
 from pydvl_datainf.objectives import Objective, outside_language
 from pydvl_datainf.vectors import BlockVectors
+
+Noted: TypeAlias = tuple[Pass, Sequence[Tensor | None]]
 
 _OF_IMAGES = "their layers may see images, or patches of them, in place of samples"
 
@@ -72,6 +74,7 @@ class CaptureEngine(LossGradientEngine):
         self.places = Places(model, strict)
         self.passes = Passes(model, objective, self.places)
         self._kinds: dict[Any, Checked] = {}  # of batches
+        self._noted: list[Noted] | None = None
 
     def rows_with_losses(self, batch: Batch) -> BlockVectors:
         """Computes the gradients of the samples' own losses, and their losses beside them.
@@ -116,6 +119,21 @@ class CaptureEngine(LossGradientEngine):
         check_mode(self.model)
         with differentiating(self.model):
             yield self._known_pass(self._inputs(batch)[1], is_compared=is_compared)
+
+    @contextmanager
+    def noting_passes(self) -> Iterator[list[Noted]]:
+        """Notes the passes that rows follow from while it is open.
+
+        Yields:
+            Those of batches of which nothing had to be compared with plain autograd first, with the
+            gradients at their uses.
+        """
+        noted: list[Noted] = []
+        self._noted = noted
+        try:
+            yield noted
+        finally:
+            self._noted = None
 
     def _known_pass(self, inputs: Inputs, *, is_compared: bool) -> Pass | None:
         checked, length = inputs.checked, inputs.length
@@ -183,7 +201,10 @@ class CaptureEngine(LossGradientEngine):
             if self.passes.path(done) <= inputs.checked.steps:
                 if any(use.is_picked for use in done.uses):
                     give_up_misplaced(self.passes, done)
-                rows = self.passes.rows(done)
+                grads = backward(done.losses.sum(), [use.edge for use in done.uses])
+                rows = self.passes.rows(done, grads)
+                if self._noted is not None:
+                    self._noted.append((done, grads))
                 if inputs.checked.count(inputs.length):
                     check_any_sample(self.passes, done, rows)
                 return done.losses.detach(), rows

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
-from pydvl_datainf.batches import Batch
+from pydvl_datainf.batches import Batch, slice_batch
 from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.devices import devices_of
+from pydvl_datainf.gradients.by_length import pieces_by_length
 from pydvl_datainf.gradients.calls import only_tensor
 from pydvl_datainf.gradients.passes import Passes, backward
 from pydvl_datainf.gradients.places import Places
@@ -117,9 +118,9 @@ class LayerMoments:
     """A = Σ x xᵀ and S = Σ g gᵀ of the layers of some blocks, added up over batches, in float64.
 
     They run over the positions at which a layer's output gradient g is larger than 16 machine
-    epsilons of the largest in that call: others, such as padding that no loss sees or queries with
-    a single key, add nothing to a gradient but rounding. Layers that are called several times, or
-    tied, add up their calls.
+    epsilons of the sample's largest in that call: others, such as padding that no loss sees or
+    queries with a single key, add nothing to a gradient but rounding. How samples are batched does
+    not matter to that. Layers that are called several times, or tied, add up their calls.
 
     Args:
         model: left as it was.
@@ -129,6 +130,7 @@ class LayerMoments:
         relabel: gives a batch other labels, at which the output gradients are taken, and by what
             those of each sample are multiplied (None = by one), as `DrawnLabels` does; None = the
             given labels serve.
+        max_tokens: the largest number of tokens in one pass, as in `ByLengthEngine`.
     """
 
     model: nn.Module
@@ -136,6 +138,7 @@ class LayerMoments:
     layers: Mapping[str, LinearBlock]
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     relabel: Callable[[Batch], tuple[Batch, Tensor | None]] | None = None
+    max_tokens: int | None = None
 
     def add(self, batch: Batch) -> None:
         """Adds those of a checked batch on the model's device.
@@ -147,18 +150,34 @@ class LayerMoments:
             ModelError: if the model is unsupported.
             OutOfMemoryError: if the device has too little memory.
         """
+        if self.max_tokens is None:
+            self._add(batch)
+            return
+        for _, piece in pieces_by_length(batch, self.max_tokens):
+            self._add(piece)
+
+    def _add(self, given: Batch) -> None:
+        """The same in one pass."""
         passes = Passes(self.model, self.objective, Places(self.model, strict=False))
-        weights = None
-        if self.relabel is not None:
-            batch, weights = self.relabel(batch)
+        batch, weights = (given, None) if self.relabel is None else self.relabel(given)
         with differentiating(self.model):
             with self._recorded() as calls:
                 losses = passes.losses(batch)
+            samples = len(losses)
+            if samples > 1 and any(len(x) == 1 for _, x, _ in calls):  # samples share its output
+                for i in range(samples):
+                    self._add(slice_batch(given, i, i + 1))
+                return
             total = losses.sum() if weights is None else losses @ weights.to(losses)
             grads = backward(total, [edge for _, _, edge in calls])
         for (module, x, _), g in zip(calls, grads, strict=True):
             if g is not None:
-                self._add_call(module, x, g)
+                self.add_call(module, x, g, samples)
+
+    @property
+    def modules(self) -> set[nn.Module]:
+        """Those of all layers."""
+        return {module for layer in self.layers.values() for module in layer.modules}
 
     @contextmanager
     def _recorded(self) -> Iterator[list[tuple[nn.Module, Tensor, GradientEdge]]]:
@@ -173,10 +192,9 @@ class LayerMoments:
             calls.append((module, x.detach(), get_gradient_edge(output)))
             return output
 
-        modules = {module for layer in self.layers.values() for module in layer.modules}
         handles = [
             module.register_forward_hook(record, prepend=True, with_kwargs=True)
-            for module in modules
+            for module in self.modules
         ]
         try:
             yield calls
@@ -184,16 +202,22 @@ class LayerMoments:
             for handle in handles:
                 handle.remove()
 
-    def _add_call(self, module: nn.Module, x: Tensor, g: Tensor) -> None:
-        """Adds one call's part to the blocks that have parameters of the module."""
+    def add_call(self, module: nn.Module, x: Tensor, g: Tensor, samples: int) -> None:
+        """Adds one call's part to the blocks that have parameters of the module.
+
+        Args:
+            module: of a layer.
+            x: its input.
+            g: the gradient of the summed losses at its output.
+            samples: how many losses there are.
+        """
+        leads = len(g) == samples
         x, g = positions(module, x.to(g.device), g)
         if not g.numel():
             return
         device = devices_of(self.model)[0]
-        size = torch.linalg.vector_norm(g, dim=1, dtype=torch.float64)
-        # Narrower numbers have no room for what is dropped here beside what is not.
-        dtype = torch.promote_types(g.dtype, torch.float32)
-        counts = size > NOISE * torch.finfo(dtype).eps * size.max()
+        # Where samples do not lead, as with tokens of an expert, each position is by itself.
+        counts = counting(g, samples if leads and len(g) % samples == 0 else len(g))
         x, g = x[counts].double(), g[counts].double()
         for block, layer in self.layers.items():
             if module in layer.modules:
@@ -201,6 +225,26 @@ class LayerMoments:
                 A, S = self.sums.get(block, (0, 0))
                 xx, gg = ((rows.mT @ rows).to(device) for rows in (inputs, g))
                 self.sums[block] = A + xx, S + gg
+
+
+def counting(g: Tensor, samples: int) -> Tensor:
+    """Where output gradients are more than rounding beside the largest of the same sample.
+
+    Padding that no loss sees has none at all. What cancels, as in a query with a single key, may
+    leave some rounding.
+
+    Args:
+        g: at every position (t, o), sample after sample.
+        samples: how many there are.
+
+    Returns:
+        For each position whether it counts, (t,).
+    """
+    size = torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).reshape(samples, -1)
+    # Narrower numbers have no room for what is dropped here beside what is not.
+    dtype = torch.promote_types(g.dtype, torch.float32)
+    noise = NOISE * torch.finfo(dtype).eps * size.amax(1, keepdim=True)
+    return torch.gt(size, noise).flatten()
 
 
 def positions(module: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

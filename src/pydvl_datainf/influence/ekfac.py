@@ -10,8 +10,8 @@ from pydvl_datainf.batches import Batch, as_arguments, split_batch
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import BlockError, ObjectiveError, OptimizerError
 from pydvl_datainf.gradients import Gradients
-from pydvl_datainf.gradients.by_length import pieces_by_length
 from pydvl_datainf.gradients.moments import LayerMoments, LinearBlock, linear_blocks
+from pydvl_datainf.gradients.moments_beside import with_moments
 from pydvl_datainf.gradients.relabelled import DrawnLabels
 from pydvl_datainf.gradients.sources import Reader, RowsKept
 from pydvl_datainf.influence.arguments import Damping, Loss
@@ -155,11 +155,17 @@ class EkfacInfluence(BlockwiseInfluence):
         moments = self._moments()
         for given in batches:
             for batch in split_batch(self._batch(*as_arguments(given)), self.batch_size):
-                _add(moments, batch, self._max_tokens)
+                moments.add(batch)
         return moments.sums
 
     def _moments(self) -> LayerMoments:
-        return LayerMoments(self.model, self.objective, self.layers, relabel=self._drawn)
+        return LayerMoments(
+            self.model,
+            self.objective,
+            self.layers,
+            relabel=self._drawn,
+            max_tokens=self._max_tokens,
+        )
 
     @property
     def _methods(self) -> Mapping[str, Ekfac]:
@@ -167,14 +173,14 @@ class EkfacInfluence(BlockwiseInfluence):
 
     def _read(self, reader: Reader, curvature: Reader | None) -> Fitted:
         moments, of_inverse = self._moments(), curvature or reader
-        settings = (reader.device, reader.batch_size, reader.progress)
         watched = _MomentsReader(
             reader.data,
-            of_inverse.engine,
-            *settings,
+            with_moments(of_inverse.engine, moments),
+            reader.device,
+            reader.batch_size,
+            reader.progress,
             images=reader.images,
             moments=moments,
-            max_tokens=self._max_tokens,
         )
         readers = (watched, None) if curvature is None else (reader, watched)
         return _with_eigenbases(super()._read(*readers), moments)
@@ -185,28 +191,15 @@ class _MomentsReader(Reader):
     """A reader whose passes over the data leave the moments of layers behind.
 
     Args:
-        moments: to which those of each pass are added.
-        max_tokens: the largest number of tokens in one pass through the model.
+        moments: to which its engine adds.
     """
 
     moments: LayerMoments = field(kw_only=True)
-    max_tokens: int | None = None
 
     def rows(self) -> Iterator[BlockVectors]:
         """Yields the rows of each batch."""
         self.moments.sums.clear()  # of a pass before this one
-        for batch in self.batches("gradients"):
-            yield self.engine.rows(batch)
-            _add(self.moments, batch, self.max_tokens)
-
-
-def _add(moments: LayerMoments, batch: Batch, max_tokens: int | None) -> None:
-    """Adds those of a batch, in pieces of at most so many tokens."""
-    if max_tokens is None:
-        moments.add(batch)
-        return
-    for _, piece in pieces_by_length(batch, max_tokens):
-        moments.add(piece)
+        return Reader.rows(self)
 
 
 def _with_eigenbases(fitted: Fitted, moments: LayerMoments) -> Fitted:

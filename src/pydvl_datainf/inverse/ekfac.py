@@ -29,6 +29,7 @@ from pydvl_datainf.errors import DampingError, SourceError
 from pydvl_datainf.inverse.identity import Known
 from pydvl_datainf.inverse.method import Method, OnePass, Solver, float64_bytes
 from pydvl_datainf.inverse.woodbury import Exact
+from pydvl_datainf.vectors import rows_at_once
 
 _EXACT = Exact()
 
@@ -64,6 +65,13 @@ class Eigenbasis:
             return self.Q_S.mT @ torch.cat([weight, bias], 2) @ self.Q_A
         return self.Q_S.mT @ V.reshape(m, o, i) @ self.Q_A
 
+    def squares(self, G: Float[Tensor, "b d"]) -> Float[Tensor, "o i"]:
+        """Σ (Q_Sᵀ G Q_A)², elementwise, over some rows."""
+        total = self.Q_S.new_zeros(len(self.Q_S), len(self.Q_A))
+        for rows in torch.split(G, rows_at_once(G)):
+            total += self.rotate(rows).square_().sum(0)
+        return total
+
     def rotate_back(self, W: Float[Tensor, "m o i"]) -> Float[Tensor, "m d"]:
         """Q_S W Q_Aᵀ for each matrix, as a flat row."""
         V = self.Q_S @ W @ self.Q_A.mT
@@ -96,7 +104,7 @@ def mean_squares(basis: Eigenbasis, rows: Iterable[Tensor]) -> Float[Tensor, "o 
     """Λ = (1/n) Σ_i (Q_Sᵀ G_i Q_A)², over n rows (b, d) in chunks."""
     total, n = torch.zeros(()), 0
     for G in rows:
-        total = total.to(G.device) + basis.rotate(G).square().sum(0)
+        total = total.to(G.device) + basis.squares(G)
         n += len(G)
     return total / n
 
@@ -244,7 +252,7 @@ class InEigenbasis(OnePass):
 
     def add(self, G: Float[Tensor, "b d"]) -> None:
         """Adds the chunk's part of n Λ."""
-        self.sums += self.basis.rotate(G).square().sum(0).flatten()
+        self.sums += self.basis.squares(G).flatten()
 
     @property
     def eigenvalues(self) -> Float[Tensor, "o i"]:
