@@ -171,7 +171,7 @@ class Stages:
             done &= self.calls.complete(name, axis=0)
         todo = [part for part in range(len(parts)) if part not in done]
         self.calls.map("moments of sides", tasks.write_side_moments, todo)
-        self.calls.map("moments of sides", tasks.write_sides, missing)
+        self.calls.map("side bases", tasks.write_sides, missing)
 
     def _forget_behind(self, blocks: Sequence[int]) -> None:
         """Deletes what is behind side bases that were lost, which may be others next time."""
