@@ -22,6 +22,7 @@ from trl_trainers import (
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The trainer's loss counts all turns:UserWarning"),
 ]
 
 
@@ -81,6 +82,19 @@ def test_losses_and_gradients_of_sft_are_the_trainers(form, tmp_path, exact):
     settings, sample = FORMS[form]
     trainer = trained("SFT", tmp_path, sample, template=MARKED, peft_config=lora(), **settings)
     check_against_the_trainer(trainer, CausalLM)
+
+
+@pytest.mark.filterwarnings("default:The trainer's loss counts all turns:UserWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_warning_tells_where_questions_of_conversations_count(form, tmp_path, recwarn):
+    settings, sample = FORMS[form]
+    trainer = trained("SFT", tmp_path, sample, template=MARKED, **settings)
+    recwarn.clear()
+    influence_from_trainer(trainer)
+    told = [str(warning.message) for warning in recwarn if warning.category is UserWarning]
+    assert ["counts all turns of a conversation" in line for line in told] == (
+        [True] if form == "messages" else []
+    )
 
 
 def test_samples_that_trl_drops_are_not_counted(tmp_path, exact):

@@ -13,6 +13,7 @@ from trl_trainers import FORMS, TOKENIZER, asked, lora, pair, trained, tuned_bef
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The trainer's loss counts all turns:UserWarning"),
 ]
 
 

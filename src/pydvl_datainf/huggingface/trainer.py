@@ -64,6 +64,8 @@ def influence_from_trainer(
     columns of the data sets that are texts, numbers or truth values, and takes `id` as ids.
 
     A trainer that trained in mixed precision leaves it in its model, which is told by a warning.
+    Another one tells that questions count: trl trains on all turns of a conversation
+    (`assistant_only_loss=False`), so that influences on one are also those on what the user says.
 
     Args:
         trainer: its model must be in evaluation mode; it is not changed.
@@ -93,6 +95,14 @@ def influence_from_trainer(
             "The trainer's mixed precision is still at work in the model, so gradients are as "
             "coarse as its half precision. For more call "
             "trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False) first.",
+            stacklevel=2,
+        )
+    of_trl = TrlTrainer.of(trainer)
+    if of_trl is not None and of_trl.counts_questions:
+        warn(
+            "The trainer's loss counts all turns of a conversation, so influences on a test "
+            "conversation are in part about what its user asks. To score answers alone, train "
+            "with assistant_only_loss=True, or ask with a ChatEncoder (pydvl_datainf.asking).",
             stacklevel=2,
         )
     check_method(method)

@@ -77,6 +77,13 @@ class TrlTrainer:
         """Whether a sample is a chosen and a rejected text."""
         return self.kind.__name__ != "SFTTrainer"
 
+    @property
+    def counts_questions(self) -> bool:
+        """Whether the loss of a conversation is also that of what the user says in it."""
+        names = getattr(self.trainer.train_dataset, "column_names", None) or ()
+        only_answers = getattr(self.trainer.args, "assistant_only_loss", False)
+        return not self.has_pairs and "messages" in names and not only_answers
+
     def objective(self) -> Objective:
         """The trainer's loss of one sample.
 
