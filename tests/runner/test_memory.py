@@ -39,6 +39,12 @@ CASES = {
     "pieces, some streamed": ("deep", 8, 2000, {"memory": 14 * MIB, "rows": "zarr", **SELVES}),
     "pieces by block": ("deep", 300, 512, {"memory": 10 * MIB, "rows": "zarr", "by_block": True}),
     "exact": ("exact", 100, 512, {"memory": 48 * MIB, "rows": "zarr", **SELVES}),
+    "behind sides": (
+        "exact",
+        8,
+        256,
+        {"memory": 12 * MIB, "rows": "compressed", "rank": 32, "sides": 0.5},
+    ),
     "exact kept": ("exact", 100, 256, {"memory": 40 * MIB, "rows": "memory", **SELVES}),
 }
 """Model, queries, training samples and settings."""

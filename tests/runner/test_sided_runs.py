@@ -14,7 +14,6 @@ from pydvl_datainf import (
     AdamPreconditioner,
     DataInfInfluence,
     ExactInfluence,
-    HessianFreeInfluence,
     InfluenceRun,
     ModelError,
     PlanError,
@@ -54,7 +53,7 @@ from wide_layers import (
 KEPT = {"tokens.layer": (6, 5), "tokens.plain": (5, 6), "image": (4, 5), "head": (2, 10)}
 
 
-KINDS = [ExactInfluence, DataInfInfluence, HessianFreeInfluence]
+KINDS = [ExactInfluence, DataInfInfluence]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,6 @@ def whole(stores):
 def inverse(kind, C, G, λ):
     """That of a method over coordinates, with the weights of whole rows."""
     eye = torch.eye(C.shape[1], dtype=C.dtype)
-    if kind is HessianFreeInfluence:
-        return eye
     if kind is ExactInfluence:
         return dense.exact_matrix(C, λ)
     weights = 1 / (λ + G.square().sum(1))
@@ -133,7 +130,7 @@ def test_scores_are_those_of_the_formulas(stores, kind):
     close(done.self_influence(), own)
 
 
-@pytest.mark.parametrize("kind", [ExactInfluence, DataInfInfluence])
+@pytest.mark.parametrize("kind", KINDS)
 def test_they_are_those_of_fit_in_memory(stores, kind):
     model, train, test, *_ = problem()
     for sides, is_same in ((SHARE, True), (0.4, False)):  # the latter a negative control
@@ -159,7 +156,7 @@ def test_coordinates_of_adam(tmp_path):
 # What compression changes
 
 
-@pytest.mark.parametrize("kind", [ExactInfluence, DataInfInfluence])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_error_is_against_rows_behind_side_bases(stores, kind):
     done, (*_, rows, tests) = InfluenceRun(stores[kind]), problem()
     bases = stored_bases(stores[kind])
