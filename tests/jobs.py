@@ -1,12 +1,17 @@
 """Jobs in files, as the command runs them, and what the formula says of their results."""
 
 import json
+import shutil
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import commands
 import dense
 from tuned import sums, write_lines
+
+WEIGHTS = [0.5, 2.0]
+"""Of the checkpoints of a job."""
 
 
 def write_job(folder, job):
@@ -31,6 +36,35 @@ def write_language_job(folder, tuned):
     }
     write_job(folder, job)
     return folder
+
+
+def write_checkpoints_job(folder, tuned, test, **fields):
+    """A job on two adapters of a causal language model, and their weights."""
+    shutil.copytree(tuned.causal_adapter, folder / "a")
+    another(tuned.causal_adapter, folder / "b", "adapter_model.safetensors")
+    write_lines(folder / "train.jsonl", sums(7))
+    write_lines(folder / "test.jsonl", test)
+    job = {
+        "task": "causal-lm",
+        "model": str(tuned.causal),
+        "checkpoints": ["a", "./b"],
+        "weights": WEIGHTS,
+        "train": "train.jsonl",
+        "test": "test.jsonl",
+        "out": "out.zarr",
+        "columns": {"id": "id"},
+        "device": "cpu",
+    }
+    write_job(folder, job | fields)
+    return folder
+
+
+def another(source, to, name):
+    """A later checkpoint: the same folder with other weights."""
+    shutil.copytree(source, to)
+    weights = load_file(to / name)
+    save_file({key: 0.7 * value for key, value in weights.items()}, to / name, {"format": "pt"})
+    return to
 
 
 def changed(folder, **fields):

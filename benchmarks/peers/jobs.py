@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from setting import adapted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "initializer_range": 0.1,
 }
-TOKENS, RANK, SPREAD = 12, 4, 0.1
+TOKENS = 12
 Pair = tuple[Tensor, Tensor]
 MOVED = "EK-FAC, positions with a gradient"
 """Of a query layer, for one, the first token of a text has none: it attends to itself alone."""
@@ -89,18 +90,11 @@ def perceptron() -> nn.Module:
 
 
 def adapted_llama(attention: str = "eager") -> Any:
-    """Eager attention is what vmap can follow; B is random, since A has no gradient at B = 0."""
-    from peft import LoraConfig, get_peft_model
+    """Eager attention is what vmap can follow."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     config = LlamaConfig(**SIZES, pad_token_id=0, attn_implementation=attention)
-    adapter = LoraConfig(r=RANK, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(LlamaForCausalLM(config), adapter).eval()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=SPREAD)
-    return model
+    return adapted(LlamaForCausalLM, config, ["q_proj", "v_proj"])
 
 
 def prepare(name: str, data: str, file: Path) -> None:

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ os.environ["TQDM_DISABLE"] = "1"  # dattri's progress bars; read when tqdm is im
 
 import click
 import torch
-from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from setting import adapted, version_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -127,16 +126,6 @@ def bert(attention: str) -> nn.Module:
         BertConfig(**SIZES, num_labels=2, attn_implementation=attention),
         ["query", "value"],
     )
-
-
-def adapted(kind: Any, config: Any, targets: list[str]) -> nn.Module:
-    """With LoRA whose B is drawn at random: at its start, zero, A would have no gradient."""
-    torch.manual_seed(0)
-    model = get_peft_model(kind(config), LoraConfig(r=4, target_modules=targets)).eval()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.1)
-    return model
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -469,13 +458,6 @@ def error(scores: Tensor, exact: Tensor) -> str:
     if not scores.isfinite().all():
         return f"{int(scores.isnan().sum())} of {scores.numel()} scores are NaN"
     return f"{float((scores.double() - exact).abs().max() / exact.abs().max()):.1e}"
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 import numpy as np
 import torch
 from attempts import ATTEMPTS, Attempt
+from setting import version_of
 
 import jobs
 from pydvl_datainf.yardstick import compare
@@ -209,13 +209,6 @@ def add_retraining(
     }
     for place, found in compare(suits, bank).validations.items():
         results[int(place)]["lds"] = [round(found.lds, 4), round(found.error, 4)]
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

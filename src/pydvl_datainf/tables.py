@@ -174,7 +174,7 @@ def _ranking_table(run: InfluenceRun, title: str, ranking: Ranking) -> Table:
     """Samples with a number of each: an influence, or another measure."""
     is_influence = ranking.kind == "influence"
     columns = {n: column[ranking.positions] for n, column in _columns(run, "train").items()}
-    caption = _against(ranking.values, ranking.end) if is_influence else _scale(run, ranking)
+    caption = _against(ranking.values, ranking.end) if is_influence else _definition(ranking)
     table = titled_table(title, caption=caption)
     table.pad_edge, table.padding = False, (0, 1, 0, 0)  # room for texts
     name = "influence" if is_influence else ranking.measure
@@ -198,14 +198,10 @@ def _against(influences: Array, end: End) -> str | None:
     return f"Not {end}, since the influence is not {sign}: {how_many} of these."
 
 
-def _scale(run: InfluenceRun, ranking: Ranking) -> str | None:
-    """What the numbers mean, where they have a scale of their own."""
-    if ranking.measure != MEASURES["suspicion"].name:
-        return None
-    return (
-        "Suspicion is the average of two ranks, that of the training loss and that of the relative "
-        f"influence: from 1 to {run.plan.n:,}, the most suspicious."
-    )
+def _definition(ranking: Ranking) -> str | None:
+    """What the numbers are, where their name does not say."""
+    told = {measure.name: measure.definition for measure in MEASURES.values()}[ranking.measure]
+    return f"{ranking.measure.capitalize()} is {told}." if told else None
 
 
 def _shown(value: Any) -> str:

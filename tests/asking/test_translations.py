@@ -26,6 +26,9 @@ CONFIGURED = {
     "watermarking_config": {"greenlist_ratio": 0.25, "bias": 9.0},
     "max_time": 1e-9,
     "stop_strings": ["a", " "],
+    "forced_bos_token_id": 50,
+    "forced_eos_token_id": 1,
+    "max_length": 3,
 }
 """What a configuration may ask for that makes answers others, or shorter."""
 REDUCTIONS = {"mean": torch.mean, "sum": torch.sum}
@@ -130,7 +133,7 @@ def test_only_a_span_counts_and_the_decoder_reads_all(runs, model):
     assert np.abs(found.scores[...] - run.scores[...]).max() > 10 * HALF * np.abs(expected).max()
 
 
-def test_answers_are_generated_greedily(runs, model, monkeypatch):
+def test_answers_are_generated_greedily(runs, model, monkeypatch, caplog):
     influence, run = runs["mean"]
     ids, source = [0], torch.tensor([WORDS("What is 3?")["input_ids"]])
     with torch.no_grad():
@@ -141,6 +144,7 @@ def test_answers_are_generated_greedily(runs, model, monkeypatch):
     for name, value in CONFIGURED.items():
         monkeypatch.setattr(model.generation_config, name, value)
     found = ask(run, influence, "What is 3?", encoder=ENCODER, max_new_tokens=6)
+    assert caplog.text == ""
     told = found.metadata("test")
     assert told["answer"].tolist() == [WORDS.decode(ids, skip_special_tokens=True)]
     assert told["counted"].tolist() == told["answer"].tolist()  # it was cut, and has no end

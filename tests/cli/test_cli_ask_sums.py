@@ -1,22 +1,19 @@
 """`pydvl-datainf ask` of a sum: each part by its own model, added as the sum was."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
 from commands import failed, printed
+from jobs import WEIGHTS, write_checkpoints_job
 from pydvl_datainf import InfluenceRun, sum_runs
 from pydvl_datainf.results.by_token import answers_by_token
-from tuned import sums, write_lines
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
 ]
-WEIGHTS = [0.5, 2.0]
 QUESTION = {"prompt": "What is 3 plus 4?", "answer": " It is 7, I think 7."}
 TOLD = [part for name, text in QUESTION.items() for part in (f"--{name}", text)]
 
@@ -25,28 +22,8 @@ TOLD = [part for name, text in QUESTION.items() for part in (f"--{name}", text)]
 def total(tuned, tmp_path_factory):
     """The sum of two adapters, of which one test sample is the question."""
     folder = tmp_path_factory.mktemp("sum")
-    for name, factor in (("a", 1.0), ("b", 0.7)):
-        path = shutil.copytree(tuned.causal_adapter, folder / name) / "adapter_model.safetensors"
-        weights = {key: factor * value for key, value in load_file(path).items()}
-        save_file(weights, path, {"format": "pt"})
-    write_lines(folder / "train.jsonl", sums(7))
-    write_lines(folder / "test.jsonl", [{"id": "own", **QUESTION}])
-    job = {
-        "task": "causal-lm",
-        "model": str(tuned.causal),
-        "checkpoints": ["a", "./b"],
-        "weights": WEIGHTS,
-        "train": "train.jsonl",
-        "test": "test.jsonl",
-        "out": "out.zarr",
-        "columns": {"id": "id"},
-        "dtype": "float64",
-        "device": "cpu",
-        "rows": "zarr",
-        "blocks": "full",
-        "exact_sample": 0,
-    }
-    (folder / "job.yaml").write_text(json.dumps(job))
+    fields = {"dtype": "float64", "rows": "zarr", "blocks": "full", "exact_sample": 0}
+    write_checkpoints_job(folder, tuned, [{"id": "own", **QUESTION}], **fields)
     printed("run", folder / "job.yaml", "--no-progress")
     return InfluenceRun(folder / "out.zarr")
 
@@ -78,6 +55,14 @@ def test_tokens_of_an_answer_add_up_to_its_scores_as_a_test_sample(total, tmp_pa
     assert [part.place for part in stored.parts] == [f"{kept}.parts/{k}.zarr" for k in (1, 2)]
     first = total.train_ids[answer.positions[0]]
     assert f"{first}" in printed("top", kept, "--k", 1)
+
+
+def test_kept_answers_are_asked_as_the_sum_is(total, monkeypatch):
+    monkeypatch.chdir(total.store.path.parent)
+    args = ("--prompt", "What is 2 plus 2?", "--answer", " 4.")
+    (first,) = asked(total.store, *args, "--keep", "kept.zarr")
+    (found,) = asked("kept.zarr", *args)
+    assert found["helpful"] == first["helpful"]
 
 
 def test_the_last_checkpoint_answers(total, monkeypatch):

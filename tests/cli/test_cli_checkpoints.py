@@ -7,10 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from safetensors.torch import load_file, save_file
 
 from commands import invoke
-from jobs import write_job
+from jobs import WEIGHTS, another, write_checkpoints_job, write_job
 from pydvl_datainf import CausalLM, InfluenceRun, JobError, SequenceClassification
 from pydvl_datainf.huggingface import (
     AnswerEncoder,
@@ -29,8 +28,6 @@ from tuned import sums, tokenizer, write_lines
 slow = pytest.mark.slow
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-WEIGHTS = [0.5, 2.0]
-
 
 def done(*arguments):
     result = invoke(*arguments)
@@ -44,35 +41,10 @@ def failed(code, *arguments):
     return " ".join(result.stderr.split())
 
 
-def another(source, to, name):
-    """A later checkpoint: the same folder with other weights."""
-    shutil.copytree(source, to)
-    weights = load_file(to / name)
-    save_file({key: 0.7 * value for key, value in weights.items()}, to / name, {"format": "pt"})
-    return to
-
-
 @pytest.fixture
 def folder(tuned, tmp_path):
     """A job on two adapters of a causal language model."""
-    shutil.copytree(tuned.causal_adapter, tmp_path / "a")
-    another(tuned.causal_adapter, tmp_path / "b", "adapter_model.safetensors")
-    write_lines(tmp_path / "train.jsonl", sums(7))
-    write_lines(tmp_path / "test.jsonl", sums(3)[::-1])
-    job = {
-        "task": "causal-lm",
-        "model": str(tuned.causal),
-        "checkpoints": ["a", "./b"],
-        "weights": WEIGHTS,
-        "train": "train.jsonl",
-        "test": "test.jsonl",
-        "out": "out.zarr",
-        "columns": {"id": "id"},
-        "device": "cpu",
-        "self_influence": True,
-    }
-    write_job(tmp_path, job)
-    return tmp_path
+    return write_checkpoints_job(tmp_path, tuned, sums(3)[::-1], self_influence=True)
 
 
 def changed(folder, **fields):

@@ -62,8 +62,9 @@ def test_comparisons_are_told_to_be_of_undivided_influences(tmp_path):
 
 def test_suspicion_is_shown_with_its_scale(compared):
     text = done("top", compared.store, "--by", "suspicion", "--k", "1")
-    scale = "the average of two ranks, that of the training loss and that of the relative influence"
-    assert f"Suspicion is {scale}: from 1 to {N}, the most suspicious." in text
+    average = "the average of the ranks of training loss and relative influence"
+    scale = "from 1 to the number of training samples, the most suspicious"
+    assert f"Suspicion is {average}, {scale}." in text
     assert 1 <= compared.suspicion().min() <= compared.suspicion().max() <= N
     assert "Suspicion is" not in done("top", compared.store, "--by", "self")
 

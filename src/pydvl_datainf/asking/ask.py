@@ -122,15 +122,7 @@ def ask(
     for k in range(last):
         model = _built(influences[k])
         found[k] = query(k, model, _encoded(model, encoders[k], answered))
-    job = run.metadata("run").get("job")
-    return sum_runs(
-        [found[k] for k in range(len(runs))],
-        _or_memory(store),
-        [part.weight for part in run.parts],
-        check_data=False,  # texts are the same; whoever made the sum could allow other tokens
-        metadata=told | ({} if job is None else {"job": job}),
-        **settings,
-    )
+    return _added(run, [found[k] for k in range(len(runs))], told, _or_memory(store), settings)
 
 
 Named: TypeAlias = tuple[str, Answered, Asked]
@@ -156,6 +148,25 @@ def _query(
         ids={"test": [name for name, _, _ in named]},
         metadata={"test": _columns(encoder, named), "run": told},
         normalize=run.attrs["fingerprint"].get(NORMALIZE),
+        **settings,
+    )
+
+
+def _added(
+    run: InfluenceRun,
+    found: Sequence[InfluenceRun],
+    told: Mapping[str, str],
+    store: Any,
+    settings: Mapping[str, Any],
+) -> InfluenceRun:
+    """What was found of the parts of a sum, added as these were."""
+    job = run.metadata("run").get("job")
+    return sum_runs(
+        found,
+        store,
+        [part.weight for part in run.parts],
+        check_data=False,  # texts are the same; whoever made the sum could allow other tokens
+        metadata={**told, **({} if job is None else {"job": job})},
         **settings,
     )
 

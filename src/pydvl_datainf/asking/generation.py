@@ -18,7 +18,7 @@ OFF = (
     *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
     *("guidance_scale", "exponential_decay_length_penalty", "min_length", "min_new_tokens"),
     *("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "watermarking_config"),
-    *("max_time", "stop_strings", "token_healing", "dola_layers"),
+    *("max_time", "stop_strings", "token_healing", "dola_layers", "max_length"),
 )
 """What a model's own configuration may ask for: less probable tokens, or an early stop."""
 

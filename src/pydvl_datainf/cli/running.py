@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,25 +121,30 @@ def _run_job(
         all_new = is_new and all(part.is_vacant() for part in places[:-1])
     for name, told in prepared.left_out.items():
         say(f"{name.capitalize()}, since no token of them counts: {told}", err=True)
-    with errors_as_messages(of_job=lambda: True):
-        try:
-            if dry_run:
-                show(estimate_tables(prepared, place))
-                return
-            result = prepared.run(place.location, overwrite=overwrite, progress=progress)
-        except DataInfError as error:  # what shows only when the model is loaded or planned for
-            is_begun = isinstance(error, ClusterError) or not all_new or _latest(places)
-            if is_begun:
-                raise
-            raise Invalid(str(error)) from error
-        except KeyboardInterrupt:
-            say(_stopped(_latest(places) or place))
-            sys.exit(130)
+    with errors_as_messages(of_job=lambda: True), _ends_told(places, all_new=all_new):
+        if dry_run:
+            show(estimate_tables(prepared, place))
+            return
+        result = prepared.run(place.location, overwrite=overwrite, progress=progress)
         for line in brief_facts(result):
             say(line)
     say(f"Written to {place}. To go on:")
     asks = what.task in ANSWERING and result.plan.rows == "zarr"
     _tell_commands(place, next_name(what), asks=asks)
+
+
+@contextmanager
+def _ends_told(places: Sequence["Store"], *, all_new: bool) -> Iterator[None]:
+    """Tells of what ends a run before it is done: an invalid job, or Ctrl-C."""
+    try:
+        yield
+    except DataInfError as error:  # what shows only when the model is loaded or planned for
+        if isinstance(error, ClusterError) or not all_new or _latest(places):
+            raise
+        raise Invalid(str(error)) from error
+    except KeyboardInterrupt:
+        say(_stopped(_latest(places) or places[-1]))
+        sys.exit(130)
 
 
 def _tell_commands(place: "Store", kept: str, *, asks: bool) -> None:

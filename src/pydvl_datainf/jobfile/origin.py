@@ -70,16 +70,7 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
     """
     told = _told_job(run)
     if not isinstance(told, dict):
-        remedy = (
-            "Name its training data (--train FILE)."
-            if needed == "train"
-            else "It does not tell how its texts were tokenised. Ask it in Python, by "
-            "pydvl_datainf.asking.ask(run, influence, prompt, encoder=...), with the influence "
-            "model that it was made of (influence_from_trainer(trainer).influence) or one that is "
-            "built of saved files (pydvl_datainf.huggingface.InfluenceBuilder): the page 'From "
-            "TRL' shows both. Or make a run by a job on the saved model, with rows: zarr."
-        )
-        raise JobError(f"{run.store} was made by other means than a job. {remedy}")
+        raise JobError(f"{run.store} was made by other means than a job. {_WITHOUT_JOB[needed]}")
     if job is not None:
         read = read_job(job, {})
         if other := differences(told, read.as_told()):
@@ -94,6 +85,24 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
             f"The job of {run.store} says that code of the model may run, which a result cannot "
             "allow. Name the file of the job (--job)."
         )
+    return Origin(known, _folder_of(run, known, needed))
+
+
+_WITHOUT_JOB = {
+    "train": "Name its training data (--train FILE).",
+    "model": (
+        "It does not tell how its texts were tokenised. Ask it in Python, by "
+        "pydvl_datainf.asking.ask(run, influence, prompt, encoder=...), with the influence "
+        "model that it was made of (influence_from_trainer(trainer).influence) or one that is "
+        "built of saved files (pydvl_datainf.huggingface.InfluenceBuilder): the page 'From "
+        "TRL' shows both. Or make a run by a job on the saved model, with rows: zarr."
+    ),
+}
+"""What to do about a run that tells of no job, by what is needed of it."""
+
+
+def _folder_of(run: InfluenceRun, known: Job, needed: str) -> Path:
+    """The folder from which relative paths of a job are meant."""
     named = getattr(known, needed)
     on_hub = isinstance(named, HubData)
     named = named.dataset if on_hub else named
@@ -102,9 +111,9 @@ def origin_of(run: InfluenceRun, job: Path | None, needed: str) -> Origin:
     there = [f for f in (Path.cwd(), *beside) if _are_in(f, named)]
     whole = [f for f in there if _are_in(f, *tuned)]  # a model's path may be absolute
     if there:
-        return Origin(known, (whole or there)[0])
+        return (whole or there)[0]
     if on_hub:  # as what is in no folder
-        return Origin(known, Path.cwd())
+        return Path.cwd()
     raise JobError(
         f"{named!r}, the '{needed}' of the job of {run.store}, is neither in the current folder "
         "nor in that of the run. Name the file of the job (--job), from which paths are meant."

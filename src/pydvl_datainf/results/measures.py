@@ -54,7 +54,7 @@ class Measure:
 _RELATIVE = "mean influence / √self-influence"
 _SUSPICION = (
     "the average of the ranks of training loss and relative influence, from 1 to the number of "
-    "training samples"
+    "training samples, the most suspicious"
 )
 
 MEASURES: Mapping[str, Measure] = {
