@@ -7,7 +7,7 @@ import torch
 import dense
 import kronecker
 from method_contract import MethodContract, assert_close, random, solved
-from pydvl_datainf import SourceError
+from pydvl_datainf import SourceError, vectors
 from pydvl_datainf.inverse.ekfac import Eigenbasis, Ekfac, mean_squares
 from pydvl_datainf.inverse.methods import EXACT
 
@@ -115,6 +115,18 @@ def test_the_mean_of_the_eigenvalues_is_that_of_the_squared_gradients(layer):
     assert eigenvalues.shape == (4, 3)
     assert 0.1 * float(eigenvalues.mean()) == pytest.approx(dense.automatic_damping(G), rel=1e-12)
     assert float(eigenvalues.std() / eigenvalues.mean()) > 0.1  # the premise: they differ
+
+
+def test_rows_that_are_rotated_a_few_at_a_time_add_up(layer, monkeypatch):
+    basis, G, _ = layer
+    monkeypatch.setattr(vectors, "NEAR", 2 * G.shape[1] + 1)
+    assert vectors.rows_at_once(G) == 2  # the premise: 7 rows make four parts
+    weights, bias = G[:, : 12 - 4 * basis.has_bias], G[:, 12 - 4 * basis.has_bias :]
+    Q_S, Q_A = basis.Q_S.numpy(), basis.Q_A.numpy()
+    total = np.zeros((4, 3))
+    for w, b in zip(weights.numpy(), bias.numpy(), strict=True):
+        total += (Q_S.T @ np.column_stack([w.reshape(4, -1), *b.reshape(-1, 4)]) @ Q_A) ** 2
+    assert_close(basis.squares(G), torch.from_numpy(total))
 
 
 def test_factors_at_the_moments_change_nothing(layer):

@@ -1,7 +1,7 @@
 """Second moments of the inputs and output gradients of linear layers, summed over training data.
 
-One forward and one backward pass a batch, from the summed losses to the layers' outputs: which row
-of an input belongs to which sample does not matter to sums over all of them.
+One forward and one backward pass a batch, from the summed losses to the layers' outputs, or those
+of capture: see `moments_beside`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -49,7 +49,8 @@ class EkfacInfluence(BlockwiseInfluence):
         regularization: as in `DataInfInfluence`; "auto" is 0.1 times the mean of Λ.
         block_structure: as in `DataInfInfluence`; "module", for a layer and its bias together, or
             "parameter_wise".
-        gradients: as in `DataInfInfluence`; the moments take one more forward and backward pass.
+        gradients: as in `DataInfInfluence`; "functional" takes one more forward and backward pass
+            for the moments.
         rows: "memory" or "auto", which mean the same here.
         batch_size: as in `DataInfInfluence`.
         max_tokens: as in `DataInfInfluence`.
