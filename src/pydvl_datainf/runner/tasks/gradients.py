@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -22,19 +24,27 @@ from pydvl_datainf.runner.worker_inputs import Inputs
 from pydvl_datainf.vectors import BlockVectors
 
 IN_FLIGHT = 2
-"""Steps whose rows wait to be encoded or written while the next are computed."""
+"""Steps whose rows wait to be encoded while the next are computed."""
+
+TILES_IN_MEMORY = 2
+"""Tiles in half precision: one is written while the next is encoded."""
+
+
+def _now(function: Callable[..., None], *arguments: Any) -> None:
+    function(*arguments)
 
 
 def write_rows(item: tuple[RowSet, Sequence[int]], context: Context, inputs: Inputs) -> None:
     """The squared norms of some training tiles, and their rows where they are stored or kept.
 
-    While the rows of the next step are computed, a thread encodes and writes the last.
+    While the rows of the next step are computed, a thread encodes the last, and another one writes
+    the tile before them.
     """
     rows, tiles = item
-    encoder = _Encoder(context, rows, norms_too=True)
-    with _aside() as later:
+    with _aside(TILES_IN_MEMORY - 1) as written, _aside(IN_FLIGHT) as encoded:
+        encoder = _Encoder(context, rows, written, norms_too=True)
         for tile in tiles:
-            for _ in new_rows(tile, context, inputs, rows, encoder, later):
+            for _ in new_rows(tile, context, inputs, rows, encoder, encoded):
                 pass
 
 
@@ -44,7 +54,7 @@ def new_rows(
     inputs: Inputs,
     of: RowSet = SCORED,
     encoder: "_Encoder | None" = None,
-    call: Callable[..., None] = lambda function, *arguments: function(*arguments),
+    call: Callable[..., None] = _now,
 ) -> Iterator[tuple[slice, BlockVectors]]:
     """Computes the rows of a tile; at its end stores norms and losses and, if wanted, the rows.
 
@@ -78,30 +88,56 @@ def new_rows(
         context.kept[of, tile] = kept
 
 
+@dataclass
+class _Tile:
+    """What is made of the rows of a tile, step by step.
+
+    Args:
+        halves: rows in half precision, of each piece; none where they are not stored.
+        norms: squared norms, of each step.
+        losses: of each step.
+        scales: of each step.
+        outside: what squared norms have outside of bases, of each step.
+    """
+
+    halves: list[Tensor]
+    norms: list[Tensor] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    scales: list[Tensor] = field(default_factory=list)
+    outside: list[Tensor] = field(default_factory=list)
+
+
 class _Encoder:
     """Norms and losses of a tile, and its rows in half precision where they are stored.
 
-    Tile after tile in the same memory.
+    Tile after tile, in the same memory.
 
     Args:
         context: of the run.
         of: which rows.
+        call: calls a function that writes a tile, now or while the next one is encoded.
         norms_too: store norms and losses even where some are, which may be damaged.
     """
 
-    def __init__(self, context: Context, of: RowSet, *, norms_too: bool = False):
-        self.context, self.of, self.norms_too = context, of, norms_too
-        self.norms: list[Tensor] = []
-        self.losses: list[Tensor] = []
-        self.scales: list[Tensor] = []
-        self.outside: list[Tensor] = []
-        self.halves: list[Tensor] = []
-        plan = context.spec.plan
-        if plan.rows == "zarr":
-            shapes = ((of.each * plan.train_tile, width) for _, width in plan.pieces)
-            self.halves = [
-                context.memory(f"tile {p}", shape, torch.float16) for p, shape in enumerate(shapes)
+    def __init__(
+        self,
+        context: Context,
+        of: RowSet,
+        call: Callable[..., None] = _now,
+        *,
+        norms_too: bool = False,
+    ):
+        self.context, self.of, self.call, self.norms_too = context, of, call, norms_too
+        rows = of.each * context.spec.plan.train_tile
+        pieces = context.spec.plan.pieces if context.spec.plan.rows == "zarr" else ()
+        self.memory = cycle(
+            [
+                context.memory(f"tile {k} {p}", (rows, width), torch.float16)
+                for p, (_, width) in enumerate(pieces)
             ]
+            for k in range(TILES_IN_MEMORY)
+        )
+        self.made = _Tile(next(self.memory))
 
     def add(
         self, place: slice, whole: BlockVectors, rows: BlockVectors, losses: Tensor | None
@@ -114,50 +150,55 @@ class _Encoder:
             rows: as they are stored.
             losses: of the samples, (b, 1), if they are known.
         """
+        made = self.made
         if losses is not None:
-            self.losses.append(losses[:, 0].cpu())
+            made.losses.append(losses[:, 0].cpu())
         norms = whole_squares(whole, self.context.spec.side_blocks)
-        self.norms.append(_columns(norms))
+        made.norms.append(_columns(norms))
         if rows is not whole:
-            self.outside.append(_columns(remainders(norms, rows)))
+            made.outside.append(_columns(remainders(norms, rows)))
             norms = whole_squares(rows, ())
-        if not self.halves:
+        if not made.halves:
             return
         scales = {
             block: encode(rows[block], norms[block], target)
-            for p, halves in enumerate(self.halves)
+            for p, halves in enumerate(made.halves)
             for block, target in split(
                 halves[self.of.of(place)], self.context.spec.piece(p)
             ).items()
         }
-        self.scales.append(_columns(scales))
+        made.scales.append(_columns(scales))
 
     def write(self, tile: int) -> None:
-        """The whole tile."""
+        """The whole tile; the next rows are those of another one."""
+        made, self.made = self.made, _Tile(next(self.memory))
+        self.call(self._write, tile, made)
+
+    def _write(self, tile: int, made: _Tile) -> None:
         store, of = self.context.store, self.of
-        wanted = of.of(self.context.spec.plan.train[tile])
-        norms, scales, outside = torch.cat(self.norms).numpy(), self.scales, self.outside
-        losses = self.losses
-        self.norms, self.scales, self.outside, self.losses = [], [], [], []
+        wanted, norms = of.of(self.context.spec.plan.train[tile]), torch.cat(made.norms).numpy()
         # Losses first: where the rest is, they are, and are not computed by themselves.
-        if losses and (self.norms_too or not store.has(TRAINING_LOSS, (tile,))):
-            store.write(TRAINING_LOSS, wanted, torch.cat(losses).numpy())
+        if made.losses and (self.norms_too or not store.has(TRAINING_LOSS, (tile,))):
+            store.write(TRAINING_LOSS, wanted, torch.cat(made.losses).numpy())
         if self.norms_too or not store.has(of.norms, (tile, 0)):
             store.write(of.norms, wanted, norms)
-        if not self.halves:
+        if not made.halves:
             return
-        if outside:
-            store.write("outside_norms", wanted, torch.cat(outside).numpy())
-        store.write(of.scales, wanted, torch.cat(scales).numpy())
-        for p, halves in enumerate(self.halves):  # rows last: where they are, their scales are
+        if made.outside:
+            store.write("outside_norms", wanted, torch.cat(made.outside).numpy())
+        store.write(of.scales, wanted, torch.cat(made.scales).numpy())
+        for p, halves in enumerate(made.halves):  # rows last: where they are, their scales are
             store.write(of.name(p), wanted, halves[: len(norms)].numpy())
 
 
 @contextmanager
-def _aside() -> Iterator[Callable[..., None]]:
-    """Calls functions in their order in a thread beside this one, few of them ahead of it.
+def _aside(most: int) -> Iterator[Callable[..., None]]:
+    """Calls functions in their order in a thread beside this one.
 
     After one that failed no other is called: what follows may build on it.
+
+    Args:
+        most: of them that are not done yet when another one comes; until then it waits.
 
     Yields:
         What calls a function with arguments, soon.
@@ -175,7 +216,7 @@ def _aside() -> Iterator[Callable[..., None]]:
             raise
 
     def later(function: Callable[..., Any], *arguments: Any) -> None:
-        while len(waiting) >= IN_FLIGHT:
+        while len(waiting) >= most:
             waiting.popleft().result()
         waiting.append(thread.submit(call, function, *arguments))
 
