@@ -38,6 +38,7 @@ class Stages:
     damping_scale: float = 1.0
     self_influence: bool = False
     _sound: dict[str, set[Chunk]] = field(default_factory=dict, init=False)
+    _has_sample: bool = field(default=False, init=False)
 
     @property
     def store(self) -> Store:
@@ -132,6 +133,8 @@ class Stages:
 
     def _sample(self) -> None:
         """Whole rows that are kept until they are projected."""
+        if self._has_sample:  # looking at all of them again takes longer than a second
+            return
         parts, widths = tasks.sample_parts(self.spec), self.spec.parameters
         done = set(range(len(parts)))
         for b, width in enumerate([*widths.values(), 1]):  # the last is that of losses
@@ -141,6 +144,7 @@ class Stages:
         self.calls.map(
             "sample", tasks.write_sample, [p for p in range(len(parts)) if p not in done]
         )
+        self._has_sample = True
 
     def _bases(self) -> None:
         """Bases of compressed rows, and the whole rows that they are learned from."""
