@@ -13,7 +13,8 @@ from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.gradients import gradient_engine
 from pydvl_datainf.gradients.compressed import joined_rows, read_compressed
 from pydvl_datainf.gradients.sources import Reader
-from pydvl_datainf.inverse.compression import Compression, leading_directions, lifted, projected
+from pydvl_datainf.inverse.compression import Compression, lifted, projected
+from pydvl_datainf.inverse.directions import leading_directions
 from pydvl_datainf.objectives import as_objective
 
 

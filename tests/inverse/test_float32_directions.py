@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pydvl_datainf.inverse import compression
-from pydvl_datainf.inverse.compression import leading_directions
+from pydvl_datainf.inverse import directions
+from pydvl_datainf.inverse.directions import leading_directions
 
 K = 12
 
@@ -42,14 +42,14 @@ def test_they_are_orthonormal_and_hold_the_most_energy(b, d, smallest):
 @pytest.mark.parametrize(("b", "d"), [(24, 60), (60, 24)])
 def test_they_span_what_float64_directions_span(b, d):
     S = rows(b, d, 1e-3)
-    directions = np.linalg.svd(S.double().numpy(), full_matrices=False)[2][:K]
+    leading = np.linalg.svd(S.double().numpy(), full_matrices=False)[2][:K]
     B = leading_directions(S, K).double().numpy()
-    np.testing.assert_allclose(B.T @ B, directions.T @ directions, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(B.T @ B, leading.T @ leading, rtol=0, atol=1e-6)
 
 
 def test_small_directions_are_found_otherwise(monkeypatch):
     """Negative control: those from products of rows would not be orthonormal, or numbers."""
     S = rows(24, 60, 1.0) * torch.logspace(0, -30, 60)
     assert off_orthonormal(leading_directions(S, 20)) < 1e-6
-    monkeypatch.setattr(compression, "CLEAR", -np.inf)
+    monkeypatch.setattr(directions, "CLEAR", -np.inf)
     assert not off_orthonormal(leading_directions(S, 20)) < 1e-3

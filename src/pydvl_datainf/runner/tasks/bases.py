@@ -12,7 +12,8 @@ from pydvl_datainf.batches import Batch, as_arguments, batch_length
 from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
 from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.inverse.agreement import agreement, are_copies, influences_of_both
-from pydvl_datainf.inverse.compression import Compression, leading_directions, least_rank
+from pydvl_datainf.inverse.compression import Compression, least_rank
+from pydvl_datainf.inverse.directions import leading_directions
 from pydvl_datainf.results.arrays import BASES, WORK
 from pydvl_datainf.results.layout import basis_name
 from pydvl_datainf.results.plan import Tiling
