@@ -33,7 +33,7 @@ from pydvl_datainf.demo.packages import model_folder, reviews_file  # noqa: E402
 from pydvl_datainf.demo.reviews import read_reviews  # noqa: E402
 from pydvl_datainf.demo.tuning import encode  # noqa: E402
 from pydvl_datainf.inverse.agreement import agreement  # noqa: E402
-from pydvl_datainf.inverse.coordinates import leading_directions  # noqa: E402
+from pydvl_datainf.inverse.directions import leading_directions  # noqa: E402
 from pydvl_datainf.yardstick import compare  # noqa: E402
 
 WIDTHS = (2, 4, 8, 16)

@@ -7,7 +7,8 @@ from piece_runs import M
 from small_runs import samples
 
 RANK, SAMPLE = 20, 21
-ASKED = {"rows": "compressed", "rank": RANK, "basis_sample": SAMPLE}
+# So little memory that even these rows are worth several pieces.
+ASKED = {"rows": "compressed", "rank": RANK, "basis_sample": SAMPLE, "memory": "512KiB"}
 
 
 def loader(m):

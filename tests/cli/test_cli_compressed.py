@@ -15,7 +15,7 @@ def test_a_job_compresses_rows_and_tells_of_it(folder):
     blocks = 8
     assert f"Rows kept on disk, {4 * blocks} numbers of a sample in half precision" in shown
     assert "256, in 8 blocks" in shown
-    done("run", folder / "job.yaml", "--no-progress")
+    assert "in 8 blocks of 256 parameters" in done("run", folder / "job.yaml", "--no-progress")
     run = InfluenceRun(folder / "out.zarr")
     assert run.attrs["fingerprint"]["compression"]["rank"] == 4
     assert run.plan.n_parameters == 4 * blocks

@@ -14,7 +14,8 @@ from pydvl_datainf.gradients import gradient_engine
 from pydvl_datainf.gradients.compressed import joined_rows, read_compressed
 from pydvl_datainf.gradients.sources import Reader
 from pydvl_datainf.inverse.compression import Compression
-from pydvl_datainf.inverse.coordinates import leading_directions, lifted, projected
+from pydvl_datainf.inverse.coordinates import lifted, projected
+from pydvl_datainf.inverse.directions import leading_directions
 from pydvl_datainf.objectives import as_objective
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import dense
-from pydvl_datainf.inverse.coordinates import leading_directions, projected
+from pydvl_datainf.inverse.coordinates import projected
+from pydvl_datainf.inverse.directions import leading_directions
 from pydvl_datainf.inverse.method import solve
 from pydvl_datainf.inverse.methods import EXACT
 

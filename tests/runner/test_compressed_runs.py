@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import dense
 import method_runs
 import piece_runs
-from compressed_runs import RANK, SAMPLE, loader, run
+from compressed_runs import ASKED, RANK, SAMPLE, loader, run
 from method_runs import MATRICES, datainf, exact
 from piece_runs import BLOCKS, WIDTHS, M, N, network, rows_of
 from pydvl_datainf import (
@@ -168,7 +168,7 @@ def test_the_comparison_with_the_exact_inverse_is_over_coordinates(tmp_path):
 
 def test_blocks_of_no_more_parameters_are_as_in_a_run_with_whole_rows(tmp_path):
     done = run(tmp_path / "run.zarr", rank=204, m=2)
-    whole = piece_runs.run(tmp_path / "whole.zarr", test=loader(2))
+    whole = piece_runs.run(tmp_path / "whole.zarr", test=loader(2), memory=ASKED["memory"])
     assert done.plan == whole.plan
     close(done.scores[:], whole.scores[:])
     assert set(done.energy.values()) == {1.0}

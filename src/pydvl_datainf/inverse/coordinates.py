@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pydvl_datainf.inverse.compression import SHARE, Compression
 from pydvl_datainf.inverse.damping import squared_norms
+from pydvl_datainf.inverse.directions import leading_directions
 from pydvl_datainf.vectors import BlockVectors, length
 
 
@@ -55,29 +56,6 @@ def learn_bases(compression: Compression, S: BlockVectors) -> BlockVectors:
     kept = compression.widths({block: G.shape[1] for block, G in S.items()}, length(S))
     wide = ((block, G, kept[block]) for block, G in S.items() if kept[block] < G.shape[1])
     return OrderedDict((block, leading_directions(G, r)) for block, G, r in wide)
-
-
-def leading_directions(S: Float[Tensor, "b d"], r: int) -> Float[Tensor, "k d"]:
-    """The leading k = min(r, b, d) right singular vectors of S, as orthonormal rows.
-
-    By a QR factor of the longer side and the singular vectors of the smaller rest, in float64.
-    Where S has fewer directions than k, the last are any that make the rows orthonormal.
-
-    Args:
-        S: rows.
-        r: how many directions, at most.
-
-    Returns:
-        They, in the dtype of S.
-    """
-    b, d = S.shape
-    if b <= d:
-        Q, R = torch.linalg.qr(S.double().mT)  # S = Rᵀ Qᵀ
-        B: Tensor = (Q @ torch.linalg.svd(R)[0][:, :r]).mT
-    else:
-        R = torch.linalg.qr(S.double(), mode="r")[1]  # has the right singular vectors of S
-        B = torch.linalg.svd(R)[2][:r]
-    return B.to(S.dtype).contiguous()
 
 
 def least_rank(S: Float[Tensor, "b d"], most: int) -> int:

@@ -59,7 +59,7 @@ def brief_facts(run: InfluenceRun) -> Iterator[str]:
     plan, size, cost = run.plan, _size(run, run.damping if not run.parts else {}), _cost(run)
     yield (
         f"Influences of {plan.n:,} training samples on {size['Test samples']} test samples by "
-        f"{size['Method']}, in {size['Blocks']} blocks of {plan.n_parameters:,} parameters."
+        f"{size['Method']}, in {size['Blocks']} blocks of {size['Parameters in them']} parameters."
     )
     yield f"Damping λ: {size['Damping λ, smallest to largest']}."
     yield from reliability(run)

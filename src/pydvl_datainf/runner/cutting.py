@@ -13,6 +13,7 @@ MOST_SPANS = 64
 MOST_QUERIES = 512  # in a tile
 MOST_TRAIN = 4096  # in a tile
 MOST_PIECES = 16  # but for more that memory wants: enough for many workers to share
+LEAST_SHARE = 256  # of what may be held, what a piece holds at least: files of less cost more
 CHUNK_BYTES = 2**24  # of one chunk of vectors, at most
 CHUNK_SHARE = 64  # of the memory, what a chunk takes at most; and 2**16 at least
 HELD_SHARE = 2  # of the memory, what the rows of a piece take, at most
@@ -197,8 +198,10 @@ def _even(total: int, most: int) -> int:
 def _cut(asked: RunSize, held: int) -> list[tuple[int, int]]:
     """Pieces of neighbouring blocks whose stored rows can be held, if those of a block can."""
     D, most = sum(asked.widths), held // (2 * asked.rows)
-    # Several, if the parts of scores that they leave on disk take little beside the rows there.
-    few = max(1, min(MOST_PIECES, D // (4 * PART * asked.m)))
+    # Several, if the parts of scores that they leave on disk take little beside the rows there,
+    # and if their own rows are worth the files of each training tile.
+    worth = 2 * asked.rows * D * LEAST_SHARE // max(1, held)
+    few = max(1, min(MOST_PIECES, D // (4 * PART * asked.m), worth))
     limit = max(1, min(most, ceil(D / few)))
     found: list[tuple[int, int]] = []
     for width in asked.widths:

@@ -44,6 +44,7 @@ class Stages:
     damping_scale: float = 1.0
     self_influence: bool = False
     _sound: dict[str, set[Chunk]] = field(default_factory=dict, init=False)
+    _has_sample: bool = field(default=False, init=False)
 
     @property
     def store(self) -> Store:
@@ -138,6 +139,8 @@ class Stages:
 
     def _sample(self) -> None:
         """Rows that are kept until they are projected."""
+        if self._has_sample:  # looking at all of them again takes longer than a second
+            return
         parts, widths = tasks.sample_parts(self.spec), self.spec.sampled_widths
         done = set(range(len(parts)))
         for b, width in enumerate([*widths.values(), 1]):  # the last is that of losses
@@ -147,6 +150,7 @@ class Stages:
         self.calls.map(
             "sample", tasks.write_sample, [p for p in range(len(parts)) if p not in done]
         )
+        self._has_sample = True
 
     def _bases(self) -> None:
         """Bases of compressed rows, and the rows that they are learned from."""
@@ -177,6 +181,7 @@ class Stages:
         """Deletes what is behind side bases that were lost, which may be others next time."""
         self.calls.take_over()
         self.store.delete(tasks.SAMPLE)
+        self._has_sample = False
         for b in set(blocks) & self.spec.basis_shapes.keys():
             name = basis_name(b)
             if self._sound[name]:
