@@ -1,6 +1,9 @@
 """Images from files and arrays, as a diffusion model takes them."""
 
 import os
+import struct
+from base64 import b64decode
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from pydvl_datainf import SourceError
 from pydvl_datainf.huggingface import DiffusionFiles, ImageReader, ImageSamples, read_arrays
 from pydvl_datainf.huggingface.images import scaled, seed_of
 from pydvl_datainf.huggingface.records import Place
+from pydvl_datainf.report.thumbnails import Thumbnails
 
 RNG = np.random.default_rng(0)
 
@@ -64,6 +68,30 @@ def test_images_are_turned_as_their_exif_says(tmp_path, turned):
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
     read = ImageReader(tmp_path, 1, (4, 6)).read(placed("a.png"))
     assert torch.equal(read, scaled(pixels))
+
+
+def odd_exif(orientation):
+    """EXIF with an orientation, and a resolution that is a text."""
+    tags = [(0x112, 3, 1, struct.pack("<HH", orientation, 0)), (0x11A, 2, 4, b"abc\0")]
+    entries = b"".join(struct.pack("<HHI", tag, kind, n) + value for tag, kind, n, value in tags)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [(odd_exif(6), -1), (odd_exif(3), 2), (odd_exif(9), 0), (b"garbage!", 0)],
+    ids=["quarter", "half", "no such orientation", "garbage"],
+)
+def test_odd_exif_does_not_keep_an_image_from_being_read_and_shown(tmp_path, exif, turned):
+    pixels = np.kron(RNG.integers(0, 2, (6, 6), dtype=np.uint8) * 255, np.ones((8, 8), np.uint8))
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+        read = ImageReader(tmp_path, 1, (48, 48)).read(placed(name))
+        expected = scaled(np.rot90(pixels, turned))
+        assert (read - expected).abs().mean() < 0.05
+        url = Thumbnails(10**6, tmp_path).urls([name], [tmp_path])[name]
+        shown = Image.open(BytesIO(b64decode(url.partition(",")[2]))).convert("L")
+        assert (scaled(np.asarray(shown)) - expected).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("palette", [False, True])

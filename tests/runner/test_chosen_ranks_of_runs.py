@@ -179,7 +179,7 @@ def test_a_query_has_the_ranks_of_its_run(tmp_path, whole):
     asked = {"rows": "compressed", "basis_sample": SAMPLE, **settings}
     again = run_influences(ask, loader(2), query, tmp_path / "a.zarr", rank="auto", **asked)
     assert np.array_equal(again.scores[:], query.scores[:])
-    with pytest.raises(PlanError, match="keeps its training rows otherwise"):
+    with pytest.raises(PlanError, match="keeps its training rows with rank='auto', otherwise"):
         run_influences(ask, loader(2), query, tmp_path / "b.zarr", rank=20, **asked)
 
 

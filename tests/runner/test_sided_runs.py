@@ -250,7 +250,7 @@ def test_further_queries_need_only_the_bases(tmp_path, whole):
 @pytest.mark.parametrize("sides", [0.4, None])
 def test_a_query_cannot_ask_for_other_sides(tmp_path, whole, sides):
     test, place = problem()[2], tmp_path / "query.zarr"
-    with pytest.raises(PlanError, match="keeps its training rows otherwise"):
+    with pytest.raises(PlanError, match=rf"keeps its training rows with sides={SHARE}, otherwise"):
         run_influences(
             built(DataInfInfluence), [test], InfluenceRun(whole), place, **ASKED | {"sides": sides}
         )

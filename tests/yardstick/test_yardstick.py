@@ -211,6 +211,12 @@ def test_too_little_time_says_how_much_is_needed(tmp_path, monkeypatch):
         validated(tmp_path / "bank", subsets=None, minutes=2 / 3)
 
 
+def test_a_little_more_time_is_told_to_be_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(retraining, "time", Timed())
+    with pytest.raises(PlanError, match=r"9 of the subsets.*give 1.1 times as many"):
+        validated(tmp_path / "bank", subsets=None, minutes=3.3)
+
+
 def test_time_without_end_is_not_used_up(tmp_path, monkeypatch):
     monkeypatch.setattr(retraining, "MOST", 14)
     found = validated(tmp_path / "bank", subsets=None, minutes=60)

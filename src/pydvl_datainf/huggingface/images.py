@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.extra import imported
 from pydvl_datainf.huggingface.records import Place, Placed, check_is_file, text_column
+from pydvl_datainf.orientation import upright
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +119,12 @@ class ImageReader:
                 range is not known; names the line.
         """
         name = text_column(placed, self.column)
-        pil, ops = imported("PIL.Image"), imported("PIL.ImageOps")
+        pil = imported("PIL.Image")
         try:
             check_is_file(self.folder / name)
             with pil.open(self.folder / name) as file:
                 mode = file.mode
-                image = ops.exif_transpose(file).convert("L" if self.channels == 1 else "RGB")
+                image = upright(file).convert("L" if self.channels == 1 else "RGB")
         except Exception as error:  # decoders raise anything about damaged files
             raise SourceError(f"{placed[0]}: the image {name} cannot be read: {error}") from error
         if mode.startswith(("I", "F")):  # Pillow would cut their numbers at 255
@@ -133,7 +134,7 @@ class ImageReader:
                 "(.npz) of bytes or from -1 to 1."
             )
         if image.size != self.size[::-1]:
-            image = ops.fit(image, self.size[::-1])
+            image = imported("PIL.ImageOps").fit(image, self.size[::-1])
         return scaled(np.asarray(image))
 
 

@@ -15,7 +15,7 @@ projections are random, or by layers' second moments.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -94,13 +94,23 @@ class SideMoments:
         )
 
     def add_tokens(self, e: Float[Tensor, "m t o"], x: Float[Tensor, "m t i"]) -> None:
-        """Adds rows of e and x: Σ_tt' e_t (x_t · x_t') e_t'ᵀ, and the same with sides swapped."""
+        """Adds rows of e and x: Σ_tt' e_t (x_t · x_t') e_t'ᵀ, and the same with sides swapped.
+
+        Of so many tokens that t x t products are more, as positions of an image are, by whole rows.
+        """
+        (t, o), i = e.shape[1:], x.shape[2]
+        if 2 * t * t * (o + i) + t * (o * o + i * i) > t * o * i + o * i * (o + i):
+            self._add(e_.mT @ x_ for e_, x_ in zip(e, x, strict=True))
+            return
         self.outputs += e.flatten(0, 1).mT @ (x @ x.mT @ e).flatten(0, 1)
         self.inputs += x.flatten(0, 1).mT @ (e @ e.mT @ x).flatten(0, 1)
 
     def add_rows(self, V: Float[Tensor, "m d"]) -> None:
         """Adds flat rows."""
-        for G in _matrices(V, len(self.outputs), self.has_bias):
+        self._add(_matrices(V, len(self.outputs), self.has_bias))
+
+    def _add(self, rows: Iterable[Tensor]) -> None:
+        for G in rows:
             self.outputs += G @ G.mT
             self.inputs += G.mT @ G
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from pydvl_datainf.orientation import upright
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Which are read. Pillow hands some others to programs that it starts."""
@@ -82,9 +84,9 @@ def small_copy(path: Path) -> str:
                 small = max(file.size) <= SIDE
                 file.draft("RGB", (SIDE, SIDE))  # JPEG: decodes no more than needed
                 seen_through = "A" in file.getbands() or "transparency" in file.info
-                image = ImageOps.exif_transpose(file.convert("RGBA" if seen_through else "RGB"))
-                image = image.convert("RGBA")
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError, SyntaxError) as error:
+                image = file.convert("RGBA" if seen_through else "RGB").convert("RGBA")
+                image = upright(image)
+        except Exception as error:  # decoders raise anything about damaged files
             raise OSError(f"{path} cannot be read: {error}") from error
     image.thumbnail((SIDE, SIDE))
     stream = BytesIO()

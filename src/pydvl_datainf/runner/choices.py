@@ -129,16 +129,18 @@ def row_widths(model: Description, training: NewRows | StoredRows) -> Mapping[st
 def _check_same_compression(options: RunOptions, training: NewRows | StoredRows) -> None:
     if options.rows != "compressed" or isinstance(training, NewRows):
         return
-    there, n = training.compression, training.n
-    asked = options.compression
+    there, asked, n = training.compression, options.compression, training.n
     told = [
         compression and (compression.rank, compression.positions(n).tolist(), compression.sides)
         for compression in (there, asked)
     ]
     if told[0] != told[1]:
+        known, wanted = (compression.asked if compression else {} for compression in (there, asked))
+        differ = [f"{name}={known[name]!r}" for name in known if known[name] != wanted.get(name)]
+        kept = f"with {', '.join(differ)}" if differ else "whole"
         raise PlanError(
-            f"{training.store} keeps its training rows otherwise than rows='compressed' asks here "
-            f"({there} is not {asked}), and a query uses them as they are. Leave out rows."
+            f"{training.store} keeps its training rows {kept}, otherwise than rows='compressed' "
+            "asks here, and a query uses them as they are. Leave out rows."
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from math import ceil
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -247,7 +248,7 @@ def _affordable(seconds: float, each: float, there: int, seeds: int) -> int:
         raise PlanError(
             f"A retraining takes {_duration(each)}, so that the time is enough for {count} of the "
             f"subsets, with {seeds} seeds, and fewer than {FEWEST} tell nothing: give "
-            f"{needed:.1f} times as many "
+            f"{ceil(10 * needed) / 10:.1f} times as many "
             "minutes, or more workers. What was trained is kept."
         )
     return count
