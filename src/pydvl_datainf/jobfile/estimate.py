@@ -150,7 +150,9 @@ def compressed_bytes(compression: Compression, model: Description, n: int) -> tu
     """
     itemsize = np.dtype(model.dtype).itemsize
     bases = sum(r * d for r, d in compression.shapes(model.widths, n).values())
-    whole = min(n, 2 * len(compression.kept_whole(n))) * sum(model.widths.values())
+    kept = len(compression.kept_whole(n))
+    kept = n if 2 * kept >= n else kept  # batches of which half is kept are kept whole
+    whole = kept * sum(model.widths.values())
     return itemsize * bases + 8 * n * len(model.widths), itemsize * whole
 
 
