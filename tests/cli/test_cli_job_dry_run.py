@@ -17,8 +17,8 @@ def test_a_dry_run_foretells_that_many_gradients_go_to_the_disk(folder, monkeypa
     monkeypatch.setattr(choices, "MOST_IN_MEMORY", 19)
     shown = done("run", folder / "job.yaml", "--dry-run", "--no-progress")
     assert "Rows kept on disk, in half precision" in shown
-    # 2·20·256 of rows and 4·20·4 of scores; 8·4·256 of vectors and 8·4·4·20 of parts of scores.
-    assert "Disk 10.31 kiB, and as much as 10.50 kiB for a time" in shown
+    # 2·20·256 of rows and 4·20·4 of scores; 8·4·256 of vectors, in one piece.
+    assert "Disk 10.31 kiB, and as much as 8.00 kiB for a time" in shown
     done("run", folder / "job.yaml", "--no-progress")
     assert InfluenceRun(folder / "out.zarr").plan.rows == "zarr"
 
