@@ -14,7 +14,7 @@ from torch import nn
 
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.huggingface.folders import AGAIN, PICKLE, absence, check_folder
+from pydvl_datainf.huggingface.folders import AGAIN, FROM_HUB, PICKLE, absence, check_folder
 from pydvl_datainf.huggingface.placement import Quantization, placement
 from pydvl_datainf.quantised import forbid_packing
 
@@ -375,4 +375,7 @@ def loading(what: str, source: str, *files: str) -> Iterator[None]:
             cause = "its pickled weights are damaged, or more than weights, which is never run"
         remedy = f" Check {' and '.join(files)} there. {AGAIN}" if Path(source).is_dir() else ""
         line = " ".join(cause.split()).rstrip(".")
-        raise ModelError(f"Could not load {what} {source}: {line}.{remedy}") from error
+        told = f"Could not load {what} {source}: {line}.{remedy}"
+        if not Path(source).exists():  # what was taken for a name on the hub
+            told = f"{absence(Path(source).absolute())}{FROM_HUB}{told}"
+        raise ModelError(told) from error
