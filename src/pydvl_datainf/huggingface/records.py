@@ -65,21 +65,8 @@ def read_records(path: Path, *, quoted: bool = True) -> list[Placed]:
         SourceError: if there is no such file, it is of another kind, empty, or cannot be read;
             names the line.
     """
-    try:
-        if not path.exists():
-            raise SourceError(absence(path, "file or folder"))
-        kind = "folder" if path.is_dir() else path.suffix.lower()
-        if kind != "folder":
-            check_is_file(path)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error}.") from error
+    kind = kind_of(path)
     readers = _READERS if quoted else {**_READERS, **_UNQUOTED}
-    if kind not in _READERS:
-        raise SourceError(
-            f"{path} is none of the kinds that can be read: "
-            f"{', '.join(sorted(suffix for suffix in _READERS if suffix[0] == '.'))}, or a folder "
-            "that datasets saved (save_to_disk)."
-        )
     try:
         records = list(readers[kind](path))
     except UnicodeDecodeError as error:
@@ -89,6 +76,35 @@ def read_records(path: Path, *, quoted: bool = True) -> list[Placed]:
     if not records:
         raise SourceError(f"{path} holds no samples.")
     return records
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a file or folder of samples.
+
+    Args:
+        path: of samples.
+
+    Returns:
+        The ending of its name, or "folder".
+
+    Raises:
+        SourceError: if it is not there, or of no kind that can be read.
+    """
+    try:
+        if not path.exists():
+            raise SourceError(absence(path, "file or folder"))
+        kind = "folder" if path.is_dir() else path.suffix.lower()
+        if kind != "folder":
+            check_is_file(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}.") from error
+    if kind not in _READERS:
+        raise SourceError(
+            f"{path} is none of the kinds that can be read: "
+            f"{', '.join(sorted(suffix for suffix in _READERS if suffix[0] == '.'))}, or a folder "
+            "that datasets saved (save_to_disk)."
+        )
+    return kind
 
 
 def read_dataset(name: str, config: str | None, split: str) -> list[Placed]:
