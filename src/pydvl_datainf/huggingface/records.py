@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, Literal, TypeAlias
@@ -319,7 +320,10 @@ def column(placed: Placed, name: str) -> Any:
     """
     place, record = placed
     if name not in record:
-        raise SourceError(f"{place}: no column '{name}'; there are {', '.join(record)}.")
+        raise SourceError(
+            f"{place}: no column '{name}'; there are {', '.join(record)}."
+            f"{like_one(name, record)} In a job columns: says which are read."
+        )
     if record[name] is None:
         raise SourceError(f"{place}: column '{name}' is empty.")
     if not is_text(record[name]):
@@ -327,6 +331,20 @@ def column(placed: Placed, name: str) -> Any:
             f"{place}: column '{name}' is not text: it holds half of a surrogate pair."
         )
     return record[name]
+
+
+def like_one(name: str, known: Iterable[str]) -> str:
+    """Says which name may be meant by another, behind a sentence.
+
+    Args:
+        name: that is unknown.
+        known: names.
+
+    Returns:
+        A sentence with a space before it; nothing where none is like it.
+    """
+    near = get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def brief(value: Any) -> str:
