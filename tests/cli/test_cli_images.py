@@ -167,7 +167,7 @@ def test_classes_that_are_stored_as_numbers_go_by_their_names(denoising, scores,
     np.testing.assert_array_equal(named.scores[...], scores)
     assert named.metadata("test")["label"].tolist() == ["a", "b", "c"]
     result = run(tmp_path, job | {"labels": ["a", "b"], "out": "other.zarr"})
-    assert "label 'c' must be a number from 0 to 1, or one of a, b" in result.stderr
+    assert "label 'c' is none of a, b, or a number from 0 to 1" in result.stderr
 
 
 def test_a_model_alone_with_its_schedule(denoising, scores, tmp_path):

@@ -35,6 +35,7 @@ def test_a_dry_run_tells_and_writes_nothing(folder):
         "Rows kept in memory",
         "Tiles of scores 1 x 3, of 4 test by 8 training samples",
         "Gradients 28, of",
+        "Which are 20 of training samples, 4 of test samples, 4 of some samples again, to measure",
         "tokens a second",
     ):
         assert told in shown

@@ -265,7 +265,9 @@ def test_a_text_without_tokens_is_refused():
 
 @pytest.mark.parametrize("label", ["ugly", 2, "-1", 1.0, True, ["good"]])
 def test_labels_that_are_no_output_are_refused(label):
-    with pytest.raises(SourceError, match=r"line 3: label .* from 0 to 1, or one of bad, good"):
+    with pytest.raises(
+        SourceError, match=r"line 3: label .* is none of bad, good, or a number from 0 to 1"
+    ):
         classes().encode(placed(text="x", label=label))
 
 

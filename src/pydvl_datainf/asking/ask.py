@@ -75,10 +75,10 @@ def ask(
         progress: show bars.
 
     Returns:
-        A run whose test samples are the questions, or the tokens of answers, with the columns
-        `prompt`, `answer`, `origin` ("given", "generated" or "predicted") and, but for labels,
-        `counted`, the tokens that count. `top`, `scores`, tables and reports read it as they read
-        any run.
+        A run whose test samples are the questions, by their ids or else their numbers from 0, or
+        the tokens of answers ("0.0", "0.1" and so on), with the columns `prompt`, `answer`,
+        `origin` ("given", "generated" or "predicted") and, but for labels, `counted`, the tokens
+        that count. `top`, `scores`, tables and reports read it as they read any run.
 
     Raises:
         SourceError: if there is no question, one cannot be tokenised as the training data was, or
@@ -86,7 +86,7 @@ def ask(
 
     Example:
         >>> found = ask(run, influence, "Who wrote it?", encoder=encoder)  # doctest: +SKIP
-        >>> found.top(3, test=0)  # doctest: +SKIP
+        >>> ids, scores = found.top(3, test=0)  # doctest: +SKIP
     """
     runs = runs_to_ask(run)
     if run.parts:

@@ -8,15 +8,14 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pydvl_datainf.demo.errors import DemoSettingsError
 from pydvl_datainf.demo.reviews import LABELS, Reviews
 from pydvl_datainf.demo.settings import DemoSettings
+from pydvl_datainf.huggingface.extra import imported
 from pydvl_datainf.huggingface.models import quiet_transformers
 
 Batch: TypeAlias = dict[str, Tensor]
@@ -104,7 +103,9 @@ def encode(reviews: Reviews, folder: Path, tokens: int) -> EncodedReviews:
     Returns:
         The tokenised reviews, in the same order.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = imported("transformers").AutoTokenizer.from_pretrained(
+        folder, local_files_only=True
+    )
     encoded = tokenizer(
         list(reviews.texts),
         truncation=True,
@@ -128,10 +129,11 @@ def build_model(folder: Path, rank: int) -> nn.Module:
         and trainable, and the rest is frozen.
     """
     with quiet_transformers():
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = imported("transformers").AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=len(LABELS), local_files_only=True
         )
-    config = LoraConfig(
+    peft = imported("peft")
+    config = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=rank,
         lora_alpha=rank,
@@ -143,7 +145,7 @@ def build_model(folder: Path, rank: int) -> nn.Module:
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )
-        adapted: nn.Module = get_peft_model(model, config)
+        adapted: nn.Module = peft.get_peft_model(model, config)
     return adapted
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.encoder import Encoded, check_some_count
-from pydvl_datainf.huggingface.records import LabelName, Placed, column, text_column
+from pydvl_datainf.huggingface.records import LabelName, Placed, column, like_one, text_column
 from pydvl_datainf.huggingface.several_labels import write_labels
 from pydvl_datainf.ignored import IGNORED
 
@@ -172,15 +172,21 @@ def label_id(value: Any, ids: Mapping[str, int], n: int, placed: Placed) -> int:
     mixed = any(name.isdecimal() and int(name) != i for name, i in ids.items())
     if str(value) in ids and (isinstance(value, str) or not mixed):
         return ids[str(value)]
-    named = f", or one of {write_labels(ids)}" if ids else ""
     try:
         number = -1 if mixed or isinstance(value, LabelName) else int(value)
     except (TypeError, ValueError):
         number = -1
     if isinstance(value, bool | float) or not 0 <= number < n:
+        numbers = f"a number from 0 to {n - 1}"
+        if ids:
+            raise SourceError(
+                f"{placed[0]}: label {value!r} is none of {write_labels(ids)}"
+                f"{'' if mixed else f', or {numbers}'}.{like_one(str(value), ids)} Correct it "
+                "there, or the names of the model's outputs (labels: of a job)."
+            )
         raise SourceError(
-            f"{placed[0]}: label {value!r} must be a number from 0 to {n - 1}{named}. Name the "
-            "model's outputs, in their order, in the job: labels: [first, second, ...]."
+            f"{placed[0]}: label {value!r} must be {numbers}. Name the model's outputs, in their "
+            "order, in the job: labels: [first, second, ...]."
         )
     return number
 

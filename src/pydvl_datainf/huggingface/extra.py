@@ -1,11 +1,15 @@
 """The packages of the extras [hf], [quantized] and [diffusers], imported when they are needed."""
 
+import logging
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 EXTRAS = {"bitsandbytes": "quantized", "diffusers": "diffusers", "PIL": "diffusers"}
 """Which packages are not in the extra [hf]."""
+
+KERNELS = "bitsandbytes.backends.cpu.ops"
+"""The logger that warns of a kernel, for inference alone, when peft is imported on some CPUs."""
 
 
 def imported(name: str) -> Any:
@@ -21,6 +25,7 @@ def imported(name: str) -> Any:
         ModuleNotFoundError: if it is not installed; says what to install.
     """
     package = name.partition(".")[0]
+    logging.getLogger(KERNELS).addFilter(_is_of_use)  # which is there once, however often added
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -42,3 +47,7 @@ def check_extra() -> None:
     for name in ("pydantic", "yaml", "transformers", "peft"):
         if find_spec(name) is None:
             imported(name)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")

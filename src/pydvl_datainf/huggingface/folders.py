@@ -40,6 +40,9 @@ PICKLE = (
     "made the file, say trust_pickle: true."
 )
 
+FROM_HUB = " From the hub: "
+"""Between what is no folder here and what became of it as a name on the hub."""
+
 
 def absence(path: Path, what: str = "folder") -> str:
     """Says that a file or folder is not there, and what there is of a like name.

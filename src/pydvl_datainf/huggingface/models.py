@@ -14,7 +14,7 @@ from torch import nn
 
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.huggingface.folders import AGAIN, PICKLE, absence, check_folder
+from pydvl_datainf.huggingface.folders import AGAIN, FROM_HUB, PICKLE, absence, check_folder
 from pydvl_datainf.huggingface.placement import Quantization, placement
 from pydvl_datainf.quantised import forbid_packing
 
@@ -31,6 +31,7 @@ AUTO_CLASSES: Mapping[Task, str] = {
 }
 CLASSIFIERS = ("sequence-classification", "token-classification")
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HEADS = ".modules_to_save."
 """In the names of what peft trains beside the adapter, heads above all."""
 
@@ -151,7 +152,8 @@ class ModelFiles:
         with loading("the configuration of", self.adapter, "adapter_config.json"):
             config = imported("peft").PeftConfig.from_pretrained(self.adapter)
             biases = getattr(config, "bias", "none")
-            return *_saved_in(config), *(() if biases == "none" else (f"biases ({biases})",))
+            heads = _held_of(_saved_in(config), Path(self.adapter, ADAPTER_WEIGHTS))
+            return *heads, *(() if biases == "none" else (f"biases ({biases})",))
 
     def load(self) -> nn.Module:
         """Loads model and adapter.
@@ -275,6 +277,15 @@ def _saved_in(config: Any) -> tuple[str, ...]:
     return tuple(getattr(config, "modules_to_save", None) or ())
 
 
+def _held_of(heads: Sequence[str], weights: Path) -> tuple[str, ...]:
+    """Those that are in an adapter's weights, where these are here: peft lists usual names too."""
+    if not weights.is_file():
+        return tuple(heads)
+    with imported("safetensors").safe_open(weights, "pt") as file:
+        names = [f".{name}" for name in file.keys()]  # noqa: SIM118 - it is no mapping
+    return tuple(head for head in heads if any(f".{head}." in name for name in names))
+
+
 def check_initialisation(adapter: str) -> None:
     """Warns of adapters that peft loads as another model than the one that was tuned.
 
@@ -307,7 +318,7 @@ def _check_on_hub(adapter: str, trust_pickle: bool) -> None:
     """Checks that an adapter on the hub has safetensors: peft takes a pickle where it has none."""
     if not trust_pickle and not Path(adapter).exists():
         with loading("safetensors of the adapter", adapter):
-            imported("huggingface_hub").hf_hub_download(adapter, "adapter_model.safetensors")
+            imported("huggingface_hub").hf_hub_download(adapter, ADAPTER_WEIGHTS)
 
 
 def _existing(name: str) -> Path:
@@ -375,4 +386,7 @@ def loading(what: str, source: str, *files: str) -> Iterator[None]:
             cause = "its pickled weights are damaged, or more than weights, which is never run"
         remedy = f" Check {' and '.join(files)} there. {AGAIN}" if Path(source).is_dir() else ""
         line = " ".join(cause.split()).rstrip(".")
-        raise ModelError(f"Could not load {what} {source}: {line}.{remedy}") from error
+        told = f"Could not load {what} {source}: {line}.{remedy}"
+        if not Path(source).exists():  # what was taken for a name on the hub
+            told = f"{absence(Path(source).absolute())}{FROM_HUB}{told}"
+        raise ModelError(told) from error

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, Literal, TypeAlias
@@ -65,21 +66,8 @@ def read_records(path: Path, *, quoted: bool = True) -> list[Placed]:
         SourceError: if there is no such file, it is of another kind, empty, or cannot be read;
             names the line.
     """
-    try:
-        if not path.exists():
-            raise SourceError(absence(path, "file or folder"))
-        kind = "folder" if path.is_dir() else path.suffix.lower()
-        if kind != "folder":
-            check_is_file(path)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error}.") from error
+    kind = kind_of(path)
     readers = _READERS if quoted else {**_READERS, **_UNQUOTED}
-    if kind not in _READERS:
-        raise SourceError(
-            f"{path} is none of the kinds that can be read: "
-            f"{', '.join(sorted(suffix for suffix in _READERS if suffix[0] == '.'))}, or a folder "
-            "that datasets saved (save_to_disk)."
-        )
     try:
         records = list(readers[kind](path))
     except UnicodeDecodeError as error:
@@ -89,6 +77,35 @@ def read_records(path: Path, *, quoted: bool = True) -> list[Placed]:
     if not records:
         raise SourceError(f"{path} holds no samples.")
     return records
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a file or folder of samples.
+
+    Args:
+        path: of samples.
+
+    Returns:
+        The ending of its name, or "folder".
+
+    Raises:
+        SourceError: if it is not there, or of no kind that can be read.
+    """
+    try:
+        if not path.exists():
+            raise SourceError(absence(path, "file or folder"))
+        kind = "folder" if path.is_dir() else path.suffix.lower()
+        if kind != "folder":
+            check_is_file(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}.") from error
+    if kind not in _READERS:
+        raise SourceError(
+            f"{path} is none of the kinds that can be read: "
+            f"{', '.join(sorted(suffix for suffix in _READERS if suffix[0] == '.'))}, or a folder "
+            "that datasets saved (save_to_disk)."
+        )
+    return kind
 
 
 def read_dataset(name: str, config: str | None, split: str) -> list[Placed]:
@@ -303,7 +320,10 @@ def column(placed: Placed, name: str) -> Any:
     """
     place, record = placed
     if name not in record:
-        raise SourceError(f"{place}: no column '{name}'; there are {', '.join(record)}.")
+        raise SourceError(
+            f"{place}: no column '{name}'; there are {', '.join(record)}."
+            f"{like_one(name, record)} In a job columns: says which are read."
+        )
     if record[name] is None:
         raise SourceError(f"{place}: column '{name}' is empty.")
     if not is_text(record[name]):
@@ -311,6 +331,20 @@ def column(placed: Placed, name: str) -> Any:
             f"{place}: column '{name}' is not text: it holds half of a surrogate pair."
         )
     return record[name]
+
+
+def like_one(name: str, known: Iterable[str]) -> str:
+    """Says which name may be meant by another, behind a sentence.
+
+    Args:
+        name: that is unknown.
+        known: names.
+
+    Returns:
+        A sentence with a space before it; nothing where none is like it.
+    """
+    near = get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def brief(value: Any) -> str:

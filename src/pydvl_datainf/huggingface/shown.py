@@ -74,9 +74,9 @@ def shown_of(data: Any, tokenizer: Any) -> tuple[dict[str, list[Any]], list[Any]
     plain = data.with_format(None)
     first = plain[0]
     columns = {
-        name: [_as_text(value) for value in plain[name]]
+        name: [conversation_text(value) for value in plain[name]]
         for name in names
-        if isinstance(_as_text(first[name]), SCALARS)
+        if isinstance(conversation_text(first[name]), SCALARS)
     }
     ids = columns.get("id")
     kept = {
@@ -91,8 +91,15 @@ def shown_of(data: Any, tokenizer: Any) -> tuple[dict[str, list[Any]], list[Any]
     return kept, ids if names_samples else None
 
 
-def _as_text(value: Any) -> Any:
-    """A conversation as text; all else as it is."""
+def conversation_text(value: Any) -> Any:
+    """A conversation as text; all else as it is.
+
+    Args:
+        value: of a column.
+
+    Returns:
+        A line for each message, behind its role, if the value is a list of messages.
+    """
     is_conversation = isinstance(value, list) and all(
         isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.errors import OutputExistsError, SourceError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.huggingface.records import Placed
+from pydvl_datainf.huggingface.records import Placed, kind_of
 
 Writer: TypeAlias = Callable[[Path, Sequence[Placed], Sequence[int], Path], None]
 
@@ -45,7 +45,7 @@ def write_subset(
         raise SourceError(f"No sample is left of {source}. Keep more.")
     writers = _WRITERS if quoted else {**_WRITERS, **_UNQUOTED}
     with whole(out) as part:
-        writers[_kind(source)](source, records, positions, part)
+        writers[kind_of(source)](source, records, positions, part)
 
 
 @contextmanager
@@ -82,9 +82,9 @@ def check_writable(source: Path, out: Path, *, overwrite: bool) -> None:
 
     Raises:
         OutputExistsError: if something is there that is not replaced.
-        SourceError: if the name is that of another kind.
+        SourceError: if the samples cannot be read, or the name is that of another kind.
     """
-    kind, named = _kind(source), out.suffix.lower()
+    kind, named = kind_of(source), out.suffix.lower()
     if named != kind if kind != "folder" else named in _WRITERS:
         called = "a name without such an ending" if kind == "folder" else f"a name ending in {kind}"
         raise SourceError(f"{out} would be of another kind than {source}: choose {called}.")
@@ -150,10 +150,6 @@ def check_absent(out: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{out} is there. Choose another name, or replace it with overwrite=True."
         )
-
-
-def _kind(path: Path) -> str:
-    return "folder" if path.is_dir() else path.suffix.lower()
 
 
 def _lines(path: Path) -> list[str]:

@@ -299,18 +299,25 @@ def _time(
     lengths = prepared.material.train.samples.lengths
     m = len(prepared.material.test.samples)
     again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
+    sides = 0
     if compression := _compression(prepared, model):
-        # Test samples, to compare compressed rows with others; and those that sides follow from.
-        again += sum(part.stop - part.start for part in sampled_queries(m))
-        again += compression.sample_size(plan.n) if compression.layers else 0
+        again += sum(part.stop - part.start for part in sampled_queries(m))  # with whole rows
+        sides = compression.sample_size(plan.n) if compression.layers else 0
+    passes = {
+        "of training samples": train * plan.n,
+        "of test samples": test * plan.m,
+        "of some training samples, for side bases": sides,
+        "of some samples again, to measure the approximation": again,
+    }
     count = train * sum(lengths) + test * sum(prepared.material.test.samples.lengths)
-    count += again * sum(lengths) // len(lengths)
-    number = runs * (train * plan.n + test * plan.m + again)
+    count += (sides + again) * sum(lengths) // len(lengths)
+    number = runs * sum(passes.values())
     each = count / rates.units, operations(plan, model) / rates.flops
     count *= runs
     seconds = tuple(runs * part for part in each)
     return {
         "Gradients": f"{number:,}, of {count:,} {unit}",
+        "Which are": ", ".join(f"{runs * k:,} {of}" for of, k in passes.items() if k),
         "Measured": f"{rates.units:,.0f} {unit} a second",
         "For gradients": duration(seconds[0]),
         "For the inverse and the scores": duration(seconds[1]),

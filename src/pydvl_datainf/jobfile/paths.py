@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydvl_datainf.errors import JobError, ModelError
-from pydvl_datainf.huggingface.folders import absence
+from pydvl_datainf.huggingface.folders import FROM_HUB, absence
 
 
 def path_in(folder: Path, name: str) -> str:
@@ -103,7 +103,8 @@ def absent_folders_named(folder: Path, *names: str | None) -> Iterator[None]:
             on_hub = name is not None and model_in(folder, name) == name
             if on_hub and f" {name}:" in str(error):
                 told = absence(Path(path_in(folder, str(name))))
-                raise ModelError(f"{told} From the hub: {error}") from error
+                # Loading may have missed it in the current folder, from which the job means none.
+                raise ModelError(told + FROM_HUB + str(error).split(FROM_HUB)[-1]) from error
         raise
 
 

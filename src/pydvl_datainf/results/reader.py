@@ -239,7 +239,8 @@ class InfluenceRun:
 
         Args:
             k: how many; at most n, or the `top_k` of the run.
-            test: the id of a test sample; None = all of them.
+            test: the id of a test sample, which is its position only where no ids were given; where
+                ids are text, 0 finds "0". None = all of them.
             most: "helpful" (largest first) or "harmful" (smallest first).
 
         Returns:
@@ -512,10 +513,16 @@ class InfluenceRun:
             )
 
     def _position(self, test: Any) -> int:
-        found = np.flatnonzero(self.test_ids == test)
-        if not len(found):
-            raise KeyError(f"No test sample has the id {test!r}; they are {self.test_ids[:5]} ...")
-        return int(found[0])
+        ids: list[Any] = self.test_ids.tolist()
+        is_number = isinstance(test, int | np.integer) and not isinstance(test, bool)
+        named = str(test) if is_number and isinstance(ids[0], str) else test
+        if named not in ids:
+            some = ", ".join(map(repr, ids[:5])) + (", ..." if len(ids) > 5 else "")
+            raise KeyError(
+                f"No test sample has the id {test!r}; there are {some}. test is an id of test_ids, "
+                "not a position."
+            )
+        return ids.index(named)
 
     def run_of_rows(self) -> "InfluenceRun":
         """The run whose rows this one used: itself, but for a query.
