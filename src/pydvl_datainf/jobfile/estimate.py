@@ -157,9 +157,7 @@ def compressed_bytes(compression: Compression, model: Description, n: int) -> tu
     bases = sum(r * d for r, d in compression.shapes(model.widths, n).values())
     bases += sum(o * a + i * k for o, a, i, k in compression.side_shapes(model.widths).values())
     small = sum(compression.small_widths(model.widths).values()) + len(compression.layers)
-    kept = len(compression.kept_whole(n))
-    kept = n if 2 * kept >= n else kept  # of batches of which half is kept, all are
-    passing = itemsize * kept * small
+    passing = itemsize * len(compression.kept_whole(n)) * small
     parts = len(side_parts(compression.sample_size(n)))
     passing += parts * sum(8 * (o**2 + i**2) for o, i, _ in compression.layers.values())
     return itemsize * bases + 8 * n * len(model.widths), passing

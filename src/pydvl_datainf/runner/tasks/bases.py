@@ -22,7 +22,6 @@ from pydvl_datainf.inverse.directions import leading_directions
 from pydvl_datainf.results.arrays import BASES, WORK
 from pydvl_datainf.results.layout import basis_name
 from pydvl_datainf.results.plan import Tiling
-from pydvl_datainf.runner.sampled_rows import EMPTY, kept_in_parts
 from pydvl_datainf.runner.sizing import sampled_queries
 from pydvl_datainf.runner.tasks.context import Context, device_of
 from pydvl_datainf.runner.tasks.spec import RunSpec
@@ -39,7 +38,7 @@ def sample_name(block: int) -> str:
 
 
 def sample_parts(spec: RunSpec) -> Tiling:
-    """The places of rows that are kept, cut into as many as are computed at once."""
+    """The samples whose rows are kept, cut into as many as are computed at once."""
     return Tiling(len(_kept(spec)), spec.plan.step)
 
 
@@ -47,13 +46,9 @@ def write_sample(part: int, context: Context, inputs: Inputs) -> None:
     """Some of the rows that are kept until they are projected."""
     spec = context.spec
     place, compute = sample_parts(spec)[part], partial(_new, context, inputs)
-    kept = _kept(spec)[place]
-    chosen = kept[kept != EMPTY]
-    rows = concatenated(list(rows_at_positions(chosen, context, inputs, compute)))
+    rows = concatenated(list(rows_at_positions(_kept(spec)[place], context, inputs, compute)))
     for b, G in enumerate(rows.values()):
-        written = np.zeros((len(kept), G.shape[1]), spec.dtype)
-        written[: len(G)] = G.cpu().numpy()
-        context.store.write(sample_name(b), place, written)
+        context.store.write(sample_name(b), place, G.cpu().numpy())
 
 
 def write_rank(b: int, context: Context, inputs: Inputs) -> None:
@@ -72,35 +67,25 @@ def write_basis(b: int, context: Context, inputs: Inputs) -> None:
 def _sampled(b: int, context: Context, inputs: Inputs) -> Tensor:
     """The rows of a block that its basis is learned from, whole or small."""
     spec = context.spec
-    wanted = _compression(spec).positions(spec.plan.n)
-    return small_rows(_rows_of(b, wanted, context, inputs), spec.side_blocks)[list(spec.widths)[b]]
-
-
-def _rows_of(b: int, wanted: Positions, context: Context, inputs: Inputs) -> BlockVectors:
-    """The rows of a block, whole or packed, of training samples that are kept."""
-    kept, name = _kept(context.spec), sample_name(b)
-    parts = [
-        context.store.read(name, place)[np.isin(kept[place], wanted)]
-        for place in sample_parts(context.spec)
-    ]
-    rows = torch.from_numpy(np.concatenate(parts)).to(device_of(inputs))
-    return OrderedDict({list(context.spec.widths)[b]: rows})
+    wanted = np.isin(_kept(spec), _compression(spec).positions(spec.plan.n))
+    rows = context.store.read(sample_name(b), ...)[wanted]
+    block = list(spec.widths)[b]
+    found = {block: torch.tensor(rows, device=device_of(inputs))}
+    return small_rows(found, spec.side_blocks)[block]
 
 
 def write_compression_error(_: None, context: Context, inputs: Inputs) -> None:
     """What compression changes in influences of samples that no basis was learned from.
 
-    The inverse is taken over the rows of these and of the sample, whole or small, and over their
-    coordinates.
+    The inverse is taken over all rows of the sample, whole or small, and over their coordinates.
     """
     spec, device = context.spec, device_of(inputs)
-    over = _compression(spec).kept_whole(spec.plan.n)
-    checked = np.isin(over, _compression(spec).checked(spec.plan.n))
+    checked = np.isin(_kept(spec), _compression(spec).checked(spec.plan.n))
     wanted = torch.tensor(checked, device=device)
     vectors = concatenated(list(_queries(context, inputs)))
     found, differ = [], []
     for b, block in enumerate(spec.widths):
-        rows = _rows_of(b, over, context, inputs)
+        rows = {block: torch.tensor(context.store.read(sample_name(b), ...), device=device)}
         G = small_rows(rows, spec.side_blocks)[block]
         is_wide = b in spec.basis_shapes
         B = torch.tensor(context.store.read(basis_name(b), ...), device=device) if is_wide else None
@@ -140,15 +125,13 @@ def whole_rows(tile: int, context: Context, inputs: Inputs) -> Iterator[tuple[sl
     spec, wanted = context.spec, context.spec.plan.train[tile]
     assert inputs.train is not None  # rows of a query are stored
     assert spec.train is not None
-    kept = _kept(spec)
-    places = np.flatnonzero(kept != EMPTY)
-    chosen, first = kept[places], wanted.start
+    chosen = _kept(spec)
+    first = wanted.start
 
     def known(place: slice) -> BlockVectors:
-        device, at = device_of(inputs), places[place]
-        there = slice(int(at[0]), int(at[-1]) + 1)  # those of a batch are neighbours
+        device = device_of(inputs)
         return OrderedDict(
-            (block, torch.tensor(context.store.read(sample_name(b), there), device=device))
+            (block, torch.tensor(context.store.read(sample_name(b), place), device=device))
             for b, block in enumerate([*spec.widths, LOSS])
         )
 
@@ -212,8 +195,7 @@ def _new(context: Context, inputs: Inputs, batch: Batch) -> BlockVectors:
 
 def _kept(spec: RunSpec) -> Positions:
     """Positions of the training samples whose rows are kept until they are projected."""
-    assert spec.train is not None  # rows of a query are stored
-    return kept_in_parts(_compression(spec), spec.train.lengths, spec.plan.step)
+    return _compression(spec).kept_whole(spec.plan.n)
 
 
 def _compression(spec: RunSpec) -> Compression:
