@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -69,11 +68,6 @@ class Context:
         if self.spec.rows_location == self.spec.location:
             return self.store
         return Stored(self.spec.rows_location)
-
-    @cached_property
-    def aside(self) -> ThreadPoolExecutor:
-        """A thread, which does one thing after the other beside the tasks."""
-        return ThreadPoolExecutor(1)
 
     @cached_property
     def damping(self) -> dict[str, float]:

@@ -49,8 +49,6 @@ class PieceRows:
     def of_block(self, block: str) -> Chunks:
         """The rows of a block, in pieces; decoded once where there is room for all of them.
 
-        A thread decodes them then, while the first are computed with.
-
         Args:
             block: of the piece.
 
@@ -63,13 +61,8 @@ class PieceRows:
             return partial(self._chunks, block)
         what, dtype = f"{self.rows.folder} decoded", getattr(torch, self.context.spec.precision)
         shape, device = (self._n, width), device_of(self.inputs)
-        memory = self.context.memory(what, shape, dtype, device)
-        if self._held is None or torch.get_num_threads() > 1:  # which decode faster by themselves
-            chunks = list(self._chunks(block, memory))
-            return lambda: chunks
-        parts = _parts(self.context, self.inputs, self.p, self._held, block, memory)
-        waiting = [self.context.aside.submit(decoded) for _, decoded in parts]
-        return lambda: (part.result() for part in waiting)
+        chunks = list(self._chunks(block, self.context.memory(what, shape, dtype, device)))
+        return lambda: chunks
 
     def weighed(self, block: str, method: Method, chunks: Chunks) -> Chunks:
         """What the solvers of a method are fed in place of the rows of a block.
@@ -117,8 +110,8 @@ class PieceRows:
         for tile in tiles if self._held is None else [slice(0, context.spec.plan.n)]:
             stored = self._held or read_stored(context, self.p, tile, self.rows)
             out = None if into is None else into[self.rows.of(tile)]
-            for _, decoded in _parts(context, self.inputs, self.p, stored, block, out):
-                yield decoded()
+            for _, G in _decoded(context, self.inputs, self.p, stored, block, out):
+                yield G
 
 
 def tile_rows(
@@ -141,14 +134,14 @@ def tile_rows(
         return
     pieces = range(len(context.spec.plan.pieces))
     parts = [
-        (block, _parts(context, inputs, p, stored, block))
+        (block, _decoded(context, inputs, p, stored, block))
         for p in pieces
         for stored in [read_stored(context, p, context.spec.plan.train[j], of)]
         for block in context.spec.piece(p)
     ]
     for found in zip(*(rows for _, rows in parts), strict=True):
         names = (block for block, _ in parts)
-        rows = ((name, decoded()) for name, (_, decoded) in zip(names, found, strict=True))
+        rows = ((name, G) for name, (_, G) in zip(names, found, strict=True))
         yield found[0][0], OrderedDict(rows)
 
 
@@ -191,27 +184,22 @@ def read_stored(
     return torch.from_numpy(halves), torch.from_numpy(scales).clone()
 
 
-def _parts(
+def _decoded(
     context: Context,
     inputs: Inputs | None,
     p: int,
     stored: Halves,
     block: str,
     into: Tensor | None = None,
-) -> Iterator[tuple[slice, Callable[[], Tensor]]]:
-    """Which of some rows are decoded at once, in one block, and what decodes them."""
+) -> Iterator[tuple[slice, Tensor]]:
     halves, scales = stored
     spec, device = context.spec, device_of(inputs)
     columns, b = spec.columns_in(p, block), list(spec.piece(p)).index(block)
-
-    def decoded(place: slice) -> Tensor:
+    for start in range(0, len(halves), spec.plan.chunk):
+        place = slice(start, min(start + spec.plan.chunk, len(halves)))
         part, lengths = halves[place, columns].to(device), scales[place, b].to(device)
         if into is None:
             out = torch.empty_like(part, dtype=getattr(torch, spec.precision))
         else:
             out = into[place]
-        return decode(part, lengths, out)
-
-    for start in range(0, len(halves), spec.plan.chunk):
-        place = slice(start, min(start + spec.plan.chunk, len(halves)))
-        yield place, partial(decoded, place)
+        yield place, decode(part, lengths, out)
