@@ -121,7 +121,10 @@ def test_pairs_out_of_which_trl_took_the_prompt(tmp_path):
     write_lines(file, talks)
     assert len(NamedFile(file).records(run)) == 2
     write_lines(file, [talks[0], talks[1] | {"rejected": talk("Tell 1", "Yes.")}])
-    with pytest.raises(SourceError, match="line 2: 'rejected' is"):
+    edited = (
+        r"line 2: 'rejected' is 'user: Tell 1\\nassistant: Yes.', and was 'assistant: No.' when"
+    )
+    with pytest.raises(SourceError, match=edited):
         NamedFile(file).records(run)
 
 

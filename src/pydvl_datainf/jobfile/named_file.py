@@ -86,8 +86,9 @@ class NamedFile:
     def _differs(
         self, placed: Placed, name: str, now: object, then: object, run: InfluenceRun
     ) -> SourceError:
+        told = brief(conversation_text(now))
         return SourceError(
-            f"{placed[0]}: '{name}' is {brief(now)}, and was {brief(then)} when {run.store} "
+            f"{placed[0]}: '{name}' is {told}, and was {brief(then)} when {run.store} "
             "was made. Name the file that it was made of, with the samples in that order and "
             "their ids in a column that is called id."
         )
