@@ -151,7 +151,7 @@ def test_what_a_run_holds_tells_the_comparison(tmp_path):
     found = done.approximation_error
     assert f"over {found.n} training, {found.m} test samples" in text
     assert f"Rank correlation of influences {found.rank_correlation:.2f}" in text
-    assert f"a common factor included {found.score_error:.2g}" in text
+    assert f"Difference of influences {found.score_error:.2g} times their size" in text
 
 
 def test_gradient_products_show_no_damping(tmp_path):

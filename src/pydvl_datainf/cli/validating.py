@@ -33,7 +33,8 @@ def _enough(context: click.Context, option: click.Parameter, value: int | None) 
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Retrain on as many halves of the training data as this allows, measured by the first.",
+    help="Retrain on as many halves of the training data as this allows, measured by the first; "
+    "loading, and checking the recipe, come on top.",
 )
 @click.option(
     "--subsets",

@@ -152,7 +152,10 @@ def _trust(run: InfluenceRun) -> dict[str, str]:
         "Compared with the exact inverse": f"over {over}{_before(run)}",
         "Cosine to it, of the blocks": cosines,
         "Rank correlation of influences": ranks,
-        "Relative error, a common factor included": f"{found.score_error:.2g}",
+        "Difference of influences": (
+            f"{found.score_error:.2g} times their size; a factor common to all counts here, and "
+            "changes no order"
+        ),
         "What to make of these": 'docs/trust.md, "How far to trust a score"',
     }
 
