@@ -126,7 +126,7 @@ def test_names_with_commas_and_spaces_are_found(names, answer, labels):
         ),
         (("c", " c"), "1, c", "the labels '1' and ' c', or '1' and 'c'"),
         (("a", '"a"', "b"), '"a"', """the labels 'a', or '"a"', since .* in double quotes"""),
-        (("rock, pop", "b", "c "), "rock, pop, d", "label 'd' must be a number"),
+        (("rock, pop", "b", "c "), "rock, pop, d", "label 'd' is none of"),
     ],
 )
 def test_what_could_be_other_labels_is_refused(names, answer, message):
@@ -144,7 +144,7 @@ def test_pairs_are_read_as_pairs():
 @pytest.mark.parametrize(
     ("made", "question", "answer", "message"),
     [
-        (encoder(), Question("a"), "fair", "questions, question 4: label 'fair' must be a number"),
+        (encoder(), Question("a"), "fair", "questions, question 4: label 'fair' is none of"),
         (encoder(), Question("a", span="b"), "bad", "question 4: a label has no span"),
         (
             encoder(),

@@ -178,7 +178,7 @@ def label_id(value: Any, ids: Mapping[str, int], n: int, placed: Placed) -> int:
         number = -1
     if isinstance(value, bool | float) or not 0 <= number < n:
         numbers = f"a number from 0 to {n - 1}"
-        if ids:
+        if any(name != f"LABEL_{i}" for name, i in ids.items()):  # which no one named
             raise SourceError(
                 f"{placed[0]}: label {value!r} is none of {write_labels(ids)}"
                 f"{'' if mixed else f', or {numbers}'}.{like_one(str(value), ids)} Correct it "
