@@ -52,7 +52,7 @@ def test_a_base_and_its_adapter(causal, tuned):
 
 def test_a_head_that_comes_with_the_adapter(classes):
     model = classes.load()
-    assert classes.adapter_heads() == ("classifier", "score")
+    assert classes.adapter_heads() == ("classifier",)
     selection = select_parameters(model)
     assert len(selection.names) == 8
     assert selection.left_out == ("classifier",)

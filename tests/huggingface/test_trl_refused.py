@@ -17,6 +17,7 @@ from trl_trainers import FORMS, trained
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The trainer's loss counts all turns:UserWarning"),
 ]
 
 

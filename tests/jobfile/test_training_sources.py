@@ -164,6 +164,7 @@ def test_arrays_stay_as_they_are(tmp_path):
 )
 def test_the_name_that_is_proposed_can_be_written(tmp_path, task, train, name):
     (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train.TSV").touch()
     fields = {"model": "m", "test": "t.csv", "out": "o"}
     job = Job.model_validate({"task": task, "train": train, **fields})
     assert next_name(job) == name

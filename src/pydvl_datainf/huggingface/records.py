@@ -391,3 +391,20 @@ def text_column(placed: Placed, name: str) -> str:
     if not isinstance(value, str):
         raise SourceError(f"{placed[0]}: column '{name}' must be text, got {type(value).__name__}.")
     return value
+
+
+def conversation_text(value: Any) -> Any:
+    """A conversation as text; all else as it is.
+
+    Args:
+        value: of a column.
+
+    Returns:
+        A line for each message, behind its role, if the value is a list of messages.
+    """
+    is_conversation = isinstance(value, list) and all(
+        isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value
+    )
+    if not is_conversation or not value:
+        return value
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in value)

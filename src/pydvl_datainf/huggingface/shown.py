@@ -5,6 +5,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from pydvl_datainf.huggingface.records import conversation_text
+
 SCALARS = (str, int, float, bool)
 RESERVED = ("id", "tokens")
 """Columns that a result has anyway."""
@@ -89,23 +91,6 @@ def shown_of(data: Any, tokenizer: Any) -> tuple[dict[str, list[Any]], list[Any]
         kept["text"] = [decode(tokens, skip_special_tokens=True) for tokens in plain["input_ids"]]
     names_samples = ids and _are_alike(ids, (str, int)) and len(set(ids)) == len(ids)
     return kept, ids if names_samples else None
-
-
-def conversation_text(value: Any) -> Any:
-    """A conversation as text; all else as it is.
-
-    Args:
-        value: of a column.
-
-    Returns:
-        A line for each message, behind its role, if the value is a list of messages.
-    """
-    is_conversation = isinstance(value, list) and all(
-        isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value
-    )
-    if not is_conversation or not value:
-        return value
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
 
 
 def _are_alike(values: Sequence[Any], kinds: tuple[type, ...]) -> bool:

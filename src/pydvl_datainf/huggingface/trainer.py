@@ -97,14 +97,6 @@ def influence_from_trainer(
             "trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False) first.",
             stacklevel=2,
         )
-    of_trl = TrlTrainer.of(trainer)
-    if of_trl is not None and of_trl.counts_questions:
-        warn(
-            "The trainer's loss counts all turns of a conversation, so influences on a test "
-            "conversation are in part about what its user asks. To score answers alone, train "
-            "with assistant_only_loss=True, or ask with a ChatEncoder (pydvl_datainf.asking).",
-            stacklevel=2,
-        )
     check_method(method)
     objective = objective or _objective_of(trainer)
     held_out = trainer.eval_dataset if test is None else test
@@ -113,11 +105,20 @@ def influence_from_trainer(
             f"The trainer has several evaluation datasets ({', '.join(held_out)}). Pass one of "
             "them as test."
         )
-    return TrainerInfluence(
+    made = TrainerInfluence(
         METHODS[method](model, objective, **settings),
         _loader(trainer, held_out, batch_size, "evaluation data; pass test"),
         _loader(trainer, trainer.train_dataset, batch_size, "training data"),
     )
+    of_trl = TrlTrainer.of(trainer)
+    if of_trl is not None and of_trl.counts_questions:
+        warn(
+            "The trainer's loss counts all turns of a conversation, so influences on a test "
+            "conversation are in part about what its user asks. To score answers alone, train "
+            "with assistant_only_loss=True, or ask with a ChatEncoder (pydvl_datainf.asking).",
+            stacklevel=2,
+        )
+    return made
 
 
 def _check_not_packed(trainer: Any, *, with_evaluation: bool) -> None:
