@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.method import Method, OnePass, float64_bytes
+from pydvl_datainf.vectors import product
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Times(OnePass):
     def add(self, G: Float[Tensor, "b d"]) -> None:
         """Adds the chunk's part of each c, in place: a sum of its own takes as long to add."""
         G = G.double()
-        self.sums.addmm_(self.V @ G.mT * weights(G, self.λ), G)
+        self.sums.addmm_(product(self.V, G) * weights(G, self.λ), G)
 
     def result(self) -> Float[Tensor, "m d"]:
         """(v − c/n)/λ."""
@@ -90,7 +91,7 @@ class Forms(OnePass):
 
     def add(self, G: Float[Tensor, "b d"]) -> None:
         """Adds the chunk's part of each q."""
-        self.sums += (self.V @ G.double().mT).square() @ weights(G, self.λ)
+        self.sums += product(self.V, G).square() @ weights(G, self.λ)
 
     def result(self) -> Float[Tensor, " m"]:
         """(‖v‖² − q/n)/λ."""
