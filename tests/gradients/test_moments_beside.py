@@ -38,8 +38,15 @@ def numbers(*shape, outputs):
     return lambda: (torch.randn(7, *shape).double(), torch.randn(7, outputs).double())
 
 
+def normed():
+    """Whose first weight follows from two parameters, which are explained at the layer too."""
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(3, 5))
+    return Flat(first, nn.Tanh(), nn.Linear(5, 2))
+
+
 CASES = {
     "layers": (layers, MSE, numbers(3, 5, outputs=16)),
+    "weights of other parameters": (normed, MSE, numbers(3, outputs=2)),
     "tied": (Tied, MSE, lambda: (torch.randint(0, 6, (7, 4)), torch.randn(7, 6).double())),
     "recurrent": (Recurrent, MSE, numbers(5, 3, outputs=10)),
     "texts": (

@@ -1,5 +1,8 @@
 """Models made to deceive: what is computed is right, or refused with its cause."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -253,3 +256,55 @@ def test_hidden_randomness_is_noticed_however_small_the_loss(scale):
     for length in (1, 4):
         with pytest.raises(ModelError, match="random"):
             engine(Noisy().double(), loss).rows(data(length, 3))
+
+
+class Skipping(nn.Module):
+    """Leaves a layer out by chance, as LayerDrop does, or draws and does not use what it drew."""
+
+    def __init__(self, share, draw):
+        super().__init__()
+        self.inner, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.share, self.draw, self.passes = share, draw, 0
+
+    def forward(self, x):
+        self.passes += 1
+        is_left_out = self.draw() < self.share
+        return self.out(x if is_left_out else x + torch.tanh(self.inner(x)))
+
+
+DRAWS = {
+    "torch": lambda: float(torch.rand([])),
+    "numpy": np.random.random,
+    "python": random.random,
+}
+
+
+def seeded():
+    """So that the first of the draws below 0.05 comes late."""
+    torch.manual_seed(37)
+    np.random.seed(37)  # noqa: NPY002 - which models draw from
+    random.seed(37)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
+def test_randomness_that_seldom_shows_is_noticed(draw, length):
+    model = Skipping(0.05, draw).double()
+    batch = data(length, 3)
+    seeded()
+    drawn = [draw() < 0.05 for _ in range(60)]
+    assert not any(drawn[:16])
+    assert any(drawn)
+    seeded()
+    with pytest.raises(ModelError, match="random"):
+        engine(model).rows(batch)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_models_that_draw_and_do_not_use_it_are_right(length):
+    model, batch = Skipping(0.0, DRAWS["torch"]).double(), data(length, 3)
+    once = engine(model)
+    assert_right(once, batch)
+    before = model.passes
+    once.rows(batch)
+    assert model.passes <= before + 3

@@ -12,6 +12,7 @@ sample from then on.
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +23,13 @@ from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
-from pydvl_datainf.gradients.checks import Tolerance, check_finite_rows, check_steady
+from pydvl_datainf.gradients.checks import (
+    Tolerance,
+    check_finite_rows,
+    check_not_by_chance,
+    check_steady,
+    random_states,
+)
 from pydvl_datainf.gradients.comparison import check_any_sample, compared, give_up_misplaced
 from pydvl_datainf.gradients.engines import LossGradientEngine
 from pydvl_datainf.gradients.losses import LOSS
@@ -52,11 +59,12 @@ class CaptureEngine(LossGradientEngine):
     an expert or an operation that only some data meets: rows add up to the gradient of a random
     combination of the losses, the first and the last sample's rows are those of a batch of one, and
     the losses of all samples are the same in two smaller batches and in another order, where layers
-    have as many rows for each sample. Layers whose inputs were picked by numbers or masks are given
-    up in any batch whose rows are not the samples' in turn. What the graph does not show, such as
-    values that mix samples, is searched for by computing a sample drawn at random alone: one in
-    128, one of the second, fourth, eighth ... batch, and one of the first batch of each length. A
-    fault in a share f of the samples stays unseen in n of them with a chance of about
+    have as many rows for each sample. Where the first batch of a kind draws random numbers, many
+    passes over it have to give the same losses. Layers whose inputs were picked by numbers or masks
+    are given up in any batch whose rows are not the samples' in turn. What the graph does not show,
+    such as values that mix samples, is searched for by computing a sample drawn at random alone:
+    one in 128, one of the second, fourth, eighth ... batch, and one of the first batch of each
+    length. A fault in a share f of the samples stays unseen in n of them with a chance of about
     (1 - f)^(n/128).
 
     Args:
@@ -95,7 +103,11 @@ class CaptureEngine(LossGradientEngine):
         check_mode(self.model)
         with differentiating(self.model):
             kind, inputs = self._inputs(batch)
+            devices, is_first = devices_of(self.model), not inputs.checked.checks
+            before = random_states(devices) if is_first else []
             losses, rows = self._alone(inputs) if inputs.length == 1 else self._captured(inputs)
+            if is_first and random_states(devices) != before:
+                check_not_by_chance(partial(self.passes.losses, batch), inputs.tolerance)
             if left := inputs.parameters.keys() - rows.keys():
                 rows = self._completed(inputs, losses, rows, left)
             self._kinds[kind] = inputs.checked

@@ -1,8 +1,11 @@
 """Checks of losses and rows, and by how much rounding lets two computations of one differ."""
 
-from collections.abc import Mapping
+import pickle
+import random
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,6 +93,45 @@ def check_steady(losses: Tensor, again: Tensor, tolerance: Tolerance) -> None:
             "or the objective is random. Call model.eval(), switch functional dropout off, and "
             "draw noise from a generator that is seeded for each sample."
         )
+
+
+PASSES_OF_CHANCE = 64
+"""Forward passes over one batch where random numbers are drawn. A layer that is left out in one
+pass of 20 for all samples together (LayerDrop) stays unseen in so many with a chance of 4%."""
+
+
+def random_states(devices: Iterable[torch.device]) -> list[bytes]:
+    """The states of the global generators that a forward pass may draw from.
+
+    Args:
+        devices: of the model.
+
+    Returns:
+        Those of torch on the CPU and on cards, of NumPy and of Python; equal where none was drawn
+        from.
+    """
+    cards = [torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"]
+    drawn = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cards)]
+    others = np.random.get_state(), random.getstate()  # noqa: NPY002 - which models draw from
+    return [*drawn, *map(pickle.dumps, others)]
+
+
+def check_not_by_chance(losses: Callable[[], Tensor], tolerance: Tolerance) -> None:
+    """Checks that the random numbers that a forward pass draws change nothing.
+
+    Some models draw them and do not use them. In others, as with LayerDrop and stochastic depth in
+    training mode, two passes are often the same.
+
+    Args:
+        losses: computes those of one batch.
+        tolerance: of the model.
+
+    Raises:
+        ModelError: if any pass gives others.
+    """
+    first = losses().detach()
+    for _ in range(PASSES_OF_CHANCE - 1):
+        check_steady(first, losses().detach(), tolerance)
 
 
 def check_independent(

@@ -64,7 +64,10 @@ class _OfOnePass:
             return rows
         done, grads = own[-1]
         for use, g in zip(done.uses, grads, strict=True):
-            if g is not None and isinstance(use, Call) and use.layer.module in self.modules:
+            if g is None or not isinstance(use, Call) or use.layer.module not in self.modules:
+                continue
+            # A layer whose weight follows from other parameters is watched for these once more.
+            if not self.names.isdisjoint(use.names):
                 (x,) = (*use.args, *use.kwargs.values())
                 self.moments.add_call(use.layer.module, x, g, done.inputs.length)
         return rows
