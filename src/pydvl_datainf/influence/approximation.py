@@ -63,7 +63,7 @@ def approximation_error(
             "Plain products of gradients have no damping, so they approximate no damped inverse. "
             "Compare HessianFreeInfluence(scaled=True)."
         )
-    if influence.curvature_engine is not None:
+    if influence.sample_rows.curvature is not None:
         raise SourceError(
             "Inverses are compared over the training gradients, and this one is made of other "
             'rows. Compare one with curvature="empirical".'

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pydvl_datainf.objectives.output_loss import OutputLoss
+
 
 def move(loss: Any, device: torch.device) -> None:
     """Moves the modules and tensors that a loss or an objective holds, in place.
@@ -24,6 +26,8 @@ def move(loss: Any, device: torch.device) -> None:
         moved = _moved(held, device)
         if moved is not held:
             object.__setattr__(loss, name, moved)  # also of frozen dataclasses
+    if isinstance(loss, OutputLoss):
+        move(loss.loss, device)
 
 
 def _moved(held: Any, device: torch.device) -> Any:
