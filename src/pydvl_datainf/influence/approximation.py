@@ -51,6 +51,28 @@ def approximation_error(
         >>> bool(approximation_error(influence, x, y).score_error < 1e-9)  # exact for n = 1
         True
     """
+    _check_comparable(influence, samples)
+    vectors = influence.test_gradients_by_block(x_test, y_test)
+    n = influence.n_samples or 0
+    chosen = evenly_spaced(n, n if samples is None else samples)
+    rows = _rows_at(chosen, influence.training_gradients_by_block())
+    found = compared_with_exact(influence.inverses, vectors, rows, influence.damping)
+    widths = influence.blocks.widths
+    return ApproximationError(
+        blocks=tuple(found.errors),
+        errors=np.array(list(found.errors.values())),
+        cosines=np.array(list(found.cosines.values())),
+        widths=np.array([widths[block] for block in found.errors]),
+        damping=np.array([influence.damping[block] for block in found.errors]),
+        n=len(chosen),
+        m=length(vectors),
+        score_error=found.score_error,
+        rank_correlation=found.rank_correlation,
+    )
+
+
+def _check_comparable(influence: BlockwiseInfluence, samples: int | None) -> None:
+    """Refuses what approximates no inverse of the gradients, or has none."""
     if samples is not None and (type(samples) is not int or samples < 1):
         raise SourceError(f"samples must be a positive number or None, got {samples!r}.")
     if not isinstance(influence, BlockwiseInfluence):
@@ -73,23 +95,6 @@ def approximation_error(
             "Inverses are compared over whole rows, and these are compressed. Compare a model with "
             'rows="memory".'
         )
-    vectors = influence.test_gradients_by_block(x_test, y_test)
-    n = influence.n_samples or 0
-    chosen = evenly_spaced(n, n if samples is None else samples)
-    rows = _rows_at(chosen, influence.training_gradients_by_block())
-    found = compared_with_exact(influence.inverses, vectors, rows, influence.damping)
-    widths = influence.blocks.widths
-    return ApproximationError(
-        blocks=tuple(found.errors),
-        errors=np.array(list(found.errors.values())),
-        cosines=np.array(list(found.cosines.values())),
-        widths=np.array([widths[block] for block in found.errors]),
-        damping=np.array([influence.damping[block] for block in found.errors]),
-        n=len(chosen),
-        m=length(vectors),
-        score_error=found.score_error,
-        rank_correlation=found.rank_correlation,
-    )
 
 
 def evenly_spaced(n: int, samples: int) -> npt.NDArray[np.int64]:
