@@ -1,4 +1,4 @@
-"""Losses and objectives that hold tensors of their own, such as the weights of classes."""
+"""Moves to a device what losses and objectives hold, such as the weights of classes."""
 
 from functools import partial
 from typing import Any
