@@ -44,7 +44,6 @@ from pydvl_datainf.influence.arguments import (
     Loss,
     check_settings,
     checked_mode,
-    given_samples,
 )
 from pydvl_datainf.influence.fitted import Fitted, check_order
 from pydvl_datainf.influence.fitted_samples import (
@@ -374,12 +373,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     ) -> BlockVectors:
         """Influences in the dtype in which they are computed."""
         fitted, mode = self._fitted(), checked_mode(mode)
-        test = self.sample_rows.batch(given_samples(x_test, y_test))
+        test = self.sample_rows.batch(x_test, y_test)
         if x is None and y is not None:
             raise BatchError(
                 "Labels y came without inputs x. Pass both, or neither for the test data."
             )
-        train = test if x is None else self.sample_rows.batch(given_samples(x, y))
+        train = test if x is None else self.sample_rows.batch(x, y)
         fitted.check_unchanged(self.model)
         left = self.sample_rows.of(test, self.sample_rows.test_engine)
         if mode == InfluenceMode.Perturbation:
@@ -419,7 +418,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             For each block its factors as rows, shape (B, d_l).
         """
         fitted, rows = self._fitted(), self.sample_rows
-        batch = rows.batch(given_samples(x, y))
+        batch = rows.batch(x, y)
         fitted.check_unchanged(self.model)
         return fitted.factors(rows.of(batch, rows.test_engine))
 
@@ -474,7 +473,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """Influences from factors, in the wider dtype of factors and rows."""
         fitted, mode = self._fitted(), checked_mode(mode)
         self.blocks.check_vectors(z_test_factors)
-        batch = self.sample_rows.batch(given_samples(x, y))
+        batch = self.sample_rows.batch(x, y)
         fitted.check_unchanged(self.model)
         factors = {b: f.to(fitted.device) for b, f in z_test_factors.items()}
         if mode == InfluenceMode.Perturbation:
@@ -501,7 +500,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block gradients as rows, shape (B, d_l).
         """
-        return self.sample_rows.of(self.sample_rows.batch(given_samples(x, y)))
+        return self.sample_rows.of(self.sample_rows.batch(x, y))
 
     def gradients_with_losses_by_block(
         self, x: Inputs, y: Tensor | None = None
@@ -511,7 +510,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block gradients as rows, shape (B, d_l), and under `LOSS` the losses, (B, 1).
         """
-        return self.sample_rows.with_losses(self.sample_rows.batch(given_samples(x, y)))
+        return self.sample_rows.with_losses(self.sample_rows.batch(x, y))
 
     def test_gradients_by_block(
         self, x: Inputs, y: Tensor | None = None
@@ -522,7 +521,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             For each block gradients as rows, shape (B, d_l).
         """
         rows = self.sample_rows
-        return rows.of(rows.batch(given_samples(x, y)), rows.test_engine)
+        return rows.of(rows.batch(x, y), rows.test_engine)
 
     def losses(self, data: Any) -> Tensor:
         """Computes the loss of each sample, in one forward pass. Does not need `fit`.
@@ -587,9 +586,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     def _asked(self, fitted: Fitted, x_test: Inputs, y_test: Tensor | None) -> BlockVectors:
         """Test gradients, as the rows of the fitted samples are."""
-        fitted.check_order()
-        rows = self.sample_rows
-        batch = rows.batch(given_samples(x_test, y_test))
+        check_order(fitted.has_fixed_order)
+        rows, batch = self.sample_rows, self.sample_rows.batch(x_test, y_test)
         fitted.check_unchanged(self.model)
         return fitted.projected(rows.of(batch, rows.test_engine))
 

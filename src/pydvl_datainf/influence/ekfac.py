@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from pydvl_datainf.batches import Batch, split_batch
+from pydvl_datainf.batches import Batch, as_arguments, split_batch
 from pydvl_datainf.blocks import BlockStructure
 from pydvl_datainf.errors import BlockError, ObjectiveError, OptimizerError
 from pydvl_datainf.gradients import Gradients
@@ -155,7 +155,7 @@ class EkfacInfluence(BlockwiseInfluence):
         """
         moments = self._moments()
         for given in batches:
-            batch = self.sample_rows.batch(given)
+            batch = self.sample_rows.batch(*as_arguments(given))
             for piece in split_batch(batch, self.sample_rows.batch_size):
                 moments.add(piece)
         return moments.sums

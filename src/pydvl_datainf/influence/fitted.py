@@ -209,10 +209,6 @@ class Fitted:
                 return
             yield rows
 
-    def check_order(self) -> None:
-        """Raises where results per sample could not be told apart."""
-        check_order(self.has_fixed_order)
-
 
 def check_order(is_fixed: bool) -> None:
     """Raises where results per sample could not be told apart."""

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pydvl_datainf.batches import Batch, as_batches, batch_length, batch_to, split_batch
-from pydvl_datainf.errors import SourceError
+from pydvl_datainf.errors import BatchError, SourceError
 from pydvl_datainf.gradients import GradientEngine, LossGradientEngine
 from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.relabelled import GaussNewtonEngine
 from pydvl_datainf.gradients.sided import on_sides
 from pydvl_datainf.gradients.sources import Reader
+from pydvl_datainf.influence.arguments import Inputs
 from pydvl_datainf.inverse.sides import Sides
 from pydvl_datainf.objectives import ImageLayout
 from pydvl_datainf.vectors import BlockVectors, concatenated
@@ -49,9 +50,31 @@ class SampleRows:
         device = next(self.model.parameters()).device
         return Reader(data, self.engine, device, self.batch_size, self.progress, images=self.images)
 
-    def batch(self, given: Any) -> Batch:
-        """What a loader yielded or a caller gave, checked, on the device."""
-        return batch_to(self.images.by_sample(given), next(self.model.parameters()).device)
+    def batch(self, x: Inputs, y: Tensor | None = None) -> Batch:
+        """Samples as a checked batch on the model's device.
+
+        Args:
+            x: inputs, or a mapping that carries its labels.
+            y: targets; None with a mapping.
+
+        Returns:
+            The batch.
+
+        Raises:
+            BatchError: if labels are missing, or there are two, or it is none otherwise.
+        """
+        is_mapping = isinstance(x, Mapping)
+        if is_mapping and y is not None:
+            raise BatchError(
+                "A mapping carries its own labels, so y must be None. Put the labels into the "
+                "mapping, under the key that the objective reads."
+            )
+        if not is_mapping and y is None:
+            raise BatchError(
+                "Inputs x came without labels y. Pass both (a mapping carries its own)."
+            )
+        batch = self.images.by_sample(x if is_mapping else (x, y))
+        return batch_to(batch, next(self.model.parameters()).device)
 
     def of(self, batch: Batch, engine: GradientEngine | None = None) -> BlockVectors:
         """Rows of a batch as `batch` returns it, for each block (B, d_l): gradients of the loss.

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import cloudpickle
 import torch
+from torch import Tensor
 
-from pydvl_datainf.batches import Batch, slice_batch
+from pydvl_datainf.batches import as_arguments, slice_batch
 from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError, NonFiniteError
 from pydvl_datainf.fingerprint import fingerprint
@@ -196,13 +197,13 @@ class Inputs:
         data, rows = self.test if self.train is None else self.train, influence.sample_rows
         if rows.curvature is None or not len(data):  # which is refused later
             return {}
-        return rows.curvature.settings(rows.batch(_first_sample(rows, data)))
+        return rows.curvature.settings(rows.batch(*_first_sample(rows, data)))
 
     def _try_test_objective(self, influence: BlockwiseInfluence) -> None:
         """Finds early that it does not fit the model or the data: test gradients come late."""
         with suppress(NonFiniteError):  # which is told later, with the sample's id
             rows = influence.sample_rows
-            rows.of(rows.batch(_first_sample(rows, self.test)), rows.test_engine)
+            rows.of(rows.batch(*_first_sample(rows, self.test)), rows.test_engine)
 
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self._given, BlockwiseInfluence):
@@ -222,8 +223,8 @@ class Inputs:
         vars(self).update(state | data)
 
 
-def _first_sample(rows: SampleRows, data: BatchedData) -> Batch:
-    return slice_batch(rows.images.by_sample(data.read(0)), 0, 1)
+def _first_sample(rows: SampleRows, data: BatchedData) -> tuple[Any, Tensor | None]:
+    return as_arguments(slice_batch(rows.images.by_sample(data.read(0)), 0, 1))
 
 
 def _saved(what: Any) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pydvl_datainf.batches import Batch, batch_length
+from pydvl_datainf.batches import Batch, as_arguments, batch_length
 from pydvl_datainf.gradients.compressed import Positions, joined_rows, rows_at
 from pydvl_datainf.gradients.losses import LOSS
 from pydvl_datainf.gradients.sided import small_rows, whole_squares
@@ -103,7 +103,7 @@ def _queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
 
     def rows_of(given: Batch) -> BlockVectors:
         rows = context.sample_rows(inputs)
-        batch = rows.batch(given)
+        batch = rows.batch(*as_arguments(given))
         context.gradients += batch_length(batch)
         return small_rows(rows.of(batch, rows.test_engine), context.spec.side_blocks)
 
@@ -190,7 +190,7 @@ def _rows_in_batch(
 
 def _new(context: Context, inputs: Inputs, given: Batch) -> BlockVectors:
     rows = context.sample_rows(inputs)
-    found = rows.with_losses(rows.batch(given))
+    found = rows.with_losses(rows.batch(*as_arguments(given)))
     context.gradients += batch_length(given)
     return found
 

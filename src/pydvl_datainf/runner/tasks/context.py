@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pydvl_datainf.batches import Batch, slice_batch
+from pydvl_datainf.batches import Batch, as_arguments, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.gradients.sided import small_rows
@@ -108,7 +108,7 @@ class Context:
 
         def rows_of(given: Batch) -> BlockVectors:
             made = self.sample_rows(inputs)
-            batch = made.batch(given)
+            batch = made.batch(*as_arguments(given))
             if data is inputs.test:
                 return self.projected(inputs, made.of(batch, made.test_engine))
             if rows != SCORED:

@@ -4,7 +4,7 @@ from math import ceil
 
 import torch
 
-from pydvl_datainf.batches import Batch, batch_length
+from pydvl_datainf.batches import Batch, as_arguments, batch_length
 from pydvl_datainf.gradients.side_learning import SideLearner
 from pydvl_datainf.inverse.sides import SideMoments
 from pydvl_datainf.results.arrays import SIDE_BASES, WORK
@@ -38,7 +38,7 @@ def write_side_moments(part: int, context: Context, inputs: Inputs) -> None:
 
     def learn(given: Batch) -> BlockVectors:
         context.gradients += batch_length(given)
-        return learner.rows(rows.batch(given))
+        return learner.rows(rows.batch(*as_arguments(given)))
 
     chosen = spec.compression.positions(spec.plan.n)
     chosen = chosen[side_parts(len(chosen))[part]]
