@@ -120,14 +120,14 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             given = (engine, model, self.objective)
             of_inverse = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
         self.sample_rows = SampleRows(
-            model,
-            ImageLayout.of(model),
-            by_length(engine, max_tokens),
-            by_length(test_engine, max_tokens),
-            of_inverse,
-            by_length(LossEngine(model, self.objective), max_tokens),
-            batch_size,
-            progress,
+            model=model,
+            images=ImageLayout.of(model),
+            engine=by_length(engine, max_tokens),
+            test_engine=by_length(test_engine, max_tokens),
+            curvature=of_inverse,
+            losses=by_length(LossEngine(model, self.objective), max_tokens),
+            batch_size=batch_size,
+            progress=progress,
         )
         self._fit: Fitted | None = None
 
