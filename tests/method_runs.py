@@ -1,6 +1,9 @@
 """Runs by each method, the formulas for their rows, and what stops or watches their tasks."""
 
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
 import torch
 import zarr
 from torch.nn import functional as F
@@ -79,8 +82,9 @@ def recorded(monkeypatch, where, name, seen):
     monkeypatch.setattr(where, name, record)
 
 
-def stopping(monkeypatch, name, call):
-    """Ctrl-C in a certain call of a task."""
+@contextmanager
+def stopped(monkeypatch, name, call):
+    """Where Ctrl-C comes in a certain call of a task, and what else is patched until then."""
     seen = []
 
     def stop(*arguments):
@@ -88,4 +92,7 @@ def stopping(monkeypatch, name, call):
         if len(seen) == call:
             raise KeyboardInterrupt
 
-    recorded(monkeypatch, tasks, name, stop)
+    with monkeypatch.context() as patch:
+        recorded(patch, tasks, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield patch

@@ -1,6 +1,8 @@
 """Runs that nothing stopped, and how a store is compared with theirs."""
 
-from pydvl_datainf import DataInfInfluence, compute_self_influence
+from pydvl_datainf import compute_self_influence
+from pydvl_datainf.batches import batch_length
+from pydvl_datainf.influence.sample_rows import SampleRows
 from pydvl_datainf.results.reader import InfluenceRun
 from stopped_run import N, build, chunks
 
@@ -36,14 +38,14 @@ def gradients(store):
 def count_gradients(monkeypatch):
     """The sizes of the batches whose gradients are computed from now on."""
     counted = []
-    for name in ("loss_gradients_by_block", "gradients_with_losses_by_block"):
-        original = getattr(DataInfInfluence, name)
+    for name in ("of", "with_losses"):
+        original = getattr(SampleRows, name)
 
-        def count(self, x, y=None, original=original):
-            counted.append(len(x))
-            return original(self, x, y)
+        def count(self, batch, *engine, original=original):
+            counted.append(batch_length(batch))
+            return original(self, batch, *engine)
 
-        monkeypatch.setattr(DataInfInfluence, name, count)
+        monkeypatch.setattr(SampleRows, name, count)
     return counted
 
 

@@ -1,4 +1,4 @@
-"""Where the layers of a model lie."""
+"""On which devices the layers of a model lie."""
 
 import torch
 from torch import nn

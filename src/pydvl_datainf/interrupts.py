@@ -1,4 +1,4 @@
-"""Ctrl-C while modules are imported."""
+"""Ends the process at once, in a line, where Ctrl-C comes while modules are imported."""
 
 import os
 import signal

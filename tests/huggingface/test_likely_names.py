@@ -6,7 +6,8 @@ import pytest
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.classes import label_id
-from pydvl_datainf.huggingface.records import LabelName, Place, column
+from pydvl_datainf.huggingface.record_values import column
+from pydvl_datainf.huggingface.records import LabelName, Place
 
 PLACE = Place(Path("test.csv"), "line", 3)
 LABELS = {"good": 0, "bad": 1}

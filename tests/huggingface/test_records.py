@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from pydvl_datainf import SourceError
 from pydvl_datainf.huggingface import read_arrays, read_records
-from pydvl_datainf.huggingface.records import Place, column, text_column
+from pydvl_datainf.huggingface.record_values import column, text_column
+from pydvl_datainf.huggingface.records import Place
 from tuned import write_lines
 
 RECORDS = [

@@ -87,13 +87,13 @@ def test_rows_are_added_up_once_for_all(monkeypatch):
     """Recomputed rows: a pass for the inverses, and one for the products, however many λ."""
     p = Problem(dense.datainf_matrix)
     influence = DataInfInfluence(p.model, p.loss, 0.1, rows="recompute").fit([p.fitted])
-    rows, seen = type(influence._engine).rows, []
+    rows, seen = type(influence.sample_rows.engine).rows, []
 
     def counted(engine, batch):
         seen.append(len(batch[0]))
         return rows(engine, batch)
 
-    monkeypatch.setattr(type(influence._engine), "rows", counted)
+    monkeypatch.setattr(type(influence.sample_rows.engine), "rows", counted)
     influence.damping_sweep(*p.test)
     assert seen == [4, 11, 11]
 

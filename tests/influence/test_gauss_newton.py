@@ -138,7 +138,7 @@ def test_given_labels_do_not_matter_to_the_matrix():
 def relabelled_rows(model, batch, seed=0):
     """For each block the rows at drawn labels, as the influence keeps them."""
     influence = exact(model, labels="drawn", label_seed=seed)
-    return influence.curvature_engine.rows(batch)
+    return influence.sample_rows.curvature.rows(batch)
 
 
 def test_rows_are_gradients_at_labels_that_the_model_drew():
@@ -182,7 +182,7 @@ def test_labels_are_drawn_as_often_as_the_model_says():
 
 def test_on_the_average_over_draws_they_make_the_true_matrix():
     model, batch = network(), samples(3, 6)
-    given = exact(model)._engine, model, OutputLoss(F.cross_entropy)
+    given = exact(model).sample_rows.engine, model, OutputLoss(F.cross_entropy)
     rows = [DrawnEngine(*given, seed).rows(batch)["2"] for seed in range(600)]
     mean = sum(dense.gauss_newton(r) for r in rows) / len(rows)
     true = gauss_newton(model, batch[0], STRUCTURES["module"]["2"])
@@ -212,9 +212,9 @@ def test_order_batches_and_copies_do_not_matter(labels, size):
 def test_few_classes_are_summed_and_many_drawn():
     for classes, rows in ((16, 16 * 5), (17, 5)):
         batch = samples(5, 1, classes)
-        made = exact(network(classes)).curvature_engine.rows(batch)
+        made = exact(network(classes)).sample_rows.curvature.rows(batch)
         assert len(made["0"]) == rows
-    assert len(exact(network(17), labels="all").curvature_engine.rows(batch)["0"]) == 17 * 5
+    assert len(exact(network(17), labels="all").sample_rows.curvature.rows(batch)["0"]) == 17 * 5
 
 
 @pytest.mark.parametrize("λ", ["auto", 0.05])
@@ -259,7 +259,7 @@ def test_a_classifier_of_texts_whatever_its_padding():
     names = tiny.names_of(model)
     objective = SequenceClassification()
     influence = exact(model, 0.1, "full", objective, max_tokens=14)
-    rows = influence.curvature_engine.rows(batch)[""]
+    rows = influence.sample_rows.curvature.rows(batch)[""]
     total, p = 0, model(**{k: v for k, v in batch.items() if k != "labels"}).logits.softmax(1)
     for k in range(3):
         other = batch | {"labels": torch.full((7,), k)}
@@ -281,9 +281,9 @@ def test_tokens_of_answers_are_drawn_each(reduction, side):
     for name, p in model.named_parameters():
         p.requires_grad_("ln_f" in name or "h.1.mlp" in name)
     batch, objective = tiny.answers(5, side=side), CausalLM(reduction)
-    rows = DrawnEngine(exact(model, 1.0, "full", objective)._engine, model, objective, 0).rows(
-        batch
-    )
+    rows = DrawnEngine(
+        exact(model, 1.0, "full", objective).sample_rows.engine, model, objective, 0
+    ).rows(batch)
     found = label_logits(objective, model, batch)
     chosen = found.replaced(drawn(found, batch, 0))
     kept = (batch["labels"] == -100) | ~found.counted
@@ -342,7 +342,7 @@ def test_tags_of_tokens_are_drawn_each():
     chosen = batch | {"labels": found.replaced(drawn(found, batch, 0))}
     rows = dense.gradients(model, tiny.token_loss, chosen, tiny.names_of(model))
     weights = found.counted.sum(1).double().sqrt()
-    tiny.assert_rows_close(influence.curvature_engine.rows(batch)[""], rows * weights[:, None])
+    tiny.assert_rows_close(influence.sample_rows.curvature.rows(batch)[""], rows * weights[:, None])
     with pytest.raises(ObjectiveError, match=r'one label a sample.*labels="drawn"'):
         exact(model, 1.0, "full", objective, labels="all").fit([batch])
 
@@ -373,14 +373,14 @@ def test_losses_whose_labels_are_not_known(loss):
     batch = samples(3, 1)
     influence = exact(loss=loss)
     with pytest.raises(ObjectiveError, match=r'labels that a model would.*curvature="empirical"'):
-        influence.curvature_engine.rows(batch)
+        influence.sample_rows.curvature.rows(batch)
 
 
 def test_labels_that_are_no_classes():
     x, y = samples(3, 1)
     for labels in (y.double(), F.one_hot(y, K).double()):
         with pytest.raises(ObjectiveError, match='curvature="empirical"'):
-            exact().curvature_engine.rows((x, labels))
+            exact().sample_rows.curvature.rows((x, labels))
 
 
 def test_comparisons_refuse_it_early():

@@ -3,29 +3,25 @@
 import numpy as np
 import pytest
 
-import method_runs
 import piece_runs
-from method_runs import datainf, exact, results, stopping
+from compressed_runs import loader, run_elsewhere
+from method_runs import datainf, exact, results, stopped
 from piece_runs import M, N, network
 from pydvl_datainf import PlanError, run_influences
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.runner.tasks import bases
-from small_runs import close, samples
+from small_runs import close
 
 ASKED = {"rows": "compressed", "rank": 20, "basis_sample": 21}
 
 
-def queries():
-    return method_runs.loader(samples(M, 2), 3)
-
-
 def run(store, build=exact, **settings):
-    return piece_runs.run(store, build, **{"test": queries(), **ASKED, **settings})
+    return piece_runs.run(store, build, **{"test": loader(M), **ASKED, **settings})
 
 
 def ask(done, store, build=exact, **settings):
     usual = {"tile": (2, None), "memory": "1MiB", "progress": False}
-    return run_influences(build(model=network()), queries(), done, store, **usual | settings)
+    return run_influences(build(model=network()), loader(M), done, store, **usual | settings)
 
 
 def learning_otherwise(patch):
@@ -44,9 +40,7 @@ def damaged(tmp_path):
 
 def test_rows_follow_a_basis_that_is_learned_again(tmp_path, monkeypatch, damaged):
     store, scores = damaged
-    with monkeypatch.context() as patch:
-        learning_otherwise(patch)
-        done = run(store)
+    done = run_elsewhere(monkeypatch, learning_otherwise, run, store)
     done.check()
     close(ask(done, tmp_path / "query.zarr").scores[:], scores, 1e-3)  # half precision
     assert not (store / "work").exists()
@@ -55,11 +49,9 @@ def test_rows_follow_a_basis_that_is_learned_again(tmp_path, monkeypatch, damage
 @pytest.mark.parametrize("task", ["write_sample", "write_rows"])
 def test_so_they_do_where_that_is_stopped(tmp_path, monkeypatch, damaged, task):
     store, scores = damaged
-    with monkeypatch.context() as patch:
+    with stopped(monkeypatch, task, 1) as patch:
         learning_otherwise(patch)
-        stopping(patch, task, 1)
-        with pytest.raises(KeyboardInterrupt):
-            run(store)
+        run(store)
     done = run(store)
     close(ask(done, tmp_path / "query.zarr").scores[:], scores, 1e-3)
     done.check()
@@ -67,14 +59,10 @@ def test_so_they_do_where_that_is_stopped(tmp_path, monkeypatch, damaged, task):
 
 def test_a_begun_run_does_not_mix_vectors_in_two_bases(tmp_path, monkeypatch):
     store = tmp_path / "run.zarr"
-    with monkeypatch.context() as patch:
-        stopping(patch, "write_piece", 1)  # test gradients wait as coordinates
-        with pytest.raises(KeyboardInterrupt):
-            run(store)
+    with stopped(monkeypatch, "write_piece", 1):  # test gradients wait as coordinates
+        run(store)
     (store / "bases" / "2" / "c" / "0" / "0").unlink()
-    with monkeypatch.context() as patch:
-        learning_otherwise(patch)
-        done = run(store)
+    done = run_elsewhere(monkeypatch, learning_otherwise, run, store)
     whole = run(tmp_path / "whole.zarr")
     close(done.scores[:], whole.scores[:], 1e-3)
     assert results(store).keys() == results(tmp_path / "whole.zarr").keys()
@@ -84,14 +72,10 @@ def test_a_begun_query_does_not_mix_vectors_in_two_bases(tmp_path, monkeypatch):
     store = tmp_path / "run.zarr"
     done = run(store)
     scores = ask(done, tmp_path / "whole.zarr").scores[:]
-    with monkeypatch.context() as patch:
-        stopping(patch, "write_piece", 1)
-        with pytest.raises(KeyboardInterrupt):
-            ask(done, tmp_path / "query.zarr")
+    with stopped(monkeypatch, "write_piece", 1):
+        ask(done, tmp_path / "query.zarr")
     (store / "bases" / "2" / "c" / "0" / "0").unlink()
-    with monkeypatch.context() as patch:
-        learning_otherwise(patch)
-        done = run(store)
+    done = run_elsewhere(monkeypatch, learning_otherwise, run, store)
     close(ask(done, tmp_path / "query.zarr").scores[:], scores, 1e-3)
 
 

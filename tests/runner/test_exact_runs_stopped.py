@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from exact_runs import TIGHT, N, run
-from method_runs import exact, results, stopping
+from method_runs import exact, results, stopped
 from pydvl_datainf import StoreError
 from pydvl_datainf.results.reader import InfluenceRun
 
@@ -34,10 +34,8 @@ STOPS = [
 @pytest.mark.parametrize(("rows", "name", "call"), STOPS)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, whole, monkeypatch, rows, name, call):
     store = tmp_path / "run.zarr"
-    with monkeypatch.context() as patch:
-        stopping(patch, name, call)
-        with pytest.raises(KeyboardInterrupt):
-            run(store, exact(), rows=rows, **SMALL)
+    with stopped(monkeypatch, name, call):
+        run(store, exact(), rows=rows, **SMALL)
     done = InfluenceRun(store).attrs["gradients"]
     assert not InfluenceRun(store).is_complete
     run(store, exact(), rows=rows, **SMALL)
@@ -49,10 +47,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, whole, monkeypatch, ro
 
 def test_vectors_of_which_a_part_is_missing_are_computed_again(tmp_path, whole, monkeypatch):
     store = tmp_path / "run.zarr"
-    with monkeypatch.context() as patch:
-        stopping(patch, "write_piece", 2)
-        with pytest.raises(KeyboardInterrupt):
-            run(store, exact(), rows="zarr", **SMALL)
+    with stopped(monkeypatch, "write_piece", 2):
+        run(store, exact(), rows="zarr", **SMALL)
     (store / "work/vectors/0/c/0/3/0").unlink()
     run(store, exact(), rows="zarr", **SMALL)
     assert results(store) == results(whole / "zarr")

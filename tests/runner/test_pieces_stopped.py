@@ -8,7 +8,7 @@ import pytest
 
 import stopped_run
 from damage import flip_a_byte
-from method_runs import datainf, recorded, results, stopping
+from method_runs import datainf, recorded, results, stopped
 from piece_runs import PIECES, TIGHT, run
 from pydvl_datainf import StoreError
 from pydvl_datainf.results.reader import InfluenceRun
@@ -48,10 +48,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_piece_that_is_missing(
     tmp_path, whole, monkeypatch, kind, call
 ):
     store, settings = tmp_path / "run.zarr", FULL | KINDS[kind]
-    with monkeypatch.context() as patch:
-        stopping(patch, "write_piece", call)
-        with pytest.raises(KeyboardInterrupt):
-            run(store, **settings)
+    with stopped(monkeypatch, "write_piece", call):
+        run(store, **settings)
     before = InfluenceRun(store).attrs["gradients"]
     worked = pieces_worked_on(monkeypatch)
     done = run(store, **settings)
@@ -70,10 +68,8 @@ def test_a_run_that_was_stopped_later_works_on_no_piece_again(
     tmp_path, whole, monkeypatch, name, call
 ):
     store = tmp_path / "run.zarr"
-    with monkeypatch.context() as patch:
-        stopping(patch, name, call)
-        with pytest.raises(KeyboardInterrupt):
-            run(store, **FULL)
+    with stopped(monkeypatch, name, call):
+        run(store, **FULL)
     worked = pieces_worked_on(monkeypatch)
     run(store, **FULL)
     assert results(store) == results(whole / "all")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import zarr
 
-from pydvl_datainf import DataInfInfluence, StoreError, StoreExistsError, run_influences
+from pydvl_datainf import StoreError, StoreExistsError, run_influences
+from pydvl_datainf.influence.sample_rows import SampleRows
 from pydvl_datainf.results.reader import InfluenceRun
 from small_runs import M, N, build, close, loader, query_loader, run
 
@@ -94,7 +95,8 @@ def test_ids_of_another_type_are_the_same_run(tmp_path):
 def test_a_finished_run_is_not_computed_again(tmp_path, monkeypatch):
     first = run(tmp_path / "run.zarr")
     scores = (tmp_path / "run.zarr" / "scores" / "c" / "0" / "0").stat().st_mtime_ns
-    monkeypatch.setattr(DataInfInfluence, "loss_gradients_by_block", None)
+    monkeypatch.setattr(SampleRows, "of", None)
+    monkeypatch.setattr(SampleRows, "with_losses", None)
     again = run(tmp_path / "run.zarr")
     assert again.attrs == first.attrs
     assert (tmp_path / "run.zarr" / "scores" / "c" / "0" / "0").stat().st_mtime_ns == scores

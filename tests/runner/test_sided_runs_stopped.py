@@ -2,32 +2,31 @@
 
 import shutil
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import zarr
 
 import stopped_run
+from compressed_runs import assert_goes_on, assert_refused, assert_repaired, run_elsewhere, told
 from damage import flip_a_byte
 from fitted import close
-from method_runs import results, stopping
+from method_runs import results, stopped
 from pydvl_datainf import InfluenceRun, StoreError, run_influences
 from pydvl_datainf.inverse.sides import SideMoments, Sides
-from pydvl_datainf.results.record import sealed_attributes
-from sided_runs import SMALL, built_small
-from sided_runs import run_small as run
+from sided_runs import SMALL, built_small, run_small
 from small_runs import query_loader
 from undisturbed import assert_same
 
-FULL = {"self_influence": True}
+run = partial(run_small, self_influence=True)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing stopped."""
     store = tmp_path_factory.mktemp("sided") / "run.zarr"
-    run(store, **FULL)
+    run(store)
     return store
 
 
@@ -38,27 +37,17 @@ STOPS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "call"), STOPS)
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, whole, monkeypatch, name, call):
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, whole, monkeypatch, stop):
     store = tmp_path / "run.zarr"
-    with monkeypatch.context() as patch:
-        stopping(patch, name, call)
-        with pytest.raises(KeyboardInterrupt):
-            run(store, **FULL)
-    done = run(store, **FULL)
-    assert results(store) == results(whole)
-    assert done.attrs["gradients"] == InfluenceRun(whole).attrs["gradients"]
+    assert_goes_on(monkeypatch, stop, run, store, whole)
     assert not (store / "work").exists()
 
 
 def test_what_is_damaged_is_made_again_with_the_same_bits(tmp_path, whole):
     store = shutil.copytree(whole, tmp_path / "run.zarr")
     flip_a_byte(store / "sides" / "1" / "c" / "0")
-    with pytest.raises(StoreError, match="sides/1"):
-        InfluenceRun(store).check()
-    run(store, **FULL)
-    assert results(store) == results(whole)
-    InfluenceRun(store).check()
+    assert_repaired(store, "sides/1", run, whole)
 
 
 def learning_otherwise(patch):
@@ -87,9 +76,7 @@ def damaged(tmp_path, whole):
 
 def test_rows_follow_sides_that_are_learned_again(tmp_path, monkeypatch, damaged, whole):
     store, scores = damaged
-    with monkeypatch.context() as patch:
-        learning_otherwise(patch)
-        done = run(store, **FULL)
+    done = run_elsewhere(monkeypatch, learning_otherwise, run, store)
     done.check()
     assert not np.array_equal(done.store.read("sides/1"), InfluenceRun(whole).store.read("sides/1"))
     close(asked(done, tmp_path / "query.zarr").scores[:], scores, 2e-3)  # half precision
@@ -99,26 +86,20 @@ def test_rows_follow_sides_that_are_learned_again(tmp_path, monkeypatch, damaged
 @pytest.mark.parametrize("task", ["write_sample", "write_rows"])
 def test_so_they_do_where_that_is_stopped(tmp_path, monkeypatch, damaged, task):
     store, scores = damaged
-    with monkeypatch.context() as patch:
+    with stopped(monkeypatch, task, 1) as patch:
         learning_otherwise(patch)
-        stopping(patch, task, 1)
-        with pytest.raises(KeyboardInterrupt):
-            run(store, **FULL)
-    done = run(store, **FULL)
+        run(store)
+    done = run(store)
     close(asked(done, tmp_path / "query.zarr").scores[:], scores, 2e-3)
     done.check()
 
 
 def test_a_begun_run_does_not_mix_rows_behind_two_sides(tmp_path, monkeypatch, whole):
     store = tmp_path / "run.zarr"
-    with monkeypatch.context() as patch:
-        stopping(patch, "write_basis", 2)  # the sample waits as small rows
-        with pytest.raises(KeyboardInterrupt):
-            run(store, **FULL)
+    with stopped(monkeypatch, "write_basis", 2):  # the sample waits as small rows
+        run(store)
     (store / "sides" / "0" / "c" / "0").unlink()
-    with monkeypatch.context() as patch:
-        learning_otherwise(patch)
-        done = run(store, **FULL)
+    done = run_elsewhere(monkeypatch, learning_otherwise, run, store)
     close(done.scores[:], torch.from_numpy(InfluenceRun(whole).scores[:]), 2e-3)
     done.check()
 
@@ -134,13 +115,13 @@ def test_a_query_misses_sides_that_are_gone(tmp_path, damaged):
 
 @pytest.mark.usefixtures("fork_server")
 def test_worker_processes_leave_the_same_bits(tmp_path, whole):
-    run(tmp_path / "run.zarr", n_jobs=2, **FULL)
+    run(tmp_path / "run.zarr", n_jobs=2)
     assert results(tmp_path / "run.zarr") == results(whole)
 
 
 @pytest.mark.slow
 def test_so_do_workers_of_dask(tmp_path, whole, client):
-    run(tmp_path / "run.zarr", client=client, **FULL)
+    run(tmp_path / "run.zarr", client=client)
     assert results(tmp_path / "run.zarr") == results(whole)
 
 
@@ -171,10 +152,4 @@ def test_a_run_that_is_killed_while_it_writes_moments_goes_on(tmp_path):
     ],
 )
 def test_attributes_that_cannot_be_are_named(tmp_path, whole, said):
-    store = shutil.copytree(whole, tmp_path / "run.zarr")
-    group = zarr.open_group(store, mode="r+")
-    told = dict(group.attrs)
-    told["fingerprint"]["compression"] |= said
-    group.attrs.update(sealed_attributes(told))
-    with pytest.raises(StoreError, match="compression is "):
-        InfluenceRun(store)
+    assert_refused(whole, tmp_path / "run.zarr", told(whole) | said)

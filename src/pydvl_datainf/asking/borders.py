@@ -6,7 +6,7 @@ from pydvl_datainf.asking.generation import prompt_ids
 from pydvl_datainf.asking.questions import Question, place_of
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import AnswerEncoder, ChatEncoder
-from pydvl_datainf.huggingface.records import brief
+from pydvl_datainf.huggingface.record_values import brief
 from pydvl_datainf.results.reader import InfluenceRun
 
 ANSWERS = ("answer", "completion", "chosen")

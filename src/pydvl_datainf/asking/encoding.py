@@ -10,7 +10,8 @@ from pydvl_datainf.huggingface import AnswerEncoder, ChatEncoder
 from pydvl_datainf.huggingface.answers import Written, tokenised
 from pydvl_datainf.huggingface.chat import PRIVATE
 from pydvl_datainf.huggingface.encoder import UnusableError
-from pydvl_datainf.huggingface.records import Place, Placed, brief
+from pydvl_datainf.huggingface.record_values import brief
+from pydvl_datainf.huggingface.records import Place, Placed
 from pydvl_datainf.huggingface.tokens import Encoded
 from pydvl_datainf.objectives.tokens import IGNORED
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface import read_records
-from pydvl_datainf.huggingface.records import Place, Placed, brief, is_text
+from pydvl_datainf.huggingface.record_values import brief, is_text
+from pydvl_datainf.huggingface.records import Place, Placed
 
 
 @dataclass(frozen=True, slots=True)

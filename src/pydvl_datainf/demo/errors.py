@@ -1,4 +1,4 @@
-"""What the demo refuses."""
+"""The exceptions of the demo: settings, packages and output folders that cannot be."""
 
 from pydvl_datainf.errors import DataInfError
 

@@ -1,4 +1,4 @@
-"""What the demo found."""
+"""The demo's result: what it shows at the end, and how that is read from a finished run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

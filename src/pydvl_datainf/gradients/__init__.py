@@ -1,4 +1,4 @@
-"""Per-sample gradients as rows, block by block, from one batched forward and backward pass."""
+"""Per-sample gradients as rows, block by block: what computes them, chosen by name."""
 
 from typing import Literal, TypeAlias
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, batch_length, signature
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
 from pydvl_datainf.gradients.checks import (
@@ -168,7 +167,7 @@ class CaptureEngine(LossGradientEngine):
         """Of which kind a batch is, and what its passes have in common."""
         parameters = selected_parameters(self.model, self.blocks.shapes)
         length, dtype = batch_length(batch), rows_dtype(parameters.values())
-        device = devices_of(self.model)[0]
+        device = next(self.model.parameters()).device
         tolerance = Tolerance.of(self.model, device)
         kind = (signature(batch), length == 1, tolerance, self.model.training)
         checked = self._kinds.get(kind, Checked())
@@ -221,9 +220,6 @@ class CaptureEngine(LossGradientEngine):
                     check_any_sample(self.passes, done, rows)
                 return done.losses.detach(), rows
             del done  # and its graph
-        return self._compared(inputs)
-
-    def _compared(self, inputs: Inputs) -> tuple[Tensor, Rows]:
         return compared(self.passes, inputs)
 
     def _completed(self, inputs: Inputs, losses: Tensor, rows: Rows, left: Collection[str]) -> Rows:

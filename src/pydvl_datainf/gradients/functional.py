@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from pydvl_datainf.batches import Batch, copy_batch, signature
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.gradients.checks import (
     Tolerance,
@@ -76,7 +75,7 @@ class FunctionalEngine(LossGradientEngine):
             losses: Tensor = functional_call(module, named, (one,))
             return losses[0]
 
-        device = devices_of(self.model)[0]
+        device = next(self.model.parameters()).device
         try:
             with differentiating(self.model):
                 rows, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(parameters, batch)

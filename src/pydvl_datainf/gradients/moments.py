@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from pydvl_datainf.batches import Batch, slice_batch
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.devices import devices_of
 from pydvl_datainf.gradients.by_length import pieces_by_length
 from pydvl_datainf.gradients.calls import only_tensor
 from pydvl_datainf.gradients.passes import Passes, backward
@@ -215,7 +214,7 @@ class LayerMoments:
         x, g = positions(module, x.to(g.device), g)
         if not g.numel():
             return
-        device = devices_of(self.model)[0]
+        device = next(self.model.parameters()).device
         # Where samples do not lead, as with tokens of an expert, each position is by itself.
         counts = counting(g, samples if leads and len(g) % samples == 0 else len(g))
         x, g = x[counts].double(), g[counts].double()

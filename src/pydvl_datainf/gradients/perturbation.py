@@ -1,5 +1,6 @@
 """How influence changes with the training input: the derivative of each influence by x."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -15,6 +16,7 @@ from pydvl_datainf.gradients.supported import (
     selected_parameters,
 )
 from pydvl_datainf.objectives import Objective, check_losses
+from pydvl_datainf.vectors import BlockVectors
 
 
 def perturbation_rows(
@@ -23,7 +25,7 @@ def perturbation_rows(
     blocks: Blocks,
     factors: Mapping[str, Tensor],
     batch: Batch,
-) -> dict[str, Tensor]:
+) -> BlockVectors:
     """Computes ∇_x ⟨f_i, ∇_θ ℓ_j⟩ for each factor i and training sample j.
 
     Since ℓ_j depends on x_j alone, one backward pass through the gradient of the summed losses
@@ -61,10 +63,10 @@ def perturbation_rows(
         total = blocks.gather(
             {name: g.unsqueeze(0) for name, g in zip(parameters, grads, strict=True)}, x.device
         )
-        return {
-            block: torch.stack(list(_derivatives(total[block][0], vectors, x)))
+        return OrderedDict(
+            (block, torch.stack(list(_derivatives(total[block][0], vectors, x))))
             for block, vectors in factors.items()
-        }
+        )
 
 
 def _derivatives(gradient: Tensor, vectors: Tensor, x: Tensor) -> Iterable[Tensor]:

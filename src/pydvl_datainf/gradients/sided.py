@@ -6,7 +6,7 @@ whole one, which nothing else would know.
 
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from pydvl_datainf.gradients.places import BeginAgainError
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.sides import Sides, norms_of_tokens
 from pydvl_datainf.vectors import BlockVectors
+
+Engine = TypeVar("Engine", bound=GradientEngine)
 
 
 def packed(rows: Mapping[str, Tensor], sides: Mapping[str, Sides]) -> BlockVectors:
@@ -55,7 +57,7 @@ def whole_squares(rows: Mapping[str, Tensor], sides: Container[str]) -> BlockVec
     )
 
 
-def on_sides(engine: GradientEngine, sides: Mapping[str, Sides]) -> GradientEngine:
+def on_sides(engine: Engine, sides: Mapping[str, Sides]) -> "Engine | LossGradientEngine":
     """An engine whose rows are packed, from tokens where that can be.
 
     Args:

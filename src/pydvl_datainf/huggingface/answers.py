@@ -7,7 +7,8 @@ from typing import Any
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.chat import answers_in
 from pydvl_datainf.huggingface.encoder import Encoded, Encoder, check_some_count
-from pydvl_datainf.huggingface.records import Placed, column, text_column
+from pydvl_datainf.huggingface.record_values import column, text_column
+from pydvl_datainf.huggingface.records import Placed
 from pydvl_datainf.ignored import IGNORED
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.encoder import Encoded, check_some_count
-from pydvl_datainf.huggingface.records import LabelName, Placed, column, like_one, text_column
+from pydvl_datainf.huggingface.record_values import column, like_one, text_column
+from pydvl_datainf.huggingface.records import LabelName, Placed
 from pydvl_datainf.huggingface.several_labels import write_labels
 from pydvl_datainf.ignored import IGNORED
 

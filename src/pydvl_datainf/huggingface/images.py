@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.extra import imported
-from pydvl_datainf.huggingface.records import Place, Placed, check_is_file, text_column
+from pydvl_datainf.huggingface.record_values import text_column
+from pydvl_datainf.huggingface.records import Place, Placed, check_is_file
 from pydvl_datainf.orientation import upright
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from pydvl_datainf.huggingface.records import conversation_text
+from pydvl_datainf.huggingface.record_values import conversation_text
 
 SCALARS = (str, int, float, bool)
 RESERVED = ("id", "tokens")

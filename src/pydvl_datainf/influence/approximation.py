@@ -51,28 +51,7 @@ def approximation_error(
         >>> bool(approximation_error(influence, x, y).score_error < 1e-9)  # exact for n = 1
         True
     """
-    if samples is not None and (type(samples) is not int or samples < 1):
-        raise SourceError(f"samples must be a positive number or None, got {samples!r}.")
-    if not isinstance(influence, BlockwiseInfluence):
-        raise ModelError(
-            f"A {type(influence).__name__} has no inverse to compare. Compare a single influence "
-            "model, such as one of the members of an ensemble."
-        )
-    if not influence.inverse.is_damped:
-        raise DampingError(
-            "Plain products of gradients have no damping, so they approximate no damped inverse. "
-            "Compare HessianFreeInfluence(scaled=True)."
-        )
-    if influence.curvature_engine is not None:
-        raise SourceError(
-            "Inverses are compared over the training gradients, and this one is made of other "
-            'rows. Compare one with curvature="empirical".'
-        )
-    if influence.rows_kept == "compressed":
-        raise SourceError(
-            "Inverses are compared over whole rows, and these are compressed. Compare a model with "
-            'rows="memory".'
-        )
+    _check_comparable(influence, samples)
     vectors = influence.test_gradients_by_block(x_test, y_test)
     n = influence.n_samples or 0
     chosen = evenly_spaced(n, n if samples is None else samples)
@@ -90,6 +69,32 @@ def approximation_error(
         score_error=found.score_error,
         rank_correlation=found.rank_correlation,
     )
+
+
+def _check_comparable(influence: BlockwiseInfluence, samples: int | None) -> None:
+    """Refuses what approximates no inverse of the gradients, or has none."""
+    if samples is not None and (type(samples) is not int or samples < 1):
+        raise SourceError(f"samples must be a positive number or None, got {samples!r}.")
+    if not isinstance(influence, BlockwiseInfluence):
+        raise ModelError(
+            f"A {type(influence).__name__} has no inverse to compare. Compare a single influence "
+            "model, such as one of the members of an ensemble."
+        )
+    if not influence.inverse.is_damped:
+        raise DampingError(
+            "Plain products of gradients have no damping, so they approximate no damped inverse. "
+            "Compare HessianFreeInfluence(scaled=True)."
+        )
+    if influence.sample_rows.curvature is not None:
+        raise SourceError(
+            "Inverses are compared over the training gradients, and this one is made of other "
+            'rows. Compare one with curvature="empirical".'
+        )
+    if influence.rows_kept == "compressed":
+        raise SourceError(
+            "Inverses are compared over whole rows, and these are compressed. Compare a model with "
+            'rows="memory".'
+        )
 
 
 def evenly_spaced(n: int, samples: int) -> npt.NDArray[np.int64]:

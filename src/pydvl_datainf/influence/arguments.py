@@ -1,4 +1,4 @@
-"""What callers may give: settings of an influence model, and samples to ask it about."""
+"""What callers may give an influence model: settings, and the mode of influences."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
@@ -42,31 +42,6 @@ def check_settings(batch_size: int | None, rows: str, curvature: str) -> None:
             "The bases of compressed rows are learned from the gradients, and this curvature "
             'takes other rows. Use rows="memory", or curvature="empirical".'
         )
-
-
-def given_samples(x: Inputs, y: Tensor | None) -> Any:
-    """Samples as a data loader would yield them.
-
-    Args:
-        x: inputs, or a mapping that carries its labels.
-        y: targets; None with a mapping.
-
-    Returns:
-        The pair, or the mapping.
-
-    Raises:
-        BatchError: if labels are missing, or there are two.
-    """
-    if isinstance(x, Mapping):
-        if y is not None:
-            raise BatchError(
-                "A mapping carries its own labels, so y must be None. Put the labels into the "
-                "mapping, under the key that the objective reads."
-            )
-        return x
-    if y is None:
-        raise BatchError("Inputs x came without labels y. Pass both (a mapping carries its own).")
-    return x, y
 
 
 def checked_mode(mode: InfluenceMode | str) -> InfluenceMode:

@@ -12,33 +12,24 @@ from pydvl.influence.types import InfluenceMode
 from pydvl.utils.exceptions import NotFittedException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from pydvl_datainf.batches import (
     Batch,
     as_batches,
     batch_length,
-    batch_named,
-    batch_to,
     split_batch,
 )
 from pydvl_datainf.blocks import Blocks, BlockStructure
-from pydvl_datainf.devices import devices_of
-from pydvl_datainf.errors import BatchError, SourceError
-from pydvl_datainf.fingerprint import DataChecksum
+from pydvl_datainf.errors import BatchError
 from pydvl_datainf.gradients import (
     AdamPreconditioner,
-    GradientEngine,
     Gradients,
-    LossGradientEngine,
     gradient_engine,
 )
 from pydvl_datainf.gradients.by_length import by_length
-from pydvl_datainf.gradients.losses import LOSS, LossEngine
+from pydvl_datainf.gradients.losses import LossEngine
 from pydvl_datainf.gradients.perturbation import perturbation_rows
 from pydvl_datainf.gradients.relabelled import GaussNewtonEngine, Labels
-from pydvl_datainf.gradients.side_learning import SideLearner
-from pydvl_datainf.gradients.sided import on_sides
 from pydvl_datainf.gradients.sources import Reader, RowsKept, has_fixed_order
 from pydvl_datainf.gradients.supported import (
     check_model,
@@ -53,7 +44,6 @@ from pydvl_datainf.influence.arguments import (
     Loss,
     check_settings,
     checked_mode,
-    given_samples,
 )
 from pydvl_datainf.influence.fitted import Fitted, check_order
 from pydvl_datainf.influence.fitted_samples import (
@@ -64,12 +54,12 @@ from pydvl_datainf.influence.fitted_samples import (
     sweep,
 )
 from pydvl_datainf.influence.fitting import read_fitted
+from pydvl_datainf.influence.sample_rows import SampleRows
 from pydvl_datainf.influence.scores import added_scores, scores_by_block
 from pydvl_datainf.inverse.compression import Rank, compression_of
 from pydvl_datainf.inverse.damping import given_damping, given_scale
 from pydvl_datainf.inverse.method import Method
-from pydvl_datainf.inverse.sides import Sides
-from pydvl_datainf.objectives import ImageLayout, OutputLoss, as_objective
+from pydvl_datainf.objectives import ImageLayout, as_objective
 from pydvl_datainf.objectives.moving import move
 from pydvl_datainf.vectors import BlockVectors, concatenated, length, products
 
@@ -113,27 +103,32 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         self.blocks = Blocks.from_model(model, block_structure)
         self.objective = as_objective(loss)
         self.test_objective = None if test_objective is None else as_objective(test_objective)
-        self.images = ImageLayout.of(model)
         super().__init__(model, cast(Any, loss))
         self._select_parameters()
-        self._given_damping, self._damping_scale = self._checked_damping(
-            regularization, damping_scale
-        )
+        self._given_damping = given_damping(regularization, self.blocks.names)
+        self._damping_scale = given_scale(damping_scale, self._given_damping, self.blocks.names)
         self.compression = compression_of(rows, rank, basis_sample, basis_seed, sides)
         # Solvers that cannot be joined hold all rows, so there is nothing to save.
         self.rows_kept: RowsKept = "memory" if rows == "auto" and not self.inverse.joins else rows
-        self.batch_size, self.progress = batch_size, progress
         self.preconditioner = preconditioner
         engine = gradient_engine(gradients, model, self.objective, self.blocks, preconditioner)
-        self.curvature_engine: GaussNewtonEngine | None = None  # the rows are the gradients
-        if curvature == "gauss-newton":
-            given = (engine, model, self.objective)
-            self.curvature_engine = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
-        self._engine = self._test_engine = by_length(engine, max_tokens)
+        test_engine, of_inverse = engine, None
         if self.test_objective is not None:
             asked = (gradients, model, self.test_objective, self.blocks, preconditioner)
-            self._test_engine = by_length(gradient_engine(*asked), max_tokens)
-        self._losses = by_length(LossEngine(model, self.objective), max_tokens)
+            test_engine = gradient_engine(*asked)
+        if curvature == "gauss-newton":
+            given = (engine, model, self.objective)
+            of_inverse = GaussNewtonEngine(*given, labels, label_seed, max_tokens)
+        self.sample_rows = SampleRows(
+            model=model,
+            images=ImageLayout.of(model),
+            engine=by_length(engine, max_tokens),
+            test_engine=by_length(test_engine, max_tokens),
+            curvature=of_inverse,
+            losses=by_length(LossEngine(model, self.objective), max_tokens),
+            batch_size=batch_size,
+            progress=progress,
+        )
         self._fit: Fitted | None = None
 
     # Fitting
@@ -154,8 +149,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             ModelError: if the model's per-sample gradients are not defined.
         """
         self._select_parameters()
-        reader = self._reader(data)
-        engine = self.curvature_engine
+        reader, engine = self.sample_rows.reader(data), self.sample_rows.curvature
         curvature = None if engine is None else replace(reader, engine=engine)
         self._fit = self._read(reader, curvature)
         return self
@@ -175,12 +169,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             False before `fit`, and where the loader that was fitted has no fixed order. Of data
             that is read again for each pass, what was seen by `fit` counts.
         """
-        if self._fit is None or not self._fit.has_fixed_order:
-            return False
-        seen = DataChecksum()
-        for batch in data:
-            seen.add(batch_named(self.images.by_sample(batch)))
-        return seen.sums == self._fit.data and not self._fit.model.changes(self.model)
+        batches = map(self.sample_rows.images.by_sample, data)
+        return self._fit is not None and self._fit.is_of(batches, self.model)
 
     def with_regularization(
         self, regularization: Damping, *, damping_scale: float | None = None
@@ -198,21 +188,14 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             DampingError: if a number is not positive, a name is not a block's, a block that is
                 chosen automatically has no gradient, or none is and damping_scale is given.
         """
-        given, scale = self._checked_damping(regularization, damping_scale)
-        widths = self.blocks.widths
+        given, widths = given_damping(regularization, self.blocks.names), self.blocks.widths
+        scale = given_scale(damping_scale, given, widths)
         if self._fit is not None:
             if self._fit.norms is None and len(given) < len(widths):
                 self.check_unchanged()  # before the rows are read for their norms
             self._fit = self._fitted().damped(given, widths, self.dtype, scale)
         self._given_damping, self._damping_scale = given, scale
         return self
-
-    def _checked_damping(
-        self, regularization: Damping, scale: float | None
-    ) -> tuple[dict[str, float], float]:
-        """λ of the blocks that are given one, and what others are multiplied by."""
-        given = given_damping(regularization, self.blocks.names)
-        return given, given_scale(scale, given, self.blocks.names)
 
     @property
     def is_fitted(self) -> bool:
@@ -222,7 +205,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     @property
     def model_device(self) -> torch.device:
         """Where batches go and rows are: that of the model's first parameter now."""
-        return devices_of(self.model)[0]
+        return next(self.model.parameters()).device
 
     @property
     def block_names(self) -> list[str]:
@@ -390,17 +373,18 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
     ) -> BlockVectors:
         """Influences in the dtype in which they are computed."""
         fitted, mode = self._fitted(), checked_mode(mode)
-        test = self._batch(x_test, y_test)
+        test = self.sample_rows.batch(x_test, y_test)
         if x is None and y is not None:
             raise BatchError(
                 "Labels y came without inputs x. Pass both, or neither for the test data."
             )
-        train = test if x is None else self._batch(x, y)
+        train = test if x is None else self.sample_rows.batch(x, y)
         fitted.check_unchanged(self.model)
-        left = self._rows(test, self._test_engine)
+        left = self.sample_rows.of(test, self.sample_rows.test_engine)
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(fitted.factors(left), train)
-        right = left if train is test and self.test_objective is None else self._rows(train)
+        is_same = train is test and self.test_objective is None
+        right = left if is_same else self.sample_rows.of(train)
         left, right = fitted.projected(left), fitted.projected(right)
         if batch_length(test) <= batch_length(train):
             return products(fitted.times(left), right)
@@ -433,9 +417,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block its factors as rows, shape (B, d_l).
         """
-        fitted, batch = self._fitted(), self._batch(x, y)
+        fitted, rows = self._fitted(), self.sample_rows
+        batch = rows.batch(x, y)
         fitted.check_unchanged(self.model)
-        return fitted.factors(self._rows(batch, self._test_engine))
+        return fitted.factors(rows.of(batch, rows.test_engine))
 
     def influences_from_factors(
         self,
@@ -488,12 +473,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """Influences from factors, in the wider dtype of factors and rows."""
         fitted, mode = self._fitted(), checked_mode(mode)
         self.blocks.check_vectors(z_test_factors)
-        batch = self._batch(x, y)
+        batch = self.sample_rows.batch(x, y)
         fitted.check_unchanged(self.model)
         factors = {b: f.to(fitted.device) for b, f in z_test_factors.items()}
         if mode == InfluenceMode.Perturbation:
             return self._perturbations(factors, batch)
-        return products(factors, self._rows(batch))
+        return products(factors, self.sample_rows.of(batch))
 
     def loss_gradients(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         """Computes the gradient of each sample's own loss. Does not need `fit`.
@@ -515,7 +500,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block gradients as rows, shape (B, d_l).
         """
-        return self._rows(self._batch(x, y))
+        return self.sample_rows.of(self.sample_rows.batch(x, y))
 
     def gradients_with_losses_by_block(
         self, x: Inputs, y: Tensor | None = None
@@ -525,8 +510,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block gradients as rows, shape (B, d_l), and under `LOSS` the losses, (B, 1).
         """
-        pieces = split_batch(self._batch(x, y), self.batch_size)
-        return concatenated([self._engine.rows_with_losses(piece) for piece in pieces])
+        return self.sample_rows.with_losses(self.sample_rows.batch(x, y))
 
     def test_gradients_by_block(
         self, x: Inputs, y: Tensor | None = None
@@ -536,60 +520,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         Returns:
             For each block gradients as rows, shape (B, d_l).
         """
-        if self.test_objective is None:
-            return self.loss_gradients_by_block(x, y)
-        return self._rows(self._batch(x, y), self._test_engine)
-
-    def packed(self, sides: Mapping[str, Sides]) -> Self:
-        """A copy whose gradients are packed behind side bases, see `gradients.sided`.
-
-        Args:
-            sides: of some blocks, which are linear layers.
-
-        Returns:
-            The copy, which shares the model.
-        """
-        twin = copy.copy(self)
-        twin._engine, twin._test_engine = (
-            cast(LossGradientEngine, on_sides(engine, sides))
-            for engine in (self._engine, self._test_engine)
-        )
-        return twin
-
-    def side_learner(self, widths: Mapping[str, tuple[int, int]]) -> SideLearner:
-        """What learns side bases from batches of training samples on the model's device.
-
-        Args:
-            widths: of some blocks, which are linear layers, outputs and inputs that are kept.
-
-        Returns:
-            The learner, which saw none yet.
-        """
-        return SideLearner(self._engine, widths)
-
-    def curvature_rows_by_block(
-        self, x: Inputs, y: Tensor | None = None
-    ) -> "OrderedDict[str, Tensor]":
-        """As `loss_gradients_by_block`, but the rows that the inverse is made of.
-
-        Returns:
-            For each block gradients, or rows of another curvature, (B, d_l), or (B K, d_l) where
-            there are K of each sample.
-        """
-        return self._rows(self._batch(x, y), self.curvature_engine)
-
-    def curvature_settings(self, x: Inputs, y: Tensor | None = None) -> Mapping[str, str | int]:
-        """What tells these rows, where they are not the gradients, and how many a sample has.
-
-        Args:
-            x: inputs of some samples, or a mapping that carries its labels.
-            y: targets; None with a mapping.
-
-        Returns:
-            `labels`, "all" or "drawn", `rows` of each sample, and the `label_seed` of draws.
-        """
-        engine = self.curvature_engine
-        return {} if engine is None else engine.settings(self._batch(x, y))
+        rows = self.sample_rows
+        return rows.of(rows.batch(x, y), rows.test_engine)
 
     def losses(self, data: Any) -> Tensor:
         """Computes the loss of each sample, in one forward pass. Does not need `fit`.
@@ -604,12 +536,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             SourceError: if the loader has no fixed order, or the data is empty.
         """
         check_order(has_fixed_order(data))
-        batches = as_batches(data)
-        reader = replace(self._reader(batches), progress=self.progress and batches is data)
-        parts = [self._losses.rows(batch)[LOSS][:, 0] for batch in reader.batches("losses")]
-        if not parts:
-            raise SourceError("The data is empty; losses need at least one sample.")
-        return torch.cat(parts).to(self.dtype)
+        return self.sample_rows.losses_of(data).to(self.dtype)
 
     # Influences of the fitted data, from its rows
 
@@ -659,10 +586,10 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
 
     def _asked(self, fitted: Fitted, x_test: Inputs, y_test: Tensor | None) -> BlockVectors:
         """Test gradients, as the rows of the fitted samples are."""
-        fitted.check_order()
-        batch = self._batch(x_test, y_test)
+        check_order(fitted.has_fixed_order)
+        rows, batch = self.sample_rows, self.sample_rows.batch(x_test, y_test)
         fitted.check_unchanged(self.model)
-        return fitted.projected(self._rows(batch, self._test_engine))
+        return fitted.projected(rows.of(batch, rows.test_engine))
 
     def damping_sweep(
         self,
@@ -733,7 +660,7 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
             if data is None:
                 own = fitted.source.chunks()
             else:
-                own = map(fitted.projected, self._reader(as_batches(data)).rows())
+                own = map(fitted.projected, self.sample_rows.reader(as_batches(data)).rows())
             forms = forms_of(fitted, own)
         return (scores_by_block if by_block else added_scores)(forms, self.dtype)
 
@@ -756,10 +683,8 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         """
         check_movable(self.model)
         super().to(torch.device(device))
-        for objective in (self.objective, self.test_objective):
-            move(objective, torch.device(device))
-            if isinstance(objective, OutputLoss):
-                move(objective.loss, torch.device(device))
+        move(self.objective, torch.device(device))
+        move(self.test_objective, torch.device(device))
         self._select_parameters()
         return self
 
@@ -770,30 +695,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         vars(self).update(state)
         self._select_parameters()
 
-    # What is asked of, as rows
-
     def _select_parameters(self) -> None:
         """Narrows what the base class believes to be the parameters to those in blocks."""
         every = dict(self.model.named_parameters())
         self._model_params = {name: every[name].detach() for name in self.blocks.shapes}
         self._n_parameters = self.blocks.n_parameters
-
-    def _reader(self, data: Any) -> Reader:
-        settings = (self.model_device, self.batch_size, self.progress)
-        return Reader(data, self._engine, *settings, images=self.images)
-
-    def _batch(self, x: Inputs, y: Tensor | None) -> Batch:
-        """What a caller gave, checked, on the device."""
-        return batch_to(self.images.by_sample(given_samples(x, y)), self.model_device)
-
-    def _rows(self, batch: Batch, engine: GradientEngine | None = None) -> BlockVectors:
-        """Gradients of the loss, or the rows that an engine computes."""
-        engine = engine or self._engine
-        if self.batch_size is None or batch_length(batch) <= self.batch_size:
-            return engine.rows(batch)
-        pieces = list(split_batch(batch, self.batch_size))
-        bar = tqdm(pieces, "gradients", leave=False, disable=not self.progress)
-        return concatenated([engine.rows(piece) for piece in bar])
 
     def _perturbations(self, factors: Mapping[str, Tensor], batch: Batch) -> BlockVectors:
         if self.preconditioner is not None:
@@ -802,9 +708,9 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         narrow = scores_by_block(factors, self.dtype)
         pieces = [
             perturbation_rows(self.model, self.objective, self.blocks, narrow, piece)
-            for piece in split_batch(batch, self.batch_size)
+            for piece in split_batch(batch, self.sample_rows.batch_size)
         ]
-        return concatenated([OrderedDict(piece) for piece in pieces], dim=1)
+        return concatenated(pieces, dim=1)
 
     def _fitted(self) -> Fitted:
         if self._fit is None:

@@ -1,4 +1,4 @@
-"""DataInf."""
+"""DataInf as an influence model: its formula, and what all settings mean."""
 
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.inverse.methods import DATAINF

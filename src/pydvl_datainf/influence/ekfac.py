@@ -155,8 +155,9 @@ class EkfacInfluence(BlockwiseInfluence):
         """
         moments = self._moments()
         for given in batches:
-            for batch in split_batch(self._batch(*as_arguments(given)), self.batch_size):
-                moments.add(batch)
+            batch = self.sample_rows.batch(*as_arguments(given))
+            for piece in split_batch(batch, self.sample_rows.batch_size):
+                moments.add(piece)
         return moments.sums
 
     def _moments(self) -> LayerMoments:

@@ -1,4 +1,4 @@
-"""The exact reference."""
+"""The exact damped inverse as an influence model: the reference for all others."""
 
 from pydvl_datainf.influence.base import BlockwiseInfluence
 from pydvl_datainf.inverse.methods import EXACT

@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pydvl_datainf.batches import Batch, batch_named
 from pydvl_datainf.errors import ModelError, SourceError
-from pydvl_datainf.fingerprint import Seen
+from pydvl_datainf.fingerprint import DataChecksum, Seen
 from pydvl_datainf.gradients.compressed import CompressedRows
 from pydvl_datainf.gradients.sources import MemoryRows, RowSource, sum_norms
 from pydvl_datainf.gradients.supported import preserved_rng
@@ -69,6 +70,15 @@ class Fitted:
         methods = {block: method.to(device) for block, method in self.methods.items()}
         source = self.source.to(device)
         return replace(self, source=source, device=device, methods=methods, curvature=curvature)
+
+    def is_of(self, batches: Iterable[Batch], model: nn.Module) -> bool:
+        """Whether these batches, in this order, were read, and the model is as it was then."""
+        if not self.has_fixed_order:
+            return False
+        seen = DataChecksum()
+        for batch in batches:
+            seen.add(batch_named(batch))
+        return seen.sums == self.data and not self.model.changes(model)
 
     def check_unchanged(self, model: nn.Module) -> None:
         """Compares every parameter and buffer of the model with what they were.
@@ -198,10 +208,6 @@ class Fitted:
             if rows is None:
                 return
             yield rows
-
-    def check_order(self) -> None:
-        """Raises where results per sample could not be told apart."""
-        check_order(self.has_fixed_order)
 
 
 def check_order(is_fixed: bool) -> None:

@@ -18,14 +18,14 @@ eigenbasis", NeurIPS 2018; for influences Grosse et al., arXiv 2308.03296, 2023.
 drawn from the model, so that S and Λ are those of the true Gauss-Newton matrix; here both are had.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pydvl_datainf.errors import DampingError, SourceError
+from pydvl_datainf.errors import DampingError
 from pydvl_datainf.inverse.identity import Known
 from pydvl_datainf.inverse.method import Method, OnePass, Solver, float64_bytes
 from pydvl_datainf.inverse.woodbury import Exact
@@ -204,26 +204,20 @@ class Ekfac(Method):
             return _EXACT.flops(n, m, d)
         return layer_flops(n * self.passes, m, len(self.basis.Q_S), len(self.basis.Q_A))
 
-    def check_rows(self, kept: str) -> None:
-        """Checks that training rows can serve.
-
-        Args:
-            kept: where they are: "memory", "zarr", "recompute", "compressed" or "auto".
-
-        Raises:
-            SourceError: if they are to be computed again, or compressed.
-        """
-        if kept == "compressed":
-            raise SourceError(
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Rows that are computed again, or compressed."""
+        return {
+            "compressed": (
                 "EK-FAC multiplies rows with eigenvectors of layers, which compressed rows are not "
                 'long enough for. Use ExactInfluence with rows="compressed", or keep whole rows.'
-            )
-        if kept == "recompute":
-            raise SourceError(
+            ),
+            "recompute": (
                 "EK-FAC takes its eigenvalues, and the exact inverse of blocks that are no linear "
                 "layer, from the gradients of all samples together, so they cannot be computed "
                 'again piece by piece. Use rows="memory", or run_influences with rows="zarr".'
-            )
+            ),
+        }
 
     def to(self, device: torch.device) -> "Ekfac":
         """The same on another device."""

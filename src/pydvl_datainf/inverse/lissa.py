@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pydvl_datainf.errors import SourceError
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.iteration import Iteration
 from pydvl_datainf.inverse.method import Method, Solver, float64_bytes
@@ -108,21 +107,16 @@ class Lissa(Method):
                 stacklevel=2,
             )
 
-    def check_rows(self, kept: str) -> None:
-        """Checks that training rows can serve.
-
-        Args:
-            kept: where they are: "memory", "zarr", "recompute", "compressed" or "auto".
-
-        Raises:
-            SourceError: if they are to be computed again.
-        """
-        if kept == "recompute":
-            raise SourceError(
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Rows that are computed again."""
+        return {
+            "recompute": (
                 f"LiSSA reads the gradients of all samples up to {self.passes} times, and would "
                 'compute them again each time. Use rows="memory", or run_influences with '
                 'rows="zarr".'
             )
+        }
 
 
 class Iterated(Solver):

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from pydvl_datainf.errors import DampingError
+from pydvl_datainf.errors import DampingError, SourceError
 from pydvl_datainf.vectors import BlockVectors
 
 
@@ -138,6 +138,11 @@ class Method(Protocol):
         """
         return "float64"
 
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """For ways to keep training rows in which they cannot serve: why, and what to do."""
+        return {}
+
     def check_rows(self, kept: str) -> None:
         """Checks that training rows can serve.
 
@@ -147,7 +152,8 @@ class Method(Protocol):
         Raises:
             SourceError: if rows that are kept so cannot.
         """
-        return
+        if kept in self.refused:
+            raise SourceError(self.refused[kept])
 
     def to(self, device: torch.device) -> "Method":
         """The same on another device, with what is known of a block."""

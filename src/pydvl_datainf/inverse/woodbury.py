@@ -14,13 +14,14 @@ products of what it leaves with rows cancel again. It takes n d min(n, d) + min(
 multiplications.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pydvl_datainf.errors import DampingError, SourceError
+from pydvl_datainf.errors import DampingError
 from pydvl_datainf.inverse.damping import squared_norms
 from pydvl_datainf.inverse.method import Method, OnePass, float64_bytes
 
@@ -59,21 +60,16 @@ class Exact(Method):
         k = min(n, d)
         return 2 * n * d * k + k**3 / 3 + 2 * m * k * (k if d <= n else k + 2 * d)
 
-    def check_rows(self, kept: str) -> None:
-        """Checks that training rows can serve.
-
-        Args:
-            kept: where they are: "memory", "zarr", "recompute", "compressed" or "auto".
-
-        Raises:
-            SourceError: if they are to be computed again.
-        """
-        if kept == "recompute":
-            raise SourceError(
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Rows that are computed again."""
+        return {
+            "recompute": (
                 "The exact inverse needs the gradients of all samples together, so they cannot be "
                 'computed again piece by piece. Use rows="memory", or run_influences with '
                 'rows="zarr".'
             )
+        }
 
 
 class InParameters(OnePass):

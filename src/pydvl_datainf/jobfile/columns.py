@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydvl_datainf.errors import JobError, SourceError
-from pydvl_datainf.huggingface.records import LabelName, Placed, brief, column
+from pydvl_datainf.huggingface.record_values import brief, column
+from pydvl_datainf.huggingface.records import LabelName, Placed
 from pydvl_datainf.jobfile.schema import Job
 
 RESERVED = ("tokens", "id")

@@ -291,16 +291,9 @@ def _time(
     runs: int,
 ) -> dict[str, str]:
     rates = measured_rates(prepared, plan, influence, model.method.precision(model.dtype))
-    normalizes = prepared.job.normalize is not None
-    train, test = gradients(plan, model, normalizes=normalizes)
-    unit = prepared.material.unit
-    lengths = prepared.material.train.samples.lengths
-    m = len(prepared.material.test.samples)
-    again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
-    sides = 0
-    if compression := _compression(prepared, model):
-        again += sum(part.stop - part.start for part in sampled_queries(m))  # with whole rows
-        sides = compression.sample_size(plan.n) if compression.layers else 0
+    train, test = gradients(plan, model, normalizes=prepared.job.normalize is not None)
+    sides, again = _gradients_beside(prepared, plan, model)
+    unit, lengths = prepared.material.unit, prepared.material.train.samples.lengths
     passes = {
         "of training samples": train * plan.n,
         "of test samples": test * plan.m,
@@ -321,6 +314,16 @@ def _time(
         "For the inverse and the scores": duration(seconds[1]),
         "Together": f"about {duration(sum(seconds))} in one process, divided by workers",
     }
+
+
+def _gradients_beside(prepared: Prepared, plan: Plan, model: Description) -> tuple[int, int]:
+    """Gradients for side bases, and those that are computed again to measure the approximation."""
+    m, sides = len(prepared.material.test.samples), 0
+    again = compared(plan, m, exact_sample_of(RunOptions(**prepared.settings), model, plan.n, m))
+    if compression := _compression(prepared, model):
+        again += sum(part.stop - part.start for part in sampled_queries(m))  # with whole rows
+        sides = compression.sample_size(plan.n) if compression.layers else 0
+    return sides, again
 
 
 def measured_rates(

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydvl_datainf.huggingface.records import Placed, column
+from pydvl_datainf.huggingface.record_values import column
+from pydvl_datainf.huggingface.records import Placed
 from pydvl_datainf.jobfile.schema import Job
 
 

@@ -17,7 +17,8 @@ from pydvl_datainf.huggingface import (
 from pydvl_datainf.huggingface.classes import label_id
 from pydvl_datainf.huggingface.diffusion import embeddings_of, latents_of
 from pydvl_datainf.huggingface.images import seed_of
-from pydvl_datainf.huggingface.records import LabelName, Placed, brief, column, text_column
+from pydvl_datainf.huggingface.record_values import brief, column, text_column
+from pydvl_datainf.huggingface.records import LabelName, Placed
 from pydvl_datainf.jobfile.columns import columns_of
 from pydvl_datainf.jobfile.data import Material, Side
 from pydvl_datainf.jobfile.image_tables import image_column, is_arrays, shown_of

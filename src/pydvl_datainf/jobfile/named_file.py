@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pydvl_datainf.errors import JobError, SourceError
-from pydvl_datainf.huggingface.records import Placed, brief, column, conversation_text
+from pydvl_datainf.huggingface.record_values import brief, column, conversation_text
+from pydvl_datainf.huggingface.records import Placed
 from pydvl_datainf.huggingface.several_labels import write_labels
 from pydvl_datainf.jobfile.sources import FileSource
 from pydvl_datainf.results.facts import is_of_job

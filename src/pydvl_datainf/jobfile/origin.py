@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from pydvl_datainf.errors import JobError, SourceError, StoreError
-from pydvl_datainf.huggingface.records import Placed, brief
+from pydvl_datainf.huggingface.record_values import brief
+from pydvl_datainf.huggingface.records import Placed
 from pydvl_datainf.jobfile.columns import columns_of
 from pydvl_datainf.jobfile.encoders import encoder_of
 from pydvl_datainf.jobfile.image_tables import shown_of

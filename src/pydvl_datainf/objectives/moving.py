@@ -1,10 +1,12 @@
-"""Losses and objectives that hold tensors of their own, such as the weights of classes."""
+"""Moves to a device what losses and objectives hold, such as the weights of classes."""
 
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pydvl_datainf.objectives.output_loss import OutputLoss
 
 
 def move(loss: Any, device: torch.device) -> None:
@@ -24,6 +26,8 @@ def move(loss: Any, device: torch.device) -> None:
         moved = _moved(held, device)
         if moved is not held:
             object.__setattr__(loss, name, moved)  # also of frozen dataclasses
+    if isinstance(loss, OutputLoss):
+        move(loss.loss, device)
 
 
 def _moved(held: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""All scores at once."""
+"""All scores at once, as a heat map."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pydvl_datainf.block_labels import block_labels
-from pydvl_datainf.evaluation import Floats, largest
+from pydvl_datainf.evaluation import Floats, Indices, largest
 from pydvl_datainf.inverse.approximation_error import ApproximationError
 from pydvl_datainf.inverse.methods import method_of
 from pydvl_datainf.plots import shares_of_sum
@@ -29,7 +29,7 @@ from pydvl_datainf.report.pictures import (
     shares_picture,
 )
 from pydvl_datainf.report.retraining import Retraining, retraining_of
-from pydvl_datainf.report.samples import samples_of
+from pydvl_datainf.report.samples import Side, samples_of
 from pydvl_datainf.report.summary import Extent, Facts, facts_of, store_name, tiles_of
 from pydvl_datainf.report.thumbnails import Thumbnails
 from pydvl_datainf.report.trust import Trust, trust_of, trust_of_sum
@@ -99,17 +99,8 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
         StoreError: if the run is not complete, or damaged.
     """
     measures = measures_of(run)  # refuses a run that is not complete
-    tops, suspects = tops_of(run, bounds), suspects_of(measures, bounds.suspects)
-    shown = np.unique(np.concatenate([suspects, *tops.all_positions()]))
-    thumbnails, told = Thumbnails(bounds.image_bytes, images), run.metadata("train")
-    samples, limit = samples_of(
-        run,
-        {"test": np.arange(tops.m), "train": shown},
-        bounds.characters,
-        thumbnails,
-    )
-    extent = Extent(run, bounds, tops, samples, limit, thumbnails, uncounted(told))
-
+    suspects, told = suspects_of(measures, bounds.suspects), run.metadata("train")
+    extent = _extent(run, bounds, images, suspects, told)
     mean, error, damping = measures["mean"], run.approximation_error, _damping(run)
     trust, labels = _trust(run, error), block_labels(list(run.widths))
     by_block = scores_by_block(run)
@@ -135,15 +126,39 @@ def contents_of(run: InfluenceRun, bounds: Bounds, images: Path) -> Contents:
         labels_picture=None if counts is None else labels_picture(counts, mean),
         data={
             "query": query,
-            **{side: made.to_json() for side, made in samples.items()},
+            **{side: made.to_json() for side, made in extent.samples.items()},
             "unit": None if retraining is None else retraining.unit,
-            "tops": tops_to_json(tops, samples["train"]),
-            **_columns({name: values[shown] for name, values in measures.items()}),
-            "suspects": samples["train"].rows(suspects),
+            **_lists(extent, measures, suspects),
             "blocks": _blocks(run, labels, damping, error, by_block),
             "labels": None if counts is None else counts.to_json(),
         },
     )
+
+
+def _extent(
+    run: InfluenceRun,
+    bounds: Bounds,
+    images: Path,
+    suspects: Indices,
+    told: Mapping[str, Any],
+) -> Extent:
+    """Reads the samples that are shown: suspicious ones, and the ends of each test sample."""
+    tops = tops_of(run, bounds)
+    shown = np.unique(np.concatenate([suspects, *tops.all_positions()]))
+    sides: dict[Side, Indices] = {"test": np.arange(tops.m), "train": shown}
+    thumbnails = Thumbnails(bounds.image_bytes, images)
+    samples, limit = samples_of(run, sides, bounds.characters, thumbnails)
+    return Extent(run, bounds, tops, samples, limit, thumbnails, uncounted(told))
+
+
+def _lists(extent: Extent, measures: Mapping[str, Floats], suspects: Indices) -> dict[str, Any]:
+    """Which training samples are in the lists, and their measures."""
+    train = extent.samples["train"]
+    return {
+        "tops": tops_to_json(extent.tops, train),
+        **_columns({name: values[train.chosen] for name, values in measures.items()}),
+        "suspects": train.rows(suspects),
+    }
 
 
 def _damping(run: InfluenceRun) -> Mapping[str, float]:

@@ -73,6 +73,11 @@ class Extent:
         Yields:
             Sentences.
         """
+        yield from self._cut_off()
+        yield from self._not_gathered()
+
+    def _cut_off(self) -> Iterator[str]:
+        """What was asked for, and is more than there is or than a page takes."""
         plan, k = self.run.plan, self.tops.k
         cut = sum(side.cut for side in self.samples.values())
         missing, too_much = self.thumbnails.unreadable, self.thumbnails.left_out
@@ -90,7 +95,10 @@ class Extent:
             )
         if too_much:
             yield f"{_count(too_much, 'image')}, so that the page does not become too large."
-        count = count_scores(self.run)
+
+    def _not_gathered(self) -> Iterator[str]:
+        """Numbers of the run that are too many, or elsewhere."""
+        plan, count = self.run.plan, count_scores(self.run)
         if count > MOST_SCORES:
             yield (
                 f"median influences: {count:,} influences are more than the {MOST_SCORES:,} that a "

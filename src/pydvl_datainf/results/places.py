@@ -1,4 +1,4 @@
-"""Where a store can be."""
+"""Where a store can be: a folder, a URL, or a Zarr store; zip files are refused."""
 
 import re
 from pathlib import Path

@@ -16,6 +16,7 @@ from pydvl_datainf.errors import ModelError, NonFiniteError
 from pydvl_datainf.fingerprint import fingerprint
 from pydvl_datainf.gradients.layer_tokens import linear_blocks_of
 from pydvl_datainf.influence import BlockwiseInfluence, EkfacInfluence, EnsembleInfluence
+from pydvl_datainf.influence.sample_rows import SampleRows
 from pydvl_datainf.inverse.damping import SHARE
 from pydvl_datainf.inverse.ekfac import Ekfac
 from pydvl_datainf.inverse.method import Method
@@ -173,7 +174,7 @@ class Inputs:
             fixed_damping=influence.fixed_damping,
             damping_scale=influence.damping_scale,
             n_samples=self._n_samples,
-            batch_size=influence.batch_size,
+            batch_size=influence.sample_rows.batch_size,
             objective=described(influence.objective),
             model=fingerprint(influence.model),
             method=method,
@@ -193,15 +194,16 @@ class Inputs:
 
     def _curvature(self, influence: BlockwiseInfluence) -> Mapping[str, Any]:
         """What tells the rows of the inverse; how many there are follows from a sample."""
-        data = self.test if self.train is None else self.train
-        if influence.curvature_engine is None or not len(data):  # which is refused later
+        data, rows = self.test if self.train is None else self.train, influence.sample_rows
+        if rows.curvature is None or not len(data):  # which is refused later
             return {}
-        return influence.curvature_settings(*_first_sample(influence, data))
+        return rows.curvature.settings(rows.batch(*_first_sample(rows, data)))
 
     def _try_test_objective(self, influence: BlockwiseInfluence) -> None:
         """Finds early that it does not fit the model or the data: test gradients come late."""
         with suppress(NonFiniteError):  # which is told later, with the sample's id
-            influence.test_gradients_by_block(*_first_sample(influence, self.test))
+            rows = influence.sample_rows
+            rows.of(rows.batch(*_first_sample(rows, self.test)), rows.test_engine)
 
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self._given, BlockwiseInfluence):
@@ -221,8 +223,8 @@ class Inputs:
         vars(self).update(state | data)
 
 
-def _first_sample(influence: BlockwiseInfluence, data: BatchedData) -> tuple[Any, Tensor | None]:
-    return as_arguments(slice_batch(influence.images.by_sample(data.read(0)), 0, 1))
+def _first_sample(rows: SampleRows, data: BatchedData) -> tuple[Any, Tensor | None]:
+    return as_arguments(slice_batch(rows.images.by_sample(data.read(0)), 0, 1))
 
 
 def _saved(what: Any) -> bytes:

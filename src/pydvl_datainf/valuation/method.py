@@ -1,4 +1,4 @@
-"""Data valuation by influences."""
+"""`DataInfValuation`: a `Valuation` of pyDVL whose values are influences."""
 
 import copy
 import tempfile

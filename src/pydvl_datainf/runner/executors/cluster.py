@@ -1,4 +1,4 @@
-"""Workers of a Dask cluster."""
+"""Has pieces of work done by the workers of a Dask cluster."""
 
 import uuid
 import warnings

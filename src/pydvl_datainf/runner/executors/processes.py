@@ -1,4 +1,4 @@
-"""Processes of joblib."""
+"""Has pieces of work done in processes of joblib, which share files in a temporary folder."""
 
 import os
 import time

@@ -101,10 +101,11 @@ def write_compression_error(_: None, context: Context, inputs: Inputs) -> None:
 def _queries(context: Context, inputs: Inputs) -> Iterator[BlockVectors]:
     """Gradients of some test samples, whole or small."""
 
-    def rows_of(batch: Batch) -> BlockVectors:
+    def rows_of(given: Batch) -> BlockVectors:
+        rows = context.sample_rows(inputs)
+        batch = rows.batch(*as_arguments(given))
         context.gradients += batch_length(batch)
-        found = context.influence(inputs).test_gradients_by_block(*as_arguments(batch))
-        return small_rows(found, context.spec.side_blocks)
+        return small_rows(rows.of(batch, rows.test_engine), context.spec.side_blocks)
 
     for place in sampled_queries(context.spec.test.n):
         for _, rows in context.each(inputs, inputs.test, context.spec.test, place, rows_of):
@@ -187,10 +188,11 @@ def _rows_in_batch(
             yield rows
 
 
-def _new(context: Context, inputs: Inputs, batch: Batch) -> BlockVectors:
-    rows = context.influence(inputs).gradients_with_losses_by_block(*as_arguments(batch))
-    context.gradients += batch_length(batch)
-    return rows
+def _new(context: Context, inputs: Inputs, given: Batch) -> BlockVectors:
+    rows = context.sample_rows(inputs)
+    found = rows.with_losses(rows.batch(*as_arguments(given)))
+    context.gradients += batch_length(given)
+    return found
 
 
 def _kept(spec: RunSpec) -> Positions:

@@ -15,7 +15,7 @@ from pydvl_datainf.batches import Batch, as_arguments, slice_batch
 from pydvl_datainf.errors import ModelError, NonFiniteError, StoreError
 from pydvl_datainf.fingerprint import differences, fingerprint
 from pydvl_datainf.gradients.sided import small_rows
-from pydvl_datainf.influence import BlockwiseInfluence
+from pydvl_datainf.influence.sample_rows import SampleRows
 from pydvl_datainf.inverse.coordinates import projected
 from pydvl_datainf.inverse.sides import Sides
 from pydvl_datainf.results.arrays import Array
@@ -52,7 +52,7 @@ class Context:
     _batch: tuple[int, int, Batch] | None = None
     _is_checked: bool = False
     _bases: "BlockVectors | None" = None
-    _influence: BlockwiseInfluence | None = None
+    _packed: SampleRows | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Context(self.spec))
@@ -106,13 +106,14 @@ class Context:
             ModelError: if a gradient is not finite; names the sample.
         """
 
-        def rows_of(batch: Batch) -> BlockVectors:
-            given, influence = as_arguments(batch), self.influence(inputs)
+        def rows_of(given: Batch) -> BlockVectors:
+            made = self.sample_rows(inputs)
+            batch = made.batch(*as_arguments(given))
             if data is inputs.test:
-                return self.projected(inputs, influence.test_gradients_by_block(*given))
+                return self.projected(inputs, made.of(batch, made.test_engine))
             if rows != SCORED:
-                return influence.curvature_rows_by_block(*given)
-            return influence.gradients_with_losses_by_block(*given)
+                return made.of(batch, made.curvature)
+            return made.with_losses(batch)
 
         for place, made in self.each(inputs, data, index, wanted, rows_of):
             self.gradients += rows.each * (place.stop - place.start)
@@ -154,13 +155,13 @@ class Context:
             yield slice(done, done + length), made
             done += length
 
-    def influence(self, inputs: Inputs) -> BlockwiseInfluence:
-        """The influence model; its gradients are packed where there are side bases."""
+    def sample_rows(self, inputs: Inputs) -> SampleRows:
+        """What computes rows of samples; gradients are packed where there are side bases."""
         if not self.spec.side_blocks:
-            return inputs.influence
-        if self._influence is None:
-            self._influence = inputs.influence.packed(self._sides(inputs))
-        return self._influence
+            return inputs.influence.sample_rows
+        if self._packed is None:
+            self._packed = inputs.influence.sample_rows.packed(self._sides(inputs))
+        return self._packed
 
     def _sides(self, inputs: Inputs) -> dict[str, Sides]:
         """The side bases of the run of the rows."""
@@ -203,7 +204,7 @@ class Context:
         """Reads a part of a batch; a batch that is read in several parts is kept meanwhile."""
         batch, start, stop = cut
         if self._batch is None or self._batch[:2] != (id(data), batch):
-            checked = inputs.influence.images.by_sample
+            checked = inputs.influence.sample_rows.images.by_sample
             self._batch = id(data), batch, read_again(data, index, batch, checked)
         return slice_batch(self._batch[2], start, stop)
 

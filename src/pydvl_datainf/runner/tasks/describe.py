@@ -12,5 +12,5 @@ def describe(_: None, inputs: Inputs) -> Description:
 def survey(item: tuple[str, int, int], inputs: Inputs) -> tuple[int, list[tuple[int, str]]]:
     """The first of some batches of one side, and the lengths and checksums of them all."""
     side, start, stop = item
-    checked = inputs.influence.images.by_sample
+    checked = inputs.influence.sample_rows.images.by_sample
     return start, index_batches(getattr(inputs, side), start, stop, checked)

@@ -4,7 +4,8 @@ from math import ceil
 
 import torch
 
-from pydvl_datainf.batches import Batch, batch_length, batch_to
+from pydvl_datainf.batches import Batch, as_arguments, batch_length
+from pydvl_datainf.gradients.side_learning import SideLearner
 from pydvl_datainf.inverse.sides import SideMoments
 from pydvl_datainf.results.arrays import SIDE_BASES, WORK
 from pydvl_datainf.results.layout import sides_name
@@ -32,11 +33,12 @@ def write_side_moments(part: int, context: Context, inputs: Inputs) -> None:
     """The moments of all layers that get side bases over a part of the sample."""
     spec = context.spec
     assert spec.compression is not None  # rows are compressed
-    learner = inputs.influence.side_learner(spec.compression.kept_of_sides)
+    rows = inputs.influence.sample_rows
+    learner = SideLearner(rows.engine, spec.compression.kept_of_sides)
 
-    def learn(batch: Batch) -> BlockVectors:
-        context.gradients += batch_length(batch)
-        return learner.rows(batch_to(batch, inputs.influence.model_device))
+    def learn(given: Batch) -> BlockVectors:
+        context.gradients += batch_length(given)
+        return learner.rows(rows.batch(*as_arguments(given)))
 
     chosen = spec.compression.positions(spec.plan.n)
     chosen = chosen[side_parts(len(chosen))[part]]
