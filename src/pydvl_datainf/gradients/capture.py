@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, batch_length, signature
 from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
 from pydvl_datainf.gradients.checks import (
@@ -102,10 +103,10 @@ class CaptureEngine(LossGradientEngine):
         check_mode(self.model)
         with differentiating(self.model):
             kind, inputs = self._inputs(batch)
-            devices, is_first = devices_of(self.model), not inputs.checked.checks
-            before = random_states(devices) if is_first else []
+            is_first = not inputs.checked.checks
+            before = random_states(devices_of(self.model)) if is_first else []
             losses, rows = self._alone(inputs) if inputs.length == 1 else self._captured(inputs)
-            if is_first and random_states(devices) != before:
+            if is_first and random_states(devices_of(self.model)) != before:
                 check_not_by_chance(partial(self.passes.losses, batch), inputs.tolerance)
             if left := inputs.parameters.keys() - rows.keys():
                 rows = self._completed(inputs, losses, rows, left)
