@@ -13,7 +13,7 @@ import tiny
 from captured import flat_rows
 from pydvl_datainf import CausalLM, SequenceClassification, TokenClassification
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.gradients import CaptureEngine
+from pydvl_datainf.gradients import CaptureEngine, capture
 
 pytestmark = pytest.mark.filterwarnings("ignore:One backward pass per sample")
 
@@ -120,9 +120,9 @@ def test_rows_are_those_of_one_backward_pass_per_sample(case, attention):
 def test_a_model_is_compared_in_its_first_batch_whatever_the_sizes(case, monkeypatch):
     """One pass more for each batch would take half as long again."""
     compared = []
-    compare = CaptureEngine._compared
+    compare = capture.compared
     monkeypatch.setattr(
-        CaptureEngine, "_compared", lambda *given: (compared.append(1), compare(*given))[1]
+        capture, "compared", lambda *given: (compared.append(1), compare(*given))[1]
     )
     engine = engine_of(case, case.model().eval())
     engine.rows(case.batch(4, 7))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import dense
 from captured import Table, assert_all_right, assert_right, batches, engine
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.gradients import CaptureEngine
+from pydvl_datainf.gradients import CaptureEngine, capture
 from pydvl_datainf.gradients.paths import path_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:One backward pass per sample")
@@ -44,9 +44,9 @@ def test_as_many_samples_as_an_argument_common_to_them_has_rows():
 
 
 def test_texts_of_many_lengths_are_compared_once(monkeypatch):
-    compared, compare = [], CaptureEngine._compared
+    compared, compare = [], capture.compared
     monkeypatch.setattr(
-        CaptureEngine, "_compared", lambda *given: (compared.append(1), compare(*given))[1]
+        capture, "compared", lambda *given: (compared.append(1), compare(*given))[1]
     )
     torch.manual_seed(0)
     watched = engine(Causal().double())
