@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 
 from pydvl_datainf import SourceError
 from pydvl_datainf.huggingface import read_arrays, read_records
-from pydvl_datainf.huggingface.record_values import column, text_column
-from pydvl_datainf.huggingface.records import Place
 from tuned import write_lines
 
 RECORDS = [
@@ -120,18 +118,6 @@ def test_any_bytes_are_records_or_refused(content, name):
         assert read_records(Path(folder, name))
 
 
-def half(value):
-    """A record whose column x holds half of a surrogate pair somewhere."""
-    return (Place("a.jsonl", "line", 1), {"x": value})
-
-
-@pytest.mark.parametrize("value", ["\ud800", ["\udc80"], [{"a": "x\udfff"}], {"\ud800": 1}])
-def test_half_characters_are_refused_wherever_they_are(value):
-    with pytest.raises(SourceError, match="line 1: column 'x' is not text"):
-        column(half(value), "x")
-    assert column(half("😀"), "x") == "😀"  # both halves
-
-
 def image_file(path, content=None, **arrays):
     np.savez(path, **arrays)
     path.write_bytes(path.read_bytes() if content is None else content)
@@ -199,18 +185,6 @@ def test_folders_that_datasets_did_not_save_are_refused(tmp_path):
         read_records(tmp_path)
 
 
-def test_missing_columns_are_named_with_those_that_are_there(tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", [{"text": "x", "n": 3}, {"text": None, "n": 3}])
-    first, second = read_records(path)
-    assert column(first, "text") == "x"
-    with pytest.raises(SourceError, match=r"line 1: no column 'label'; there are text, n"):
-        column(first, "label")
-    with pytest.raises(SourceError, match="line 2: column 'text' is empty"):
-        column(second, "text")
-    with pytest.raises(SourceError, match="'n' must be text, got int"):
-        text_column(first, "n")
-
-
 def test_folders_with_a_format_give_plain_values(tmp_path):
     data = datasets.Dataset.from_list([{"words": ["a"], "tags": [1]}])
     data.with_format("numpy", columns=["tags"]).save_to_disk(tmp_path / "formatted")
@@ -264,14 +238,11 @@ def test_categories_are_read_by_their_names(tmp_path):
     ]
 
 
-def test_long_cells_and_half_characters(tmp_path):
+def test_long_cells(tmp_path):
     (tmp_path / "a.csv").write_text(f"text\n{'x' * 200_000}\n")
     limit = csv.field_size_limit()
     assert len(read_records(tmp_path / "a.csv")[0][1]["text"]) == 200_000
     assert csv.field_size_limit() == limit
-    (tmp_path / "a.jsonl").write_text('{"text": "\\ud800"}\n')
-    with pytest.raises(SourceError, match="line 1: column 'text' is not text"):
-        text_column(read_records(tmp_path / "a.jsonl")[0], "text")
 
 
 def test_numbers_and_lists_keep_their_types(tmp_path):

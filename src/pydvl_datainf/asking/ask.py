@@ -1,6 +1,7 @@
 """Asks a finished run a question of one's own: which training samples an answer came from."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 from warnings import warn
 
@@ -106,69 +107,74 @@ def ask(
     for note in border_notes(runs[last], encoders[last], list(zip(answered, asked, strict=True))):
         warn(note, stacklevel=2)
     told = _told_by_token(built) if by_token else {}
-    settings: Any = {"overwrite": overwrite, "progress": progress}
-
-    def query(k: int, model: BlockwiseInfluence, asked: Sequence[Asked]) -> InfluenceRun:
-        named = list(zip(names, answered, asked, strict=True))
-        if by_token:
-            named = _by_token(named)
-        place = place_of_part(store, k) if run.parts else store
-        return _query(runs[k], model, encoders[k], named, told, _or_memory(place), settings)
-
-    found = {last: query(last, built, asked)}
+    queries = _Queries(names, answered, told, {"overwrite": overwrite, "progress": progress})
     if not run.parts:
-        return found[last]
+        return queries.ask(run, built, encoders[last], asked, store)
+    place = place_of_part(store, last)
+    found = {last: queries.ask(runs[last], built, encoders[last], asked, place)}
     del built  # one model at a time
     for k in range(last):
-        model = _built(influences[k])
-        found[k] = query(k, model, _encoded(model, encoders[k], answered))
-    return _added(run, [found[k] for k in range(len(runs))], told, _or_memory(store), settings)
+        model, place = _built(influences[k]), place_of_part(store, k)
+        asked = _encoded(model, encoders[k], answered)
+        found[k] = queries.ask(runs[k], model, encoders[k], asked, place)
+    return queries.add(run, [found[k] for k in range(len(runs))], store)
 
 
 Named: TypeAlias = tuple[str, Answered, Asked]
 """A question by its name, with its answer, as text and tokenised."""
 
 
-def _query(
-    run: InfluenceRun,
-    influence: BlockwiseInfluence,
-    encoder: QuestionEncoder,
-    named: Sequence[Named],
-    told: Mapping[str, str],
-    store: Any,
-    settings: Mapping[str, Any],
-) -> InfluenceRun:
-    """A further query of a run."""
-    samples = TokenSamples([one.sample for _, _, one in named], _padding(encoder, influence))
-    return run_influences(
-        influence,
-        samples.to_loader(AT_ONCE),
-        run,
-        store,
-        ids={"test": [name for name, _, _ in named]},
-        metadata={"test": _columns(encoder, named), "run": told},
-        normalize=run.attrs["fingerprint"].get(NORMALIZE),
-        **settings,
-    )
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """What every part of a run is asked, and how what is found is kept.
 
+    Args:
+        names: of the questions.
+        answered: the questions, with their answers.
+        told: where each token is asked about, how their losses make that of an answer.
+        settings: of all runs that are made.
+    """
 
-def _added(
-    run: InfluenceRun,
-    found: Sequence[InfluenceRun],
-    told: Mapping[str, str],
-    store: Any,
-    settings: Mapping[str, Any],
-) -> InfluenceRun:
-    """What was found of the parts of a sum, added as these were."""
-    job = run.metadata("run").get("job")
-    return sum_runs(
-        found,
-        store,
-        [part.weight for part in run.parts],
-        check_data=False,  # texts are the same; whoever made the sum could allow other tokens
-        metadata={**told, **({} if job is None else {"job": job})},
-        **settings,
-    )
+    names: Sequence[str]
+    answered: Sequence[Answered]
+    told: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    def ask(
+        self,
+        run: InfluenceRun,
+        influence: BlockwiseInfluence,
+        encoder: QuestionEncoder,
+        asked: Sequence[Asked],
+        store: Any,
+    ) -> InfluenceRun:
+        """A further query of a run."""
+        named = list(zip(self.names, self.answered, asked, strict=True))
+        if self.told:
+            named = _by_token(named)
+        samples = TokenSamples([one.sample for _, _, one in named], _padding(encoder, influence))
+        return run_influences(
+            influence,
+            samples.to_loader(AT_ONCE),
+            run,
+            _or_memory(store),
+            ids={"test": [name for name, _, _ in named]},
+            metadata={"test": _columns(encoder, named), "run": self.told},
+            normalize=run.attrs["fingerprint"].get(NORMALIZE),
+            **self.settings,
+        )
+
+    def add(self, run: InfluenceRun, found: Sequence[InfluenceRun], store: Any) -> InfluenceRun:
+        """What was found of the parts of a sum, added as these were."""
+        job = run.metadata("run").get("job")
+        return sum_runs(
+            found,
+            _or_memory(store),
+            [part.weight for part in run.parts],
+            check_data=False,  # texts are the same; whoever made the sum could allow other tokens
+            metadata={**self.told, **({} if job is None else {"job": job})},
+            **self.settings,
+        )
 
 
 def _by_token(named: Sequence[Named]) -> list[Named]:
