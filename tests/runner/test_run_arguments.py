@@ -8,12 +8,13 @@ import pytest
 import torch
 import zarr
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from pydvl_datainf import DataInfInfluence, SequenceClassification, StoreError
 from pydvl_datainf.influence.sample_rows import SampleRows
 from pydvl_datainf.results.reader import InfluenceRun
-from small_runs import M, N, close, oracle, run, samples, train_loader
+from small_runs import M, N, close, network, oracle, run, samples, train_loader
 
 
 def test_mapping_batches(tmp_path):
@@ -69,6 +70,15 @@ class Tokens(Dataset):
 def test_kinds_of_data(tmp_path, truth, train, rows):
     done = run(tmp_path / "run.zarr", train=train, rows=rows)
     close(done.scores[...], truth["scores"].sum(1))
+
+
+@pytest.mark.parametrize("size", [10, 40])
+def test_a_dataset_is_read_in_batches_of_the_size_of_the_influence_model(tmp_path, size):
+    lengths, model = [], network()
+    model.register_forward_pre_hook(lambda module, given: lengths.append(len(given[0])))
+    influence = DataInfInfluence(model, F.cross_entropy, batch_size=size)
+    run(tmp_path / "run.zarr", influence, train=Tokens(50, 1), rows="zarr")
+    assert max(lengths) == size == influence.batch_size
 
 
 def test_a_store_in_this_process(truth):

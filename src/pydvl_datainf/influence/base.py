@@ -239,6 +239,11 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         return dict(self._given_damping if self._fit is None else self._fit.damping)
 
     @property
+    def batch_size(self) -> int | None:
+        """The largest number of samples in one computation; None = as given."""
+        return self.sample_rows.batch_size
+
+    @property
     def damping_scale(self) -> float:
         """What λ that are chosen automatically are multiplied by."""
         return self._damping_scale

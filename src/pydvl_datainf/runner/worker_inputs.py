@@ -174,7 +174,7 @@ class Inputs:
             fixed_damping=influence.fixed_damping,
             damping_scale=influence.damping_scale,
             n_samples=self._n_samples,
-            batch_size=influence.sample_rows.batch_size,
+            batch_size=influence.batch_size,
             objective=described(influence.objective),
             model=fingerprint(influence.model),
             method=method,
