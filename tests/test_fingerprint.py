@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pydvl_datainf.fingerprint import DataChecksum, as_bytes
+import tiny
+from pydvl_datainf import CausalLM, DataInfInfluence, ModelError
+from pydvl_datainf.fingerprint import DataChecksum, as_bytes, fingerprint
 
 NUMBERS = torch.arange(60.0).reshape(6, 10)
 COMPLEX = torch.complex(NUMBERS, 2 * NUMBERS)
@@ -43,3 +45,46 @@ def test_a_last_batch_of_one_column_counts_like_the_rest():
         checksums[0].add({"x": column[start:stop]})
     checksums[1].add({"x": column})
     assert checksums[0].sums == checksums[1].sums
+
+
+def rescale(model, scale):
+    layers = [m for m in model.modules() if hasattr(m, "set_scale")]
+    for layer in layers:
+        layer.set_scale("default", scale)
+    return len(layers)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_a_scale_of_adapters_that_is_not_that_of_their_configuration_tells(settings):
+    """As diffusers sets it by the weights of adapters, and not among parameters and buffers."""
+    model = tiny.lora(tiny.llama(), ["q_proj", "v_proj"], **settings)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = fingerprint(model)
+    assert before.keys() == tensors.keys()  # so that runs are those that they were
+    assert rescale(model, 0.5) == 4
+    half = fingerprint(model)
+    rescale(model, 0.25)
+    quarter = fingerprint(model)
+    names = half.keys() - before.keys()
+    assert len(names) == 4
+    assert all(half[name] != quarter[name] for name in names)
+    assert {name: half[name] for name in before} == before
+    rescale(model, 1.0 + 1e-15)  # as rounding leaves it
+    assert fingerprint(model) == before
+
+
+def test_the_scale_of_an_adapter_that_is_not_active_does_not_tell():
+    model = tiny.lora(tiny.llama(), ["q_proj"])
+    model.add_adapter("other", model.peft_config["default"])
+    before = fingerprint(model)
+    for layer in (m for m in model.modules() if hasattr(m, "set_scale")):
+        layer.set_scale("other", 0.5)
+    assert fingerprint(model) == before
+
+
+def test_a_scale_that_changed_after_fit_is_noticed():
+    model, batch = tiny.moved(tiny.lora(tiny.llama(), ["q_proj"])).eval(), tiny.answers(4, 8)
+    influence = DataInfInfluence(model, CausalLM()).fit([batch])
+    rescale(model, 0.5)
+    with pytest.raises(ModelError, match=r"changed after fit .*scaling\.default"):
+        influence.training_influences(batch)

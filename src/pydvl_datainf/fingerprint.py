@@ -4,7 +4,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TypeAlias, cast
+from math import isclose, sqrt
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ register_optimizer_step_post_hook(_count_step)
 def fingerprint(model: nn.Module) -> dict[str, int]:
     """Computes a CRC-32 of the bytes of every parameter and buffer, and of scales beside them.
 
+    The latter are those of quantised weights, and of adapters that do not have the scale of their
+    configuration, as `set_adapters(..., weights)` of diffusers leaves them.
+
     It looks at the content, since version counters miss what is written through `.data` or a shared
     array. It reads the whole model: about a quarter of a second for each gigabyte in main memory.
 
@@ -36,13 +40,27 @@ def fingerprint(model: nn.Module) -> dict[str, int]:
         model: on any device.
 
     Returns:
-        For each name of a parameter or buffer, or of what quantised weights go with, its checksum.
+        For each name of a parameter or buffer, or of what goes with weights, its checksum.
     """
     return {name: zlib.crc32(as_bytes(tensor)) for name, tensor in _tensors_of(model)}
 
 
 def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return chain(model.named_parameters(), model.named_buffers(), statistics_of(model))
+    tensors = model.named_parameters(), model.named_buffers(), statistics_of(model)
+    layers = ((p, m) for p, m in model.named_modules() if hasattr(type(m), "adapter_layer_names"))
+    return chain(*tensors, *(_changed_scales(path, layer) for path, layer in layers))
+
+
+def _changed_scales(path: str, layer: Any) -> Iterator[tuple[str, Tensor]]:
+    """By what active adapters of peft are multiplied, where that is not α/r, or α/√r of rsLoRA."""
+    ranks, rooted = (getattr(layer, name, {}) for name in ("r", "use_rslora"))
+    alphas = getattr(layer, "lora_alpha", getattr(layer, "alpha", {}))
+    for adapter, scale in getattr(layer, "scaling", {}).items():
+        r, α = ranks.get(adapter, 0), alphas.get(adapter, 0)
+        usual = r and α / (sqrt(r) if rooted.get(adapter) else r)
+        # Rounding is left where a scale was changed and changed back.
+        if adapter in layer.active_adapters and not isclose(scale, usual):
+            yield f"{path}.scaling.{adapter}", torch.tensor(float(scale), dtype=torch.float32)
 
 
 def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:

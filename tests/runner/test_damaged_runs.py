@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import small_runs
 from damage import empty, flip_a_byte, truncate
 from pydvl_datainf import StoreError
 from pydvl_datainf.results.reader import InfluenceRun
@@ -53,6 +54,18 @@ def test_damage_is_found_and_repaired(tmp_path, sound, kind, key, read, repair, 
     with_it = key.split("/")[0] in together + (("scores",) if kind == "zarr" else ())
     for path in {store / name for name in chunks(store)} - {store / key}:
         assert with_it or path.stat().st_mtime_ns == before[path]
+
+
+@pytest.mark.parametrize("rows", small_runs.ROWS)
+def test_scores_of_one_query_have_the_bits_that_they_had_beside_others(tmp_path, rows):
+    """Although torch multiplies one vector by another routine than several."""
+    settings = {"rows": rows, "tile": (1, 6)}
+    small_runs.run(tmp_path / "sound.zarr", **settings)
+    store = shutil.copytree(tmp_path / "sound.zarr", tmp_path / "run.zarr")
+    for key in ("scores/c/2/0", "scores/c/5/1", "scores/c/3/1"):
+        (store / key).unlink()
+    small_runs.run(store, **settings)
+    assert_same(store, tmp_path / "sound.zarr")
 
 
 def test_premise_a_sound_run_is_read_without_complaint(tmp_path, sound):
