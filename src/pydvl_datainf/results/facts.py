@@ -16,6 +16,7 @@ from pydvl_datainf.inverse.names import UNDAMPED
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import COMPRESSION, NORMALIZE, PRECONDITIONER, TEST_OBJECTIVE
 
+NO_SIDES = "without side bases: no layer is wide enough"
 RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
 
 
@@ -226,8 +227,10 @@ def _coordinates(told: Mapping[str, Any]) -> str:
 
 def _behind_sides(told: Mapping[str, Any]) -> str:
     """What is kept of wide layers."""
-    if not told.get("layers"):
+    if told.get("sides") is None:
         return ""
+    if not told["layers"]:
+        return f", {NO_SIDES}"
     share = f"{told['sides']:.4g} of the outputs and inputs"
     return f", behind {share} in {len(told['layers']):,} of them"
 
