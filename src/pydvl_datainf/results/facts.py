@@ -253,6 +253,8 @@ def _state(run: InfluenceRun) -> dict[str, str]:
     }
     if run.is_complete:
         return state
+    if run.store.is_at_work():
+        return state | {"To go on": "wait: another call is at work on it"}
     again = f"call {run.store.maker} with the same arguments, or the same command, again"
     return state | {"To go on": RUN_JOB if is_of_job(run) else again}
 
