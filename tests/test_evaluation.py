@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from pydvl_datainf.evaluation import (
     class_auc,
@@ -76,6 +77,12 @@ def test_scales_do_not_change_suspicion():
 def test_suspicion_refuses_other_shapes(shapes):
     with pytest.raises(ValueError, match="one training loss and one relative influence"):
         suspicion_ranks(*map(np.zeros, shapes))
+
+
+def test_suspicion_of_ties_is_that_of_their_average_ranks():
+    loss, relative = np.random.default_rng(0).integers(0, 5, (2, 40)).astype(float)
+    expected = (rankdata(loss) + rankdata(-relative)) / 2
+    np.testing.assert_array_equal(suspicion_ranks(loss, relative), expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

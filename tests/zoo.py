@@ -1,5 +1,6 @@
 """Small models with their batches and losses, one for each thing that can happen to a gradient."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -282,6 +283,11 @@ def _conv(kind, *args, **kwargs):
     return _flat(lambda: kind(*args, **kwargs))
 
 
+def _stored(build):
+    """With weights (inputs, outputs), as GPT-2 has them."""
+    return lambda: importlib.import_module("stored_transposed").transposed(build())
+
+
 CASES = {
     "linear": Case(lambda: nn.Linear(3, 2), numbers(3, targets=(2,))),
     "linear 1-D targets": Case(
@@ -376,6 +382,13 @@ CASES = {
         _flat(lambda: nn.Embedding(6, 3, scale_grad_by_freq=True)),
         tokens(4, (12,)),
         per_sample=frozenset({"layers.0.weight"}),
+    ),
+    "stored transposed": Case(_stored(lambda: nn.Linear(3, 2)), numbers(4, 3, targets=(4, 2))),
+    "stored transposed, 4-D": Case(
+        _stored(lambda: Flat(nn.Linear(3, 2))), numbers(2, 4, 3, targets=(16,))
+    ),
+    "stored transposed, samples flattened": Case(
+        _stored(FlattenedSamples), numbers(5, 3, targets=(2,))
     ),
     "scalars": Case(lambda: nn.Sequential(Gate(), nn.Linear(2, 2)), numbers(4, 3, targets=(4, 2))),
     "sparse embedding": Case(_flat(lambda: nn.Embedding(6, 3, sparse=True)), tokens(4, (12,))),

@@ -1,13 +1,17 @@
-"""What commands that only read a result import: nothing that takes seconds."""
+"""What commands import that compute nothing, or are refused: nothing that takes seconds."""
 
 import json
 import subprocess
 import sys
+from io import StringIO
 
+import click
+import pytest
 from torch.nn import functional as F
 
 import small_runs
 from pydvl_datainf import EkfacInfluence, LissaInfluence
+from pydvl_datainf.cli import commands
 
 HEAVY = (
     "datasets",
@@ -17,6 +21,7 @@ HEAVY = (
     "pandas",
     "peft",
     "pydvl",
+    "scipy.stats",
     "sklearn",
     "torch",
     "transformers",
@@ -30,12 +35,12 @@ for command in json.loads(sys.argv[1]):
     try:
         main(command)
     except SystemExit as end:
-        assert not end.code, (command, end.code)
+        assert bool(end.code) == (command[0] in ("run", "ask")), (command, end.code)
 print(json.dumps(sorted(sys.modules)))
 """
 
 
-def test_what_only_reads_a_result_imports_nothing_heavy(tmp_path):
+def test_what_computes_nothing_imports_nothing_heavy(tmp_path):
     texts = [f"text {i}" for i in range(small_runs.N)]
     lines = [json.dumps({"id": i, "prompt": "?", "answer": t}) for i, t in enumerate(texts)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
@@ -62,11 +67,44 @@ def test_what_only_reads_a_result_imports_nothing_heavy(tmp_path):
     for store in stores[2:]:
         own = ["--train", train, *drop, "-o", f"{store}.jsonl"]
         commands += [["info", store, "--check"], ["top", store], ["select", store, *own]]
+    assert_nothing_heavy(HEAVY, commands)
+    assert len((tmp_path / "of_job.jsonl").read_text().splitlines()) == small_runs.N - 2
+    pages = [["report", store, "-o", f"{store}.html"] for store in stores]
+    assert_nothing_heavy([name for name in HEAVY if name != "matplotlib"], pages)
+    (tmp_path / "job.yaml").write_text("task: causal-lm\nmodle: m\n")
+    refused = [["run", str(tmp_path / "job.yaml")], ["run", str(tmp_path / "none.yaml")]]
+    refused += [["ask", str(tmp_path / "none.zarr"), "--prompt", "?"]]
+    assert_nothing_heavy(HEAVY, [["info", stores[0]], *refused])
+
+
+def assert_nothing_heavy(heavy, commands):
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     modules = json.loads(run.stdout.splitlines()[-1])
     assert "zarr" in modules  # the premise: it did read
-    assert [name for name in HEAVY if name in modules] == []
-    assert len((tmp_path / "of_job.jsonl").read_text().splitlines()) == small_runs.N - 2
+    assert [name for name in heavy if name in modules] == []
+
+
+class Terminal(StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "options", "is_told"),
+    [(Terminal, [], True), (Terminal, ["--no-progress"], False), (StringIO, [], False)],
+)
+def test_a_terminal_is_told_at_once_what_takes_so_long(monkeypatch, stream, options, is_told):
+    errors, told = stream(), []
+    monkeypatch.setattr("sys.stderr", errors)
+    monkeypatch.setattr(commands, "import_module", lambda name: told.append(errors.getvalue()))
+
+    @click.command(cls=commands.WithTorch)
+    @click.option("--progress/--no-progress", default=True)
+    def compute(progress):
+        line = "Importing torch, pyDVL and transformers takes some seconds ...\n"
+        assert told == [line if is_told else ""]
+
+    compute(options, standalone_mode=False)

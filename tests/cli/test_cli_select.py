@@ -1,6 +1,5 @@
 """`pydvl-datainf select`: from a run to the training file of the next one."""
 
-import csv
 import json
 
 import numpy as np
@@ -24,13 +23,6 @@ def lines_of(path):
 def made(finished):
     """The run of a job on prompts and answers, with ids."""
     return InfluenceRun(finished / "out.zarr")
-
-
-@pytest.fixture
-def classified(classification):
-    changed(classification, self_influence=True)
-    printed("run", classification / "job.yaml", "--no-progress")
-    return classification
 
 
 def test_the_next_training_file_and_what_was_left_out(folder, made):
@@ -61,28 +53,6 @@ def test_the_next_file_makes_a_run(folder, made):
     assert InfluenceRun(folder / "next.zarr").train_ids.tolist() == [
         f"sum {i}" for i in sorted(best.tolist())
     ]
-
-
-def test_suspicious_labels_are_written_for_a_person_to_check(classified):
-    out = classified / "next.csv"
-    args = ("--drop-suspicious", "20%", "--relabel", "--for", "label=bad", "-o", out)
-    said = printed("select", classified / "out.zarr", *args)
-    dropped, checked = (
-        lines_of(classified / f"next.{what}.jsonl") for what in ("dropped", "relabel")
-    )
-    assert len(dropped) == 3
-    run = InfluenceRun(classified / "out.zarr")
-    scores, labels = run.scores[...], run.metadata("test")["label"]
-    other = {"good": "bad", "bad": "good"}
-    for record, told in zip(dropped, checked, strict=True):
-        suggested = told.pop("suggested_label")
-        assert told == record
-        harm = scores[labels == other[record["label"]], record["position"]].mean()
-        assert suggested == (other[record["label"]] if harm < 0 else None)
-    with out.open() as file:
-        assert len(list(csv.DictReader(file))) == 12
-    assert "Labels to check, with suggestions" in said
-    assert "among the 3 most suspicious, influence taken on label=bad" in said
 
 
 def test_existing_files_stay(folder, made):

@@ -32,6 +32,16 @@ def test_a_job_keeps_rows_behind_side_bases_and_tells_of_it(folder):
     assert ranks in done("top", folder / "out.zarr")
 
 
+def test_a_job_without_wide_layers_tells_so(folder):
+    changed(folder, rows="compressed", rank=4, basis_sample=6, sides=0.01)
+    shown = done("run", folder / "job.yaml", "--dry-run", "--no-progress")
+    assert "in half precision, without side bases: no layer is wide enough" in shown
+    done("run", folder / "job.yaml", "--no-progress")
+    assert InfluenceRun(folder / "out.zarr").side_widths == {}
+    shown = done("info", folder / "out.zarr")
+    assert "4 coordinates at most, without side bases: no layer is wide enough" in shown
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [

@@ -15,6 +15,7 @@ from pydvl_datainf.blocks import Blocks
 from pydvl_datainf.errors import ObjectiveError
 from pydvl_datainf.gradients.moments import LayerMoments, linear_blocks, positions
 from pydvl_datainf.objectives import OutputLoss
+from stored_transposed import transposed
 from zoo import CASES, Flat, Tied, TiedBias
 
 
@@ -169,6 +170,30 @@ def test_a_bias_is_not_there_in_calls_of_a_tied_layer_without_it():
     own = exact(model, batch, first, **with_bias)
     tied = exact(model, batch, second, inputs=lambda layer, x: [*x, 0.0])
     assert_same((A, S), [a + b for a, b in zip(own, tied, strict=True)])
+
+
+def test_of_a_weight_that_is_stored_transposed_both_are_swapped():
+    torch.manual_seed(0)
+    model = transposed(Flat(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))).double()
+    batch = numbers(7, 2, 3, targets=(8,))
+    found = moments_of(model, SUM, cut(batch, 3, 4))
+    layers = linear_blocks(model, Blocks.from_model(model, "module"))
+    for i, inputs, outputs in ((0, 3, 5), (2, 5, 4)):
+        A, S = found[f"layers.{i}"]
+        assert_same((S, A), exact(model, batch, model.layers[i], **with_bias))
+        assert layers[f"layers.{i}"].shape == (inputs + 1, outputs)
+    alone = moments_of(model, SUM, [batch], "parameter_wise")
+    assert_same(alone["layers.0.weight"][::-1], exact(model, batch, model.layers[0]))
+    only_one = exact(model, batch, model.layers[0], inputs=lambda layer, x: [1.0])
+    assert_same(alone["layers.0.bias"], only_one)
+
+
+def test_a_weight_that_is_stored_both_ways_is_no_linear_layer():
+    first, second = nn.Linear(3, 3), transposed(nn.Linear(3, 3))
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    blocks = Blocks.from_model(model, {"weight": ["0.weight"], "bias": ["1.bias"]})
+    assert set(linear_blocks(model, blocks)) == {"bias"}
 
 
 def test_blocks_that_are_no_linear_layer_have_none():

@@ -28,6 +28,9 @@ def subset(source, out, positions=KEPT, **settings):
     return out
 
 
+ADDED = {"n": [7, None, 0.5], "of several": ["a", 'b, "c"', "two\nlines"]}
+
+
 def values(path):
     return [record for _, record in read_records(path)]
 
@@ -41,6 +44,46 @@ def test_lines_of_json_stay_as_they_are(tmp_path, end, mark):
     kept = [LINES[i] for i in (1, 2, 5)]  # the blank one is no sample
     assert out.read_bytes() == (mark + "".join(line + end for line in kept)).encode()
     assert values(out) == [values(source)[i] for i in KEPT]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_fields_are_added_behind_those_of_a_line(tmp_path, end):
+    source = tmp_path / "train.jsonl"
+    lines = ['{"skipped": 1}', '{"big": 1e3,  "n": 1.50} ', "{}", "", "{ }", '{"deep": {}}']
+    source.write_bytes(end.join(lines).encode())
+    out = subset(source, tmp_path / "next.jsonl", [1, 2, 4], added={"é": [0, None, "}"]})
+    kept = ['{"big": 1e3,  "n": 1.50, "\\u00e9": 0}', '{"\\u00e9": null}']
+    last = '{"deep": {}, "\\u00e9": "}"}'
+    assert out.read_bytes() == "".join(line + end for line in [*kept, last]).encode()
+    assert values(out)[0] == {**values(source)[1], "é": 0}
+
+
+@pytest.mark.parametrize(("suffix", "s"), [(".csv", ","), (".tsv", "\t")])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_columns_are_added_behind_those_of_a_table(tmp_path, suffix, s, end):
+    rows = [f"a{s}plain", f'"b"{s}"two{end}{end}lines{s}"', f"{s}", "", f'd{s}"end{end}"']
+    source = tmp_path / f"train{suffix}"
+    source.write_bytes(end.join([f'label{s}"te{end}xt"', *rows]).encode())
+    out = subset(source, tmp_path / f"next{suffix}", [1, 2, 3], added=ADDED)
+    told = [dict(zip(ADDED, row, strict=True)) for row in zip(*ADDED.values(), strict=True)]
+    as_text = [{name: "" if v is None else str(v) for name, v in row.items()} for row in told]
+    assert values(out) == [values(source)[i + 1] | as_text[i] for i in range(3)]
+    assert rows[1] + s in out.read_bytes().decode()
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train"])
+def test_columns_are_added_to_tables_and_folders(tmp_path, name):
+    data = Dataset.from_dict({"text": list("abcde"), "label": [0, 1, 1, -1, 0]})
+    data = data.cast_column("label", ClassLabel(names=["bad", "good"]))
+    source = tmp_path / name
+    (data.to_parquet if source.suffix else data.save_to_disk)(source)
+    more = {"label_of_text": ["x", None, "y"], "n": [1, 2, None]}
+    out = subset(source, tmp_path / name.replace("train", "next"), added=more)
+    rows = [dict(zip(more, row, strict=True)) for row in zip(*more.values(), strict=True)]
+    assert values(out) == [values(source)[i] | row for i, row in zip(KEPT, rows, strict=True)]
+    empty = tmp_path / name.replace("train", "empty")
+    subset(source, empty, [], added={name: [] for name in more})
+    assert empty.exists()
 
 
 @pytest.mark.parametrize(("suffix", "s"), [(".csv", ","), (".tsv", "\t")])
@@ -127,11 +170,6 @@ def test_another_kind_is_refused(tmp_path, source, name):
         subset(source, tmp_path / name)
 
 
-def test_an_empty_selection_is_refused(tmp_path, source):
-    with pytest.raises(SourceError, match="No sample is left"):
-        subset(source, tmp_path / "next.jsonl", [])
-
-
 def test_a_file_is_there_whole_or_not_at_all(tmp_path, source, monkeypatch):
     def fail(*arguments):
         raise OSError("disk full")
@@ -158,3 +196,16 @@ def test_views_in_parquet_stay_as_they_are(tmp_path, kind):
     out = subset(tmp_path / "train.parquet", tmp_path / "next.parquet", [4, 1])
     expected = parquet.read_table(tmp_path / "train.parquet").to_pylist()
     assert parquet.read_table(out).to_pylist() == [expected[4], expected[1]]
+
+
+def test_what_is_added_without_quotes_keeps_to_its_column(tmp_path):
+    source, out = tmp_path / "train.csv", tmp_path / "next.csv"
+    source.write_text('text,label\nsay "a,1\nb,2\n')
+    records = read_records(source, quoted=False)
+    write_subset(source, records, [0], out, added={"n": ['"c']}, quoted=False)
+    assert out.read_text() == 'text,label,n\nsay "a,1,"c\n'
+    with pytest.raises(SourceError, match=r"Without quotes ',' and line breaks cannot stand in"):
+        write_subset(
+            source, records, [0], tmp_path / "other.csv", added={"n": ["c,d"]}, quoted=False
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "next.csv"}

@@ -25,6 +25,7 @@ from pydvl_datainf import (
     SourceError,
     approximation_error,
 )
+from stored_transposed import transposed
 from zoo import Flat, Tied
 
 
@@ -83,6 +84,14 @@ def test_everything_is_that_of_dense_kronecker_products(structure, n, regulariza
         close(found, p.rows(p.test)[block] @ matrix)
     flat = influence.influence_factors(*p.test)
     close(influence.influences_from_factors(flat, *p.train), p.influences(p.test, p.train, λ))
+
+
+def test_weights_that_are_stored_transposed_have_the_same_influences():
+    p = LayerProblem()
+    influence = EkfacInfluence(transposed(p.model), p.loss, 0.01).fit(p.batches())
+    assert set(influence.block_inverses.values()) == {"EK-FAC"}
+    close(influence.training_influences(*p.test), p.influences(p.test, p.fitted, 0.01))
+    close(influence.self_influences(), p.influences(p.fitted, p.fitted, 0.01).diag())
 
 
 def test_perturbations_are_those_of_the_dense_products(problem):

@@ -259,3 +259,9 @@ def test_ekfac_is_refused(after):
     for kind in (EkfacInfluence, METHODS["ekfac"]):
         with pytest.raises(OptimizerError, match=r"EK-FAC rotates.*Use ExactInfluence"):
             kind(model, F.cross_entropy, preconditioner=adam)
+
+
+@pytest.mark.parametrize("given", ["adam", {"0.weight": torch.ones(1)}])
+def test_what_is_no_preconditioner_is_refused(given):
+    with pytest.raises(OptimizerError, match=r"AdamPreconditioner\.from_optimizer.*; got"):
+        DataInfInfluence(network(), F.cross_entropy, preconditioner=given)

@@ -9,9 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import dense
+import tiny
 from fitted import close
 from pydvl_datainf import (
     AdamPreconditioner,
+    CausalLM,
     DataInfInfluence,
     ExactInfluence,
     NonFiniteError,
@@ -19,6 +21,7 @@ from pydvl_datainf import (
     SourceError,
 )
 from pydvl_datainf.gradients import sided
+from stored_transposed import transposed
 from wide_layers import (
     LARGE,
     RANK,
@@ -98,6 +101,36 @@ def test_what_tokens_do_not_tell_comes_from_whole_rows(kind, is_late, from_token
     found = fitted(model, train).training_influences(*test)
     assert bool(from_tokens) == is_late  # premise
     close(found, influences(ExactInfluence, rows, tests, directions(model, rows)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradients": "functional"}])
+def test_weights_that_are_stored_transposed(settings, from_tokens):
+    """Against the formulas of the model whose weights are not: numbers have another order."""
+    model, train, test, rows, tests = problem()
+    influence = fitted(transposed(model), train, **settings)
+    assert influence.side_widths["tokens.layer"] == (5, 6)  # of 9 inputs and a bias, 12 outputs
+    assert influence.side_widths["head"] == (10, 2)
+    assert bool(from_tokens) != bool(settings)  # premise
+    expected = influences(ExactInfluence, rows, tests, directions(model, rows))
+    close(influence.training_influences(*test), expected)
+    close(influence.influences(*test, *train), expected)
+
+
+def test_layers_of_gpt2_get_side_bases(from_tokens):
+    torch.manual_seed(0)
+    model, batch = tiny.gpt2().double().eval(), tiny.answers(9, 8)
+    names = [name for name, _ in model.named_parameters() if ".c_" in name]
+    structure = {name.removesuffix(".weight"): [name] for name in names if "weight" in name}
+    told = {"rows": "compressed", "rank": RANK, "basis_sample": SAMPLE, "sides": SHARE}
+    kinds = ({"batch_size": 1}, {})
+    whole, tokens = (
+        ExactInfluence(model, CausalLM(), block_structure=structure, **told, **kind).fit([batch])
+        for kind in kinds
+    )
+    assert tokens.side_widths.keys() == structure.keys()
+    query = {name: values[:3] for name, values in batch.items()}
+    close(tokens.training_influences(query), whole.training_influences(query))
+    assert from_tokens  # premise
 
 
 @pytest.mark.parametrize("settings", [{"gradients": "functional"}, {"batch_size": 1}])

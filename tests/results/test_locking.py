@@ -9,17 +9,20 @@ import locked
 import stopped_run
 from pydvl_datainf import StoreError
 from pydvl_datainf.results import locking
-from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
+from pydvl_datainf.results.locking import acquire, is_locked, release, taking_over, writing_in
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
 
 def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path):
     path = tmp_path / "a.lock"
+    assert not is_locked(path)
     first = acquire(path)
     assert first is not None
     assert acquire(path) is None
+    assert is_locked(path)
     release(first, path)
+    assert not is_locked(path)
     assert not path.exists()
     second = acquire(path)
     assert second is not None

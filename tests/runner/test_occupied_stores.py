@@ -11,7 +11,8 @@ import zarr
 from zarr.storage import LocalStore
 
 import stopped_run
-from pydvl_datainf import DataInfInfluence, StoreError, StoreExistsError
+from pydvl_datainf import DataInfInfluence, StoreError, StoreExistsError, run_influences
+from pydvl_datainf.results.facts import run_facts
 from pydvl_datainf.results.reader import InfluenceRun
 from stopped_run import M, N, build, chunks, loader, root_of_sum, run, samples
 from undisturbed import assert_same, gradients
@@ -45,7 +46,7 @@ def with_label(length, seed):
         ({"influence": DataInfInfluence(stopped_run.Network(), root_of_sum)}, "objective"),
         ({"train": loader(with_label(N, 1), 5)}, "training data"),
         ({"train": loader(samples(N + 1, 1), 5)}, "training samples: 23 in the store, 24 now"),
-        ({"test": loader(with_label(M, 2), 4)}, "test data"),
+        ({"test": loader(with_label(M, 2), 4)}, "test data: other than in the store\n"),
         ({"top_k": 2}, "top_k: None in the store, 2 now"),
         ({"by_block": True}, "by_block: False in the store, True now"),
         ({"query_groups": np.arange(M)}, "query groups"),
@@ -160,7 +161,17 @@ def test_a_second_run_waits_outside_until_the_first_is_dead(tmp_path, plain):
     for place, overwrite in itertools.product(second, (False, True)):
         with pytest.raises(StoreError, match="Another run is writing to"):
             run(place, overwrite=overwrite)
-    assert "training data" in InfluenceRun(store).attrs["fingerprint"]  # reading is possible
+    there = InfluenceRun(store)
+    assert "training data" in there.attrs["fingerprint"]  # reading is possible
+    at_work = r"is not complete.*Another call is at work on it: wait"
+    with pytest.raises(StoreError, match=at_work):
+        there.check_complete()
+    with pytest.raises(StoreError, match=at_work):
+        run_influences(build(), loader(samples(M, 2), 4), there, tmp_path / "query.zarr")
+    assert run_facts(there)["How far it is"]["To go on"].startswith("wait: another call")
     assert stopped_run.killed(first) == -signal.SIGKILL
+    with pytest.raises(StoreError, match=r"is not complete.*Call run_influences again"):
+        there.check_complete()
+    assert run_facts(there)["How far it is"]["To go on"].startswith("call run_influences")
     run(store)
     assert_same(store, plain)

@@ -37,6 +37,7 @@ from sided_runs import (
     stored_sides,
     widths,
 )
+from stored_transposed import transposed
 from wide_layers import (
     LARGE,
     RANK,
@@ -141,6 +142,21 @@ def test_they_are_those_of_fit_in_memory(stores, kind):
             (torch.from_numpy(InfluenceRun(stores[kind]).scores[:]) - expected).abs().max()
         )
         assert (largest < 2e-3 * float(expected.abs().max())) == is_same  # half precision
+
+
+def test_weights_that_are_stored_transposed(whole, tmp_path):
+    """All but the order of numbers is that of a run of the model whose weights are not."""
+    model, train, test, *_ = problem()
+    settings = {**ASKED, "tile": (2, 8), "memory": "1MiB"}
+    influence = DataInfInfluence(transposed(model), F.cross_entropy)
+    done = run_influences(influence, [test], batches(*train), tmp_path / "run", **settings)
+    same = InfluenceRun(whole)
+    swapped = {b: k if b in ("tokens.plain", "image") else k[::-1] for b, k in KEPT.items()}
+    assert done.side_widths == swapped
+    assert list(done.damping.values()) == pytest.approx(list(same.damping.values()), rel=1e-9)
+    assert list(done.energy.values()) == pytest.approx(list(same.energy.values()), rel=1e-9)
+    expected = same.scores[:]
+    assert abs(done.scores[:] - expected).max() < 2e-3 * abs(expected).max()  # half precision
 
 
 def test_coordinates_of_adam(tmp_path):

@@ -128,7 +128,7 @@ def test_a_run_has_its_bank_beside_it(tmp_path):
     )
     with pytest.raises(PlanError, match="'named' has other ids than"):
         compare({"run": run, "named": named}, tmp_path / "run.zarr.bank")
-    with pytest.raises(StoreError, match=r"ids: .* in the store, .* now"):
+    with pytest.raises(StoreError, match="ids: other than in the store"):
         validated(tmp_path / "run.zarr.bank", named)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from pydvl_datainf.cli.commands import WithTorch, main
+from pydvl_datainf.cli.commands import import_torch, main
 from pydvl_datainf.cli.console import (
     checked_k,
     errors_as_messages,
@@ -31,7 +31,7 @@ COLUMNS = 4
 """Training samples at either end that fit beside the tokens of an answer on most terminals."""
 
 
-@main.command(cls=WithTorch)
+@main.command()
 @click.argument("store")
 @click.option("--prompt", help="What the model is asked; of a classifier the text.")
 @click.option("--text-pair", help="Of a classifier of pairs, the second text.")
@@ -119,14 +119,15 @@ def ask(
     _check_one(prompt, questions, text_pair, answer, span)
     with errors_as_messages():
         check_extra()
-    # These need the extra [hf], which is known to be installed only here.
-    from pydvl_datainf.asking import Question, read_questions
-    from pydvl_datainf.jobfile.asking import ask_job
-    from pydvl_datainf.jobfile.origin import origins_of
-
     of_job = partial(is_made_by_job, store)
     with errors_as_messages(of_job=of_job, place="--keep"), _warnings_as_lines():
         run = opened(store, follow_rows)
+        import_torch(told=progress)
+        # These need the extra [hf], which is known to be installed only here.
+        from pydvl_datainf.asking import Question, read_questions
+        from pydvl_datainf.jobfile.asking import ask_job
+        from pydvl_datainf.jobfile.origin import origins_of
+
         asked = [] if prompt is None else [Question(prompt, answer, span, text_pair=text_pair)]
         asked += [] if questions is None else read_questions(questions)
         found = ask_job(

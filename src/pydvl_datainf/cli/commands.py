@@ -33,9 +33,20 @@ class WithTorch(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
-        with ending_at_once():
-            import_module("pydvl_datainf.runner.run")
+        import_torch(told=ctx.params.get("progress", True))
         return super().invoke(ctx)
+
+
+def import_torch(*, told: bool) -> None:
+    """Imports torch, and whatever else takes seconds and all that compute need.
+
+    Args:
+        told: whether a terminal is told what takes so long.
+    """
+    if told and sys.stderr.isatty():
+        say("Importing torch, pyDVL and transformers takes some seconds ...", err=True)
+    with ending_at_once():
+        import_module("pydvl_datainf.runner.run")
 
 
 @click.group(cls=_Commands)

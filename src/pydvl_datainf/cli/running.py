@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pydvl_datainf.cli.commands import WithTorch, main
+from pydvl_datainf.cli.commands import import_torch, main
 from pydvl_datainf.cli.console import Invalid, errors_as_messages, say, show
 from pydvl_datainf.errors import ClusterError, DataInfError, StoreError
 from pydvl_datainf.huggingface.extra import check_extra
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydvl_datainf.results.store import Store
 
 
-@main.command(cls=WithTorch)
+@main.command()
 @click.argument("job", type=click.Path(path_type=Path, dir_okay=False), required=False)
 @click.option(
     "--task",
@@ -97,11 +97,7 @@ def _run_job(
 ) -> None:
     with errors_as_messages():
         check_extra()
-    # These need the extra [hf], which is known to be installed only here, and torch, which takes
-    # seconds to import.
-    from pydvl_datainf.jobfile.asking import TASKS as ANSWERING
-    from pydvl_datainf.jobfile.checkpoints import prepare_job
-    from pydvl_datainf.jobfile.estimate import estimate_tables
+    # These need the extra [hf], which is known to be installed only here.
     from pydvl_datainf.jobfile.paths import anchored, path_in
     from pydvl_datainf.jobfile.reading import read_job
     from pydvl_datainf.jobfile.sources import next_name
@@ -112,6 +108,11 @@ def _run_job(
         what = read_job(job, anchored(options))
         place = Store(path_in(folder, what.out))
         is_new = place.is_vacant()  # or holds a run; anything else is refused
+    import_torch(told=progress)
+    from pydvl_datainf.jobfile.asking import TASKS as ANSWERING
+    from pydvl_datainf.jobfile.checkpoints import prepare_job
+    from pydvl_datainf.jobfile.estimate import estimate_tables
+
     with errors_as_messages():
         if not (is_new or overwrite or dry_run):
             _check_same_job(place, what.as_told())

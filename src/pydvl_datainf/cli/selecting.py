@@ -70,8 +70,8 @@ class _Amount(click.ParamType[Amount]):
 @click.option(
     "--relabel",
     is_flag=True,
-    help="Of a classification, write what is left out with the label of the test samples that it "
-    "harms most, for a person to check.",
+    help="Of a classification, write the records that are left out with the label of the test "
+    "samples that each harms most, for a person to check.",
 )
 @click.option(
     "--job",
@@ -104,8 +104,8 @@ def select(
     Amounts are numbers of samples, or shares such as 30%. Records are kept whole and unchanged; to
     those of images their scores are added, and paths are meant from the new file's folder. Beside
     OUT, those that were left out are listed with scores and reasons (OUT.dropped.jsonl), and with
-    --relabel with suggested labels (OUT.relabel.jsonl). The training data must be as it was when
-    the run was made.
+    --relabel written whole, with a column suggested_label (next.csv: next.relabel.csv). The
+    training data must be as it was when the run was made.
     """
     rules: dict[str, Any] = {
         "drop_harmful": drop_harmful,

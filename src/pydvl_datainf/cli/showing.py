@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from pydvl_datainf.cli.commands import WithTorch, main
+from pydvl_datainf.cli.commands import main
 from pydvl_datainf.cli.console import (
     MOST_SHOWN,
     checked_k,
@@ -123,7 +123,7 @@ def _checked_measure(by: str | None, test: str | None) -> str:
     return by or "mean"
 
 
-@main.command(cls=WithTorch)
+@main.command()
 @click.argument("store")
 @click.option(
     "-o",

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.errors import ModelError
+from pydvl_datainf.errors import ModelError, OptimizerError
 from pydvl_datainf.gradients.capture import CaptureEngine
 from pydvl_datainf.gradients.engines import GradientEngine, LossGradientEngine
 from pydvl_datainf.gradients.functional import FunctionalEngine
@@ -39,7 +39,7 @@ def gradient_engine(
 
     Raises:
         ModelError: if there is no such kind.
-        OptimizerError: if the preconditioner is not that of the model.
+        OptimizerError: if the preconditioner is none, or not that of the model.
     """
     engine: LossGradientEngine
     if kind == "functional":
@@ -51,6 +51,12 @@ def gradient_engine(
     engine = PaddingCheckEngine(engine, model)
     if preconditioner is None:
         return engine
+    if not isinstance(preconditioner, AdamPreconditioner):
+        raise OptimizerError(
+            "preconditioner must be an AdamPreconditioner, such as "
+            "AdamPreconditioner.from_optimizer(trainer.optimizer, trainer.model) after training; "
+            f"got {preconditioner!r}."
+        )
     return PreconditionedEngine(engine, preconditioner.rows(blocks))
 
 

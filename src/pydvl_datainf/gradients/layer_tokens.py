@@ -38,8 +38,8 @@ def tokens_of(
         grads: at the outputs of its uses.
 
     Returns:
-        Output gradients (B, t, o) and inputs (B, t, i) of all calls, one behind the other; None
-        where these do not tell the rows, or there are none.
+        Output gradients (B, t, o) and inputs (B, t, i) of all calls, one behind the other, or the
+        other way round, as in rows; None where these do not tell the rows, or there are none.
     """
     tokens = []
     for use, g in zip(done.uses, grads, strict=True):
@@ -64,7 +64,6 @@ def _tokens(call: Call, layer: LinearBlock, g: Tensor) -> tuple[Tensor, Tensor]:
     """Output gradients (B, t, o) and inputs (B, t, i), with that of a bias behind them."""
     (x,) = (*call.args, *call.kwargs.values())
     module = call.layer.module
-    x, g = positions(module, x.to(g), g)
-    x = layer.inputs(module, x)
-    e, x = (part.reshape(call.length, -1, part.shape[1]) for part in (g, x))
+    parts = layer.factors(module, *positions(module, x.to(g), g))
+    e, x = (part.reshape(call.length, -1, part.shape[1]) for part in parts)
     return e, x

@@ -20,6 +20,7 @@ from pydvl_datainf.gradients.by_length import pieces_by_length
 from pydvl_datainf.gradients.calls import only_tensor
 from pydvl_datainf.gradients.passes import Passes, backward
 from pydvl_datainf.gradients.places import Places
+from pydvl_datainf.gradients.rules import is_transposed
 from pydvl_datainf.gradients.supported import differentiating
 from pydvl_datainf.inverse.damping import NOISE
 from pydvl_datainf.objectives import Objective
@@ -31,7 +32,8 @@ _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class LinearBlock:
     """A block whose rows are Σ_t g_t x_tᵀ, flattened: a weight, a bias behind it, or a bias alone.
 
-    A bias is the weight of an input that is 1. Of a convolution the x_t are patches.
+    A bias is the weight of an input that is 1. Of a convolution the x_t are patches. Where a weight
+    is stored as (inputs, outputs), rows are Σ_t x_t g_tᵀ: all the same with g and x swapped.
 
     Args:
         weight: of the layer; None = the block is a bias alone.
@@ -45,16 +47,23 @@ class LinearBlock:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Outputs o and inputs i, that of the bias among them."""
+        """Outputs o and inputs i, that of the bias among them; swapped of a stored transpose."""
         p = self.bias if self.weight is None else self.weight
         assert p is not None
         inputs = 0 if self.weight is None else self.weight[0].numel()
+        if self.is_transposed:
+            return len(p) + (self.bias is not None), inputs
         return len(p), inputs + (self.bias is not None)
 
     @property
+    def is_transposed(self) -> bool:
+        """Whether the weight is stored as (inputs, outputs)."""
+        return self.weight is not None and is_transposed(self.modules[0])
+
+    @property
     def has_both(self) -> bool:
-        """Whether there are a weight and a bias."""
-        return self.weight is not None and self.bias is not None
+        """Whether a bias stands behind the weight that is no row of it, but a column."""
+        return self.weight is not None and self.bias is not None and not self.is_transposed
 
     def inputs(self, module: nn.Module, x: Tensor) -> Tensor:
         """The inputs of a call (t, i), with that of the bias behind them."""
@@ -62,6 +71,11 @@ class LinearBlock:
         if self.bias is not None:
             columns.append(torch.full_like(x[:, :1], float(module.bias is self.bias)))
         return torch.cat(columns, 1)
+
+    def factors(self, module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows the left factors (t, o) and the right ones (t, i), from a call's x and g."""
+        inputs = self.inputs(module, x)
+        return (inputs, g) if self.is_transposed else (g, inputs)
 
 
 def linear_blocks(model: nn.Module, blocks: Blocks) -> dict[str, LinearBlock]:
@@ -96,6 +110,8 @@ def _linear(parameters: list[nn.Parameter], owners: list[list[nn.Module]]) -> Li
         return None
     if not set(owners[-1]) <= set(owners[0]):  # the bias is also that of another weight
         return None
+    if len({is_transposed(module) for module in owners[0]}) > 1:  # tied the other way round
+        return None
     named = dict(zip(roles, parameters, strict=True))
     return LinearBlock(named.get("weight"), named.get("bias"), owners[0])
 
@@ -104,7 +120,7 @@ def _is_linear(module: nn.Module) -> bool:
     """Whether outputs are the weight times the inputs, or times patches of them."""
     kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
     is_plain = kind is not None and type(module).forward is kind.forward
-    return is_plain and getattr(module, "groups", 1) == 1
+    return is_transposed(module) or (is_plain and getattr(module, "groups", 1) == 1)
 
 
 def _role(p: nn.Parameter, module: nn.Module) -> str | None:
@@ -116,6 +132,7 @@ def _role(p: nn.Parameter, module: nn.Module) -> str | None:
 class LayerMoments:
     """A = Σ x xᵀ and S = Σ g gᵀ of the layers of some blocks, added up over batches, in float64.
 
+    Of a weight that is stored as (inputs, outputs) it is the other way round, as in its rows.
     They run over the positions at which a layer's output gradient g is larger than 16 machine
     epsilons of the sample's largest in that call: others, such as padding that no loss sees or
     queries with a single key, add nothing to a gradient but rounding. How samples are batched does
@@ -220,9 +237,8 @@ class LayerMoments:
         x, g = x[counts].double(), g[counts].double()
         for block, layer in self.layers.items():
             if module in layer.modules:
-                inputs = layer.inputs(module, x)
                 A, S = self.sums.get(block, (0, 0))
-                xx, gg = ((rows.mT @ rows).to(device) for rows in (inputs, g))
+                gg, xx = ((f.mT @ f).to(device) for f in layer.factors(module, x, g))
                 self.sums[block] = A + xx, S + gg
 
 
@@ -250,14 +266,14 @@ def positions(module: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs (t, i), or patches of them, and output gradients (t, o), at every position.
 
     Args:
-        module: a linear layer, or a convolution without groups.
+        module: a linear layer, whichever way its weight is stored, or a convolution without groups.
         x: its input.
         g: the gradient at its output.
 
     Returns:
         Both, sample after sample.
     """
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or is_transposed(module):
         return x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     space = len(module.kernel_size)
     x, g = (t if t.ndim == space + 2 else t.unsqueeze(0) for t in (x, g))

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from pydvl_datainf.gradients.calls import Call, leads, only_tensor
 from pydvl_datainf.gradients.layers import Layer
 from pydvl_datainf.gradients.paths import is_picked
-from pydvl_datainf.gradients.rules import ANY_POSITIONS
+from pydvl_datainf.gradients.rules import takes_any_positions
 
 _PLAIN = (Tensor, bool, int, float, str, NoneType)
 
@@ -135,7 +135,7 @@ def _each(
     if layer.rules is None:  # the call is mapped over samples
         plain = all(isinstance(leaf, _PLAIN) for leaf in leaves)
         return each if plain and any(leads(leaf, size) for leaf in leaves) else 0
-    fits = each == 1 or isinstance(layer.module, ANY_POSITIONS)
+    fits = each == 1 or takes_any_positions(layer.module)
     return each if fits and outputs.keys() == {None} and leads(x, size) else 0
 
 

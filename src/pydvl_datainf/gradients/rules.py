@@ -28,7 +28,7 @@ Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 def linear_weight(
-    module: nn.Linear, x: Float[Tensor, "B *T i"], g: Float[Tensor, "B *T o"]
+    module: nn.Module, x: Float[Tensor, "B *T i"], g: Float[Tensor, "B *T o"]
 ) -> Float[Tensor, "B o i"]:
     """Σ_t g_t x_tᵀ, for any number of dimensions T between the samples and the features."""
     length = x.shape[0]
@@ -37,10 +37,17 @@ def linear_weight(
 
 
 def linear_bias(
-    module: nn.Linear, x: Float[Tensor, "B *T i"], g: Float[Tensor, "B *T o"]
+    module: nn.Module, x: Float[Tensor, "B *T i"], g: Float[Tensor, "B *T o"]
 ) -> Float[Tensor, "B o"]:
     """Σ_t g_t."""
     return g.reshape(g.shape[0], -1, g.shape[-1]).sum(1)
+
+
+def transposed_weight(
+    module: nn.Module, x: Float[Tensor, "B *T i"], g: Float[Tensor, "B *T o"]
+) -> Float[Tensor, "B i o"]:
+    """Σ_t x_t g_tᵀ, of a linear layer whose weight is stored as (inputs, outputs)."""
+    return linear_weight(module, g, x)
 
 
 def embedding_weight(
@@ -137,8 +144,17 @@ RULES: Mapping[type[nn.Module], Mapping[str, Rule]] = {
 }
 """For each layer type the rule of each of its parameters."""
 
-ANY_POSITIONS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
-"""Layers whose rules take any number of dimensions between the samples and the features."""
+TRANSPOSED = "transformers.pytorch_utils.Conv1D"
+"""The linear layer of GPT-2, by name, since transformers need not be installed."""
+
+_OF_TRANSPOSED: Mapping[str, Rule] = {"weight": transposed_weight, "bias": linear_bias}
+
+_ANY_POSITIONS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
+
+
+def takes_any_positions(module: nn.Module) -> bool:
+    """Whether its rules take any number of dimensions between the samples and the features."""
+    return isinstance(module, _ANY_POSITIONS) or is_transposed(module)
 
 
 def rules_of(module: nn.Module, names: Iterable[str]) -> Mapping[str, Rule] | None:
@@ -151,11 +167,22 @@ def rules_of(module: nn.Module, names: Iterable[str]) -> Mapping[str, Rule] | No
     Returns:
         A rule for each of them, and perhaps others; None where not all have one.
     """
+    if is_transposed(module):
+        return _OF_TRANSPOSED if _OF_TRANSPOSED.keys() >= set(names) else None
     for kind in type(module).__mro__:
         if kind in RULES and type(module).forward is kind.forward:  # type: ignore[attr-defined]
             frequency = getattr(module, "scale_grad_by_freq", False)  # counts over the whole batch
             return RULES[kind] if RULES[kind].keys() >= set(names) and not frequency else None
     return None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight is stored as (inputs, outputs), as in GPT-2."""
+    return any(
+        f"{kind.__module__}.{kind.__qualname__}" == TRANSPOSED
+        and type(module).forward is kind.forward  # type: ignore[attr-defined]
+        for kind in type(module).__mro__
+    )
 
 
 def module_rows(

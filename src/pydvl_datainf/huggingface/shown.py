@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from warnings import warn
 
 from torch.utils.data import DataLoader
 
@@ -89,8 +90,14 @@ def shown_of(data: Any, tokenizer: Any) -> tuple[dict[str, list[Any]], list[Any]
     decode = getattr(tokenizer, "decode", None)
     if decode and "input_ids" in names and not any(isinstance(v[0], str) for v in kept.values()):
         kept["text"] = [decode(tokens, skip_special_tokens=True) for tokens in plain["input_ids"]]
-    names_samples = ids and _are_alike(ids, (str, int)) and len(set(ids)) == len(ids)
-    return kept, ids if names_samples else None
+    if ids and not (_are_alike(ids, (str, int)) and len(set(ids)) == len(ids)):
+        warn(
+            "The column 'id' of a data set holds no texts or whole numbers that differ, so its "
+            "samples are numbered from 0.",
+            stacklevel=4,  # of `influence_from_trainer`
+        )
+        return kept, None
+    return kept, ids
 
 
 def _are_alike(values: Sequence[Any], kinds: tuple[type, ...]) -> bool:

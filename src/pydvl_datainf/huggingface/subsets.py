@@ -3,18 +3,23 @@
 import codecs
 import csv
 import io
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from pydvl_datainf.errors import OutputExistsError, SourceError
 from pydvl_datainf.huggingface.extra import imported
 from pydvl_datainf.huggingface.records import Placed, kind_of
 
-Writer: TypeAlias = Callable[[Path, Sequence[Placed], Sequence[int], Path], None]
+Columns: TypeAlias = Mapping[str, Sequence[Any]]
+"""By name a value for each sample that is written."""
+
+Writer: TypeAlias = Callable[[Path, Sequence[Placed], Sequence[int], Columns, Path], None]
 
 
 def write_subset(
@@ -23,6 +28,7 @@ def write_subset(
     positions: Sequence[int],
     out: Path,
     *,
+    added: Columns = MappingProxyType({}),
     quoted: bool = True,
     overwrite: bool = False,
 ) -> None:
@@ -33,19 +39,19 @@ def write_subset(
         records: what `read_records` made of it.
         positions: of the samples, in the order in which they are written.
         out: of the same kind as the source, by its name; there whole in the end or not at all.
+        added: columns behind those of the samples, none of which is called as one of these.
         quoted: as `read_records` was told.
         overwrite: replace what is there; never the source.
 
     Raises:
         OutputExistsError: if something is there that is not replaced.
-        SourceError: if the name is that of another kind, or no sample is left.
+        SourceError: if the name is that of another kind, or what is added cannot stand in a file
+            without quotes.
     """
     check_writable(source, out, overwrite=overwrite)
-    if not len(positions):
-        raise SourceError(f"No sample is left of {source}. Keep more.")
     writers = _WRITERS if quoted else {**_WRITERS, **_UNQUOTED}
     with whole(out) as part:
-        writers[kind_of(source)](source, records, positions, part)
+        writers[kind_of(source)](source, records, positions, added, part)
 
 
 @contextmanager
@@ -170,16 +176,34 @@ def _write_lines(source: Path, out: Path, lines: Sequence[str]) -> None:
 
 
 def _json_lines(
-    source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path
+    source: Path, records: Sequence[Placed], positions: Sequence[int], added: Columns, out: Path
 ) -> None:
     lines = _lines(source)
-    _write_lines(source, out, [lines[records[i][0].number - 1] for i in positions])
+    chosen = [lines[records[i][0].number - 1] for i in positions]
+    if added:
+        fields = [json.dumps(row)[1:] for row in rows_of(added, len(positions))]
+        fields = [
+            f"{', ' if records[i][1] else ''}{field}"
+            for i, field in zip(positions, fields, strict=True)
+        ]
+        chosen = [
+            _inserted(line.rstrip().removesuffix("}"), field, line)
+            for line, field in zip(chosen, fields, strict=True)
+        ]
+    _write_lines(source, out, chosen)
+
+
+def _inserted(kept: str, more: str, line: str) -> str:
+    """What is kept of a line, more, and the end that the line has."""
+    return kept + more + line[len(line.rstrip("\r\n")) :]
 
 
 def _separated(separator: str, quoted: bool = True) -> Writer:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
 
-    def write(source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path) -> None:
+    def write(
+        source: Path, records: Sequence[Placed], positions: Sequence[int], added: Columns, out: Path
+    ) -> None:
         lines = _lines(source)
         text = io.StringIO("".join(lines), newline="")
         header = csv.DictReader(text, delimiter=separator, quoting=quoting)
@@ -187,26 +211,79 @@ def _separated(separator: str, quoted: bool = True) -> Writer:
         # A place is that of a record's last line; between records there may be empty ones.
         ends = [header.line_num, *(place.number for place, _ in records)]
         texts = ["".join(lines[ends[i] : ends[i + 1]]).lstrip("\r\n") for i in positions]
-        _write_lines(source, out, ["".join(lines[: ends[0]]), *texts])
+        texts = ["".join(lines[: ends[0]]), *texts]
+        if added:
+            rows = [list(added), *(row.values() for row in rows_of(added, len(positions)))]
+            texts = [
+                _inserted(text.rstrip("\r\n"), separator + cells(row), text)
+                for text, row in zip(texts, rows, strict=True)
+            ]
+        _write_lines(source, out, texts)
+
+    def cells(row: Iterable[Any]) -> str:
+        text = io.StringIO(newline="")
+        quote = '"' if quoted else None  # without quoting it is a character as others
+        table = csv.writer(text, delimiter=separator, quoting=quoting, quotechar=quote)
+        try:
+            table.writerow(row)
+        except csv.Error as error:
+            raise SourceError(
+                f"Without quotes {separator!r} and line breaks cannot stand in {list(row)}, which "
+                "is to be written beside samples."
+            ) from error
+        return text.getvalue().removesuffix("\r\n")
 
     return write
 
 
-def _parquet(source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path) -> None:
-    parquet = imported("pyarrow.parquet")
+def rows_of(columns: Columns, count: int) -> list[dict[str, Any]]:
+    """Columns as rows.
+
+    Args:
+        columns: of so many values each.
+        count: how many.
+
+    Returns:
+        By name the values of each row.
+    """
+    return [{name: values[i] for name, values in columns.items()} for i in range(count)]
+
+
+def _parquet(
+    source: Path, records: Sequence[Placed], positions: Sequence[int], added: Columns, out: Path
+) -> None:
+    arrow, parquet = imported("pyarrow"), imported("pyarrow.parquet")
     table = parquet.read_table(source)
     try:
-        chosen = table.take(list(positions))
-    except imported("pyarrow").ArrowNotImplementedError:  # views of texts, for instance
-        chosen = imported("pyarrow").concat_tables([table.slice(i, 1) for i in positions])
+        chosen = table.take(arrow.array(positions, arrow.int64()))
+    except arrow.ArrowNotImplementedError:  # views of texts, for instance
+        chosen = arrow.concat_tables([table.slice(i, 1) for i in positions])
+    for name, values in added.items():
+        chosen = chosen.append_column(name, arrow.array(values))
     parquet.write_table(chosen, out)
 
 
 def _datasets_folder(
-    source: Path, records: Sequence[Placed], positions: Sequence[int], out: Path
+    source: Path, records: Sequence[Placed], positions: Sequence[int], added: Columns, out: Path
 ) -> None:
     with without_bars() as datasets:
-        datasets.load_from_disk(str(source)).select(list(positions)).save_to_disk(str(out))
+        chosen = datasets.load_from_disk(str(source)).select(list(positions))
+        with_columns(chosen, added).save_to_disk(str(out))
+
+
+def with_columns(data: Any, added: Columns) -> Any:
+    """Adds columns to a data set.
+
+    Args:
+        data: of `datasets`.
+        added: a value for each sample.
+
+    Returns:
+        Another data set.
+    """
+    for name, values in added.items():
+        data = data.add_column(name, list(values))
+    return data
 
 
 @contextmanager

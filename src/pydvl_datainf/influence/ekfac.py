@@ -33,14 +33,14 @@ class EkfacInfluence(BlockwiseInfluence):
     of the second moments of its inputs and its output gradients, over all positions of the training
     samples at which the output gradient is not zero up to rounding. A bias is the weight of an
     input that is 1.
-    `nn.Linear` (LoRA's A and B among them) and convolutions without groups are such layers. Any
-    other block (embeddings, norms, several layers in one block, layers that are not called as
-    modules) has the exact inverse, which is feasible where a block or the number of samples is
-    small; `block_inverses` tells which has which. With labels="drawn" the output gradients and the
-    G_i of Λ are those at labels that the model itself would give, as in Grosse et al., for losses
-    that are a cross entropy; the gradients of both samples of an influence stay those of the given
-    labels. The eigenbases take Σ (i² + o²) numbers in float64, for layers of i inputs and o
-    outputs, and are computed once, by `fit`.
+    `nn.Linear` (LoRA's A and B among them), transformers' `Conv1D` and convolutions without groups
+    are such layers. Any other block (embeddings, norms, several layers in one block, layers that
+    are not called as modules) has the exact inverse, which is feasible where a block or the number
+    of samples is small; `block_inverses` tells which has which. With labels="drawn" the output
+    gradients and the G_i of Λ are those at labels that the model itself would give, as in Grosse et
+    al., for losses that are a cross entropy; the gradients of both samples of an influence stay
+    those of the given labels. The eigenbases take Σ (i² + o²) numbers in float64, for layers of i
+    inputs and o outputs, and are computed once, by `fit`.
     Source: George et al., NeurIPS 2018; for influences Grosse et al., arXiv 2308.03296, 2023.
 
     Args:

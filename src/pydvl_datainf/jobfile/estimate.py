@@ -15,6 +15,7 @@ from pydvl_datainf.inverse.ekfac import layer_flops
 from pydvl_datainf.jobfile.checkpoints import PreparedSum
 from pydvl_datainf.jobfile.data import placed_in_words
 from pydvl_datainf.jobfile.preparation import Prepared
+from pydvl_datainf.results.facts import NO_SIDES
 from pydvl_datainf.results.plan import Plan
 from pydvl_datainf.results.store import Store
 from pydvl_datainf.runner.batched_data import BatchIndex, as_batched
@@ -263,8 +264,9 @@ def _plan(
     several = {"Checkpoints": f"{runs:,}, one after the other, and their sum"} if runs > 1 else {}
     size = runs * (rows + scores) + (scores if runs > 1 else 0)
     bound = ", at most: fewer are chosen" if prepared.job.rank == "auto" else ""
-    if (compression := _compression(prepared, model)) and compression.layers:
-        bound = f", behind side bases of {len(compression.layers):,} blocks"
+    if (compression := _compression(prepared, model)) and compression.sides is not None:
+        count = len(compression.layers)
+        bound = f", behind side bases of {count:,} blocks" if count else f", {NO_SIDES}"
     return several | {
         "Rows": {
             "memory": "kept in memory",

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydvl_datainf.errors import JobError, OutputExistsError
-from pydvl_datainf.huggingface.subsets import check_absent
+from pydvl_datainf.errors import JobError, OutputExistsError, SourceError
+from pydvl_datainf.huggingface.records import Placed
+from pydvl_datainf.huggingface.subsets import Columns, check_absent
 from pydvl_datainf.jobfile.named_file import NamedFile
 from pydvl_datainf.jobfile.origin import Origin
+from pydvl_datainf.jobfile.sources import FileSource, HubSource
 from pydvl_datainf.results.listing import named_apart, plain, written
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.relabelling import suggest_labels
 from pydvl_datainf.results.selection import SampleSelection
 
 CLASSIFICATION = "sequence-classification"
+SUGGESTED = "suggested_label"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,8 @@ class Written:
     Attributes:
         kept: the training data that is left.
         dropped: what was left out, with scores and reasons.
-        relabelled: the same with suggested labels, if that was asked for.
+        relabelled: the same records as they are in the training data, with suggested labels beside
+            them, if that was asked for.
     """
 
     kept: Path
@@ -48,8 +52,8 @@ class Written:
         if not out.name:
             raise OutputExistsError(f"{out} is there, and holds other things. Choose another name.")
         stem = out.stem if out.suffix else out.name
-        named = [out.with_name(f"{stem}.{what}.jsonl") for what in ("dropped", "relabel")]
-        return cls(out, named[0], named[1] if relabel else None)
+        relabelled = out.with_name(f"{stem}.relabel{out.suffix}")
+        return cls(out, out.with_name(f"{stem}.dropped.jsonl"), relabelled if relabel else None)
 
 
 def write_selection(
@@ -72,40 +76,79 @@ def write_selection(
     Raises:
         JobError: if labels are to be suggested, and the job is no classification.
         OutputExistsError: if a file is there that is not replaced.
-        SourceError: if the training data is not what the run was made of, or none is left.
+        SourceError: if the training data is not what the run was made of, none is left, or it has a
+            column of suggestions already.
     """
     source = origin.source
+    labelled = None if files.relabelled is None else _labelled(origin)
     source.check_writable(files.kept, overwrite=overwrite)
-    others = [path for path in (files.dropped, files.relabelled) if path is not None]
-    for path in others:
-        source.check_is_other(path)
-        check_absent(path, overwrite=overwrite and not path.is_dir())
-    suggested = None
+    source.check_is_other(files.dropped)
+    check_absent(files.dropped, overwrite=overwrite and not files.dropped.is_dir())
     if files.relabelled is not None:
-        if origin.task != CLASSIFICATION:
-            raise JobError(f"Labels are suggested for {CLASSIFICATION}, not {origin.task}.")
-        suggested = suggest_labels(run, selection.dropped)
+        source.check_writable(files.relabelled, overwrite=overwrite)
     records = origin.records(run)
+    suggested = {} if labelled is None else _suggested(run, selection, records, labelled[1])
     source.check_writable(files.kept, overwrite=overwrite)  # reading may have taken long
     source.write(records, selection, files.kept)
-    reason = {"reason": [selection.reason] * len(selection.dropped)}
-    _write_lines(files.dropped, _told(run, selection, reason))
-    if files.relabelled is not None and suggested is not None:
-        labels = {"suggested_label": suggested}
-        _write_lines(files.relabelled, _told(run, selection, {**labels, **reason}))
+    _write_lines(files.dropped, _told(run, selection))
+    if files.relabelled is not None and labelled is not None:
+        dropped = selection.dropped.tolist()
+        labelled[0].write_with(records, dropped, suggested, files.relabelled)
 
 
-def _told(
-    run: InfluenceRun, selection: SampleSelection, first: Mapping[str, Sequence[Any]]
-) -> list[dict[str, Any]]:
-    """What the run tells of the samples that are dropped, behind `first` of each."""
+def _labelled(origin: Origin | NamedFile) -> tuple[FileSource | HubSource, str]:
+    """The training data of a classification, and its column of labels."""
+    if isinstance(origin, NamedFile) or origin.task != CLASSIFICATION:
+        raise JobError(f"Labels are suggested for {CLASSIFICATION}, not {origin.task}.")
+    source = origin.source
+    assert isinstance(source, FileSource | HubSource)  # the task reads texts
+    return source, origin.job.columns.label or "label"
+
+
+def _suggested(
+    run: InfluenceRun, selection: SampleSelection, records: Sequence[Placed], label: str
+) -> Columns:
+    """Labels to check and why, by names that no record has."""
+    taken = {name for _, record in records for name in record}
+    if SUGGESTED in taken:
+        raise SourceError(
+            f"{records[0][0].file} has a column '{SUGGESTED}' already. Call it something else "
+            "there, or leave --relabel out."
+        )
+    labels = suggest_labels(run, selection.dropped)
+    told = {SUGGESTED: _as_given(labels, run, records, label), **_why(selection)}
+    return {f"selection_{name}" if name in taken else name: told[name] for name in told}
+
+
+def _as_given(
+    labels: Sequence[str | None], run: InfluenceRun, records: Sequence[Placed], column: str
+) -> Sequence[Any]:
+    """Labels as the records write them, which may be numbers or lists; the run has texts."""
+    given = [record[column] for _, record in records]
+    written = dict(zip(run.metadata("train")["label"].tolist(), given, strict=True))
+    suggested = {label for label in labels if label is not None}
+    if all(isinstance(label, int) for label in given):
+        written |= {label: int(label) for label in suggested if label.isdecimal()}
+    # Test samples may have labels that no record has: then all stay texts.
+    is_known = suggested <= written.keys()
+    return [None if label is None else written[label] for label in labels] if is_known else labels
+
+
+def _why(selection: SampleSelection) -> dict[str, list[Any]]:
     dropped = selection.dropped
-    own = {
-        **first,
-        "id": run.train_ids[dropped],
-        "position": dropped,
-        selection.measure.replace(" ", "_"): selection.values[dropped],
+    return {
+        "reason": [selection.reason] * len(dropped),
+        "position": dropped.tolist(),
+        selection.measure.replace(" ", "_"): [plain(value) for value in selection.values[dropped]],
     }
+
+
+def _told(run: InfluenceRun, selection: SampleSelection) -> list[dict[str, Any]]:
+    """What the run tells of the samples that are dropped."""
+    dropped = selection.dropped
+    why = _why(selection)
+    ids = {"id": run.train_ids[dropped]}
+    own = {"reason": why.pop("reason"), **ids, **why}
     columns = {name: values[dropped] for name, values in run.metadata("train").items()}
     return [named_apart(_row(own, i), _row(columns, i)) for i in range(len(dropped))]
 

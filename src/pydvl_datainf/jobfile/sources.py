@@ -11,10 +11,13 @@ import numpy as np
 from pydvl_datainf.errors import SourceError
 from pydvl_datainf.huggingface.records import Placed, load_split, read_dataset, read_records
 from pydvl_datainf.huggingface.subsets import (
+    Columns,
     check_is_other,
     check_place,
     check_writable,
+    rows_of,
     whole,
+    with_columns,
     without_bars,
     write_subset,
 )
@@ -121,9 +124,16 @@ class FileSource:
 
     def write(self, records: Sequence[Placed], selection: SampleSelection, out: Path) -> None:
         """Writes in the format of the file, and text byte by byte."""
-        kept = selection.kept.tolist()
+        self.write_with(records, _some(selection, self), {}, out)
+
+    def write_with(
+        self, records: Sequence[Placed], positions: Sequence[int], added: Columns, out: Path
+    ) -> None:
+        """Writes some samples in the format of the file, with further columns."""
         # What may be replaced was checked before.
-        write_subset(self.path, records, kept, out, quoted=self.quoted, overwrite=True)
+        write_subset(
+            self.path, records, positions, out, added=added, quoted=self.quoted, overwrite=True
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +182,26 @@ class HubSource:
         Raises:
             SourceError: if there is none, or JSON cannot hold what they are.
         """
-        kept, kind = _some(selection, self), out.suffix.lower()
+        self.write_with(records, _some(selection, self), {}, out)
+
+    def write_with(
+        self, records: Sequence[Placed], positions: Sequence[int], added: Columns, out: Path
+    ) -> None:
+        """Writes some samples, with further columns.
+
+        Raises:
+            SourceError: if JSON cannot hold what they are.
+        """
+        kind = out.suffix.lower()
         if kind == ".jsonl":
+            more = rows_of(added, len(positions))
+            rows = [{**records[i][1], **more[k]} for k, i in enumerate(positions)]
             with whole(out) as part:
-                _write_table([records[i][1] for i in kept], part)
+                _write_table(rows, part)
             return
         with whole(out) as part, without_bars():
-            chosen = load_split(self.name, self.data.config, self.data.split).select(kept)
+            loaded = load_split(self.name, self.data.config, self.data.split).select(positions)
+            chosen = with_columns(loaded, added)
             chosen.to_parquet(str(part)) if kind == ".parquet" else chosen.save_to_disk(str(part))
 
 

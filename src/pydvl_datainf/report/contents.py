@@ -10,7 +10,7 @@ import numpy as np
 from pydvl_datainf.block_labels import block_labels
 from pydvl_datainf.evaluation import Floats, Indices, largest
 from pydvl_datainf.inverse.approximation_error import ApproximationError
-from pydvl_datainf.inverse.methods import method_of
+from pydvl_datainf.inverse.names import UNDAMPED
 from pydvl_datainf.plots import shares_of_sum
 from pydvl_datainf.report.bounds import Bounds
 from pydvl_datainf.report.columns import json_value, shortest
@@ -163,16 +163,15 @@ def _lists(extent: Extent, measures: Mapping[str, Floats], suspects: Indices) ->
 
 def _damping(run: InfluenceRun) -> Mapping[str, float]:
     """λ of each block, where the run has one inverse and λ takes part in it."""
-    is_damped = not run.parts and method_of(run.attrs["fingerprint"]).is_damped
-    return run.damping if is_damped else {}
+    is_undamped = run.parts or run.attrs["fingerprint"]["method"] in UNDAMPED
+    return {} if is_undamped else run.damping
 
 
 def _trust(run: InfluenceRun, error: ApproximationError | None) -> Trust:
     if run.parts:
         return trust_of_sum()
-    name = method_of(run.attrs["fingerprint"]).name
     return trust_of(
-        name,
+        run.attrs["fingerprint"]["method"],
         error,
         is_query=run.attrs["rows_in"] is not None,
         is_divided=NORMALIZE in run.attrs["fingerprint"],

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydvl_datainf.errors import DataInfError
 from pydvl_datainf.results.beside import bank_beside, other_fields
 from pydvl_datainf.results.reader import InfluenceRun
-from pydvl_datainf.yardstick import Bank, Validation, compare
+from pydvl_datainf.yardstick.bank import Bank
+from pydvl_datainf.yardstick.statistics import Validation
 from pydvl_datainf.yardstick.subsets import Scores
 from pydvl_datainf.yardstick.table import size_of_changes
 
@@ -61,6 +62,8 @@ def retraining_of(run: InfluenceRun) -> Retraining | None:
     place = bank_beside(run) if run.store.path is not None else None
     if place is None or not Path(place).is_dir():
         return None
+    from pydvl_datainf.yardstick.validation import compare  # imports what trains, too
+
     try:
         other = other_fields(run, Bank.open(place).fingerprint["recipe"])
         if other:

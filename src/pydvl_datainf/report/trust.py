@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydvl_datainf.inverse.approximation_error import ApproximationError
-from pydvl_datainf.inverse.methods import DATAINF, EXACT, HESSIAN_FREE
+from pydvl_datainf.inverse.names import DATAINF, EXACT, HESSIAN_FREE
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,10 @@ def trust_of(
             measure, value = "rank correlation with the exact inverse", f"{rank:.2f}"
         told = (*_measured(method, error), *([DIVIDED] if is_divided else []))
         return Trust(measure, value, told, SILENT)
-    if method == EXACT.name:
+    if method == EXACT:
         says = "Each block has its exact damped inverse: nothing is approximated in it."
         return Trust(MEASURE, "exact", (says,), SILENT)
-    if method == HESSIAN_FREE.name:
+    if method == HESSIAN_FREE:
         says = (
             "These are products of gradients. They take no inverse, so that none is approximated."
         )
@@ -124,7 +124,7 @@ def _measured(method: str, error: ApproximationError) -> Iterator[str]:
 
 
 def _dependence(method: str) -> str:
-    if method != DATAINF.name:
+    if method != DATAINF:
         return " The numbers belong to this many samples."
     return (
         " The numbers belong to this many samples: DataInf is exact for one, and departs from the "

@@ -16,6 +16,7 @@ from pydvl_datainf.inverse.names import UNDAMPED
 from pydvl_datainf.results.reader import InfluenceRun
 from pydvl_datainf.results.record import COMPRESSION, NORMALIZE, PRECONDITIONER, TEST_OBJECTIVE
 
+NO_SIDES = "without side bases: no layer is wide enough"
 RUN_JOB = "run its job again (pydvl-datainf run JOB.yaml)"
 
 
@@ -226,8 +227,10 @@ def _coordinates(told: Mapping[str, Any]) -> str:
 
 def _behind_sides(told: Mapping[str, Any]) -> str:
     """What is kept of wide layers."""
-    if not told.get("layers"):
+    if told.get("sides") is None:
         return ""
+    if not told["layers"]:
+        return f", {NO_SIDES}"
     share = f"{told['sides']:.4g} of the outputs and inputs"
     return f", behind {share} in {len(told['layers']):,} of them"
 
@@ -250,6 +253,8 @@ def _state(run: InfluenceRun) -> dict[str, str]:
     }
     if run.is_complete:
         return state
+    if run.store.is_at_work():
+        return state | {"To go on": "wait: another call is at work on it"}
     again = f"call {run.store.maker} with the same arguments, or the same command, again"
     return state | {"To go on": RUN_JOB if is_of_job(run) else again}
 

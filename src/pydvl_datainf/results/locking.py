@@ -34,6 +34,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
 
 
+def lock_of(store: Path) -> Path:
+    """The file that whoever writes a store locks, beside it."""
+    path = store.resolve()
+    return path.with_name(f"{path.name}.lock")
+
+
 def acquire(path: Path) -> int | None:
     """Locks a file, which is made if it is not there.
 
@@ -51,6 +57,25 @@ def acquire(path: Path) -> int | None:
         if _is_at(file, path):
             return file
         _close(file)  # whoever held it has removed it, and the next one locks another file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of a file, as far as can be seen.
+
+    Args:
+        path: of the file, as `acquire` takes it.
+
+    Returns:
+        False also where there is no such file, or it cannot be opened.
+    """
+    try:
+        file = _opened(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return _has_locked(file, exclusive=True) is False
+    finally:
+        _close(file)
 
 
 def release(file: int, path: Path) -> None:

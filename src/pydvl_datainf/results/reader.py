@@ -508,8 +508,8 @@ class InfluenceRun:
         if not self.is_complete:
             there, all_chunks = self.progress()
             raise StoreError(
-                f"{self._store} is not complete ({there} of {all_chunks} chunks of results). Call "
-                f"{self._store.maker} again with the same arguments to go on."
+                f"{self._store} is not complete ({there} of {all_chunks} chunks of results). "
+                f"{self._store.to_go_on()}"
             )
 
     def _position(self, test: Any) -> int:

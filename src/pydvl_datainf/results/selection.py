@@ -90,28 +90,28 @@ def select_samples(
 def _drop_harmful(run: InfluenceRun, count: int, mean: Floats, where: str) -> SampleSelection:
     dropped = largest(-mean, count)
     dropped = dropped[mean[dropped] < 0]
-    reason = f"among the {len(dropped):,} most harmful {where}"
+    reason = f"among the {len(dropped)} most harmful {where}"
     return SampleSelection(_others(dropped, mean), dropped, "mean influence", mean, reason)
 
 
 def _keep_helpful(run: InfluenceRun, count: int, mean: Floats, where: str) -> SampleSelection:
     order = largest(mean, len(mean))
     kept, dropped = np.sort(order[:count]), order[count:][::-1]
-    reason = f"not among the {count:,} most helpful {where}"
+    reason = f"not among the {count} most helpful {where}"
     return SampleSelection(kept, dropped, "mean influence", mean, reason)
 
 
 def _drop_helpful(run: InfluenceRun, count: int, mean: Floats, where: str) -> SampleSelection:
     dropped = largest(mean, count)
     dropped = dropped[mean[dropped] > 0]
-    reason = f"among the {len(dropped):,} most helpful {where}"
+    reason = f"among the {len(dropped)} most helpful {where}"
     return SampleSelection(_others(dropped, mean), dropped, "mean influence", mean, reason)
 
 
 def _drop_suspicious(run: InfluenceRun, count: int, mean: Floats, where: str) -> SampleSelection:
     suspicion = run.suspicion(mean)
     dropped = largest(suspicion, count)
-    reason = f"among the {count:,} most suspicious, influence taken {where}"
+    reason = f"among the {count} most suspicious (influence taken {where})"
     return SampleSelection(_others(dropped, mean), dropped, "suspicion", suspicion, reason)
 
 

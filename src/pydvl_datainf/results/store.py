@@ -22,7 +22,7 @@ from pydvl_datainf.errors import StoreError, StoreExistsError
 from pydvl_datainf.results.arrays import WORK, Array, Layout
 from pydvl_datainf.results.chunk_files import write_chunk
 from pydvl_datainf.results.chunks import selection_of
-from pydvl_datainf.results.locking import acquire, release, taking_over, writing_in
+from pydvl_datainf.results.locking import acquire, lock_of, release, taking_over, writing_in
 from pydvl_datainf.results.stored import FORMAT, FORMAT_VERSION, Stored
 
 _PARTIAL = re.compile(r"zarr\.[0-9a-f]{32}\.partial")
@@ -218,7 +218,7 @@ class Store(Stored):
             yield
             return
         path = self.path.resolve()
-        lock = path.with_name(f"{path.name}.lock")
+        lock = lock_of(path)
         with os_errors_named(self):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

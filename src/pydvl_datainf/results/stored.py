@@ -34,6 +34,7 @@ from pydvl_datainf.results.chunks import (
     lacking,
     selection_of,
 )
+from pydvl_datainf.results.locking import is_locked, lock_of
 from pydvl_datainf.results.places import as_location
 
 FORMAT = "pydvl-datainf influences"
@@ -154,6 +155,16 @@ class Stored:
             return file.read_bytes() if file.is_file() else b""
         found = sync(self._files.get("zarr.json", default_buffer_prototype()))
         return b"" if found is None else found.to_bytes()
+
+    def is_at_work(self) -> bool:
+        """Whether another call writes here now; False also where that cannot be known."""
+        return self.path is not None and is_locked(lock_of(self.path))
+
+    def to_go_on(self) -> str:
+        """What to do about a run that is not complete, in a sentence."""
+        if self.is_at_work():
+            return "Another call is at work on it: wait until that has ended."
+        return f"Call {self.maker} again with the same arguments to go on."
 
     def check_same_run(self) -> None:
         """Refuses to go on where the run that was opened is no longer.

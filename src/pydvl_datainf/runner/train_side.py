@@ -148,10 +148,7 @@ class StoredRows:
                 "again. Make the run that is to be queried in a folder."
             )
         if not self.attributes["complete"]:
-            raise StoreError(
-                f"{self.store} is not complete. Call run_influences again with the same arguments, "
-                "and query it then."
-            )
+            raise StoreError(f"{self.store} is not complete. {self.store.to_go_on()}")
         if is_sum(self.attributes):
             raise StoreError(
                 f"{self.store} is a sum of runs, which keeps no training rows. Query each of its "

@@ -5,13 +5,18 @@ the data, and what the scores predict is compared with what came out. `compare` 
 beside them on the same retrainings.
 """
 
+from typing import TYPE_CHECKING
+
+from pydvl_datainf.lazy import imported_when_used
 from pydvl_datainf.results.beside import bank_beside
-from pydvl_datainf.yardstick.bank import Bank
-from pydvl_datainf.yardstick.removal import Removal, validate_removal
-from pydvl_datainf.yardstick.retraining import Train, retrain_on_all
-from pydvl_datainf.yardstick.statistics import Validation, expected_error, measure
-from pydvl_datainf.yardstick.subsets import Scores, half_subsets
-from pydvl_datainf.yardstick.validation import Comparison, compare, validate
+
+if TYPE_CHECKING:
+    from pydvl_datainf.yardstick.bank import Bank
+    from pydvl_datainf.yardstick.removal import Removal, validate_removal
+    from pydvl_datainf.yardstick.retraining import Train, retrain_on_all
+    from pydvl_datainf.yardstick.statistics import Validation, expected_error, measure
+    from pydvl_datainf.yardstick.subsets import Scores, half_subsets
+    from pydvl_datainf.yardstick.validation import Comparison, compare, validate
 
 __all__ = [
     "Bank",
@@ -29,3 +34,16 @@ __all__ = [
     "validate",
     "validate_removal",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = imported_when_used(
+        __name__,
+        {
+            "bank": ("Bank",),
+            "removal": ("Removal", "validate_removal"),
+            "retraining": ("Train", "retrain_on_all"),
+            "statistics": ("Validation", "expected_error", "measure"),
+            "subsets": ("Scores", "half_subsets"),
+            "validation": ("Comparison", "compare", "validate"),
+        },
+    )
