@@ -69,8 +69,16 @@ getattr(importlib.import_module(module), function)()
 """
 
 
+RUN = "run:--task:causal-lm:--model:m:--train:t.jsonl:--test:t.jsonl:--out"
+
+
 @pytest.mark.parametrize(
-    "arguments", ["pydvl-datainf:--version:zarr", "pydvl-datainf:run:--model:torch"]
+    "arguments",
+    [
+        "pydvl-datainf:--version:zarr",
+        "pydvl-datainf:demo:--out:torch",
+        f"pydvl-datainf:{RUN}:torch",
+    ],
 )
 def test_ctrl_c_while_the_command_is_imported_is_one_line(arguments):
     metadata = ConfigParser()
