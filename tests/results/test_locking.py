@@ -8,8 +8,16 @@ import pytest
 import locked
 import stopped_run
 from pydvl_datainf import StoreError
-from pydvl_datainf.results import locking
-from pydvl_datainf.results.locking import acquire, is_locked, release, taking_over, writing_in
+from pydvl_datainf.results import locking, store
+from pydvl_datainf.results.locking import (
+    acquire,
+    is_locked,
+    lock_of,
+    release,
+    taking_over,
+    writing_in,
+)
+from pydvl_datainf.results.store import Store
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -27,6 +35,15 @@ def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path):
     second = acquire(path)
     assert second is not None
     release(second, path)
+
+
+def test_whoever_looks_at_a_lock_keeps_no_writer_off(tmp_path, monkeypatch):
+    writer, waits = Store(tmp_path / "run.zarr"), []
+    glance = acquire(lock_of(writer.path))
+    monkeypatch.setattr(store, "sleep", lambda s: (waits.append(s), locking._close(glance)))
+    with writer.locked():
+        assert writer.is_at_work()
+    assert len(waits) == 1
 
 
 def test_the_lock_of_a_file_that_was_just_removed_is_not_taken_for_the_lock(tmp_path, monkeypatch):

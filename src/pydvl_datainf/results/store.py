@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from pydvl_datainf.results.chunk_files import write_chunk
 from pydvl_datainf.results.chunks import selection_of
 from pydvl_datainf.results.locking import acquire, lock_of, release, taking_over, writing_in
 from pydvl_datainf.results.stored import FORMAT, FORMAT_VERSION, Stored
+
+GLANCE = 0.1
+"""Seconds after which whoever only looks whether a store is locked has let go of it."""
 
 _PARTIAL = re.compile(r"zarr\.[0-9a-f]{32}\.partial")
 """Metadata that a writer was killed at."""
@@ -223,6 +227,9 @@ class Store(Stored):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 file = acquire(lock)
+                if file is None:
+                    sleep(GLANCE)
+                    file = acquire(lock)
             except FileNotFoundError as error:  # the folder is there
                 raise StoreError(
                     f"{self} cannot be written: {path.parent} takes no files. Choose another place "
