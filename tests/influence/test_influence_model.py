@@ -39,6 +39,14 @@ def test_is_a_pydvl_influence_model():
     assert influence.model_dtype == torch.float64
 
 
+def test_it_shows_what_it_is_and_whether_it_is_fitted():
+    influence = DataInfInfluence(nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2)), F.mse_loss)
+    told = "<DataInfInfluence of Sequential: 1,292 parameters in 2 blocks, "
+    assert repr(influence) == f"{told}not fitted>"
+    influence.fit([(torch.randn(5, 40), torch.randn(5, 2))])
+    assert repr(influence) == f"{told}fitted on 5 samples>"
+
+
 def test_block_modes_are_accepted():
     p = datainf_problem()
     influence = DataInfInfluence(p.model, p.loss, 0.1, BlockMode.LAYER_WISE).fit([p.fitted])

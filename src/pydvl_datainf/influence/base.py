@@ -131,6 +131,12 @@ class BlockwiseInfluence(TorchInfluenceFunctionModel):
         )
         self._fit: Fitted | None = None
 
+    def __repr__(self) -> str:
+        kind, model, n = type(self).__name__, type(self.model).__name__, self.n_samples
+        size = f"{sum(self.blocks.widths.values()):,} parameters in {len(self.blocks.widths):,}"
+        state = "not fitted" if n is None else f"fitted on {n:,} samples"
+        return f"<{kind} of {model}: {size} blocks, {state}>"
+
     # Fitting
 
     def fit(self, data: DataLoader[Any] | Iterable[Any]) -> Self:
