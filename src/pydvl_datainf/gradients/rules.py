@@ -167,13 +167,11 @@ def rules_of(module: nn.Module, names: Iterable[str]) -> Mapping[str, Rule] | No
     Returns:
         A rule for each of them, and perhaps others; None where not all have one.
     """
-    if is_transposed(module):
-        return _OF_TRANSPOSED if _OF_TRANSPOSED.keys() >= set(names) else None
     for kind in type(module).__mro__:
         if kind in RULES and type(module).forward is kind.forward:  # type: ignore[attr-defined]
             frequency = getattr(module, "scale_grad_by_freq", False)  # counts over the whole batch
             return RULES[kind] if RULES[kind].keys() >= set(names) and not frequency else None
-    return None
+    return _OF_TRANSPOSED if is_transposed(module) and _OF_TRANSPOSED.keys() >= set(names) else None
 
 
 def is_transposed(module: nn.Module) -> bool:
