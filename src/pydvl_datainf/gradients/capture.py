@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, batch_length, signature
 from pydvl_datainf.blocks import Blocks
-from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError
 from pydvl_datainf.gradients.calls import Rows
 from pydvl_datainf.gradients.checks import (
@@ -28,7 +27,6 @@ from pydvl_datainf.gradients.checks import (
     check_finite_rows,
     check_not_by_chance,
     check_steady,
-    random_states,
 )
 from pydvl_datainf.gradients.comparison import check_any_sample, compared, give_up_misplaced
 from pydvl_datainf.gradients.engines import LossGradientEngine
@@ -103,10 +101,10 @@ class CaptureEngine(LossGradientEngine):
         check_mode(self.model)
         with differentiating(self.model):
             kind, inputs = self._inputs(batch)
-            is_first = not inputs.checked.checks
-            before = random_states(devices_of(self.model)) if is_first else []
+            self.passes.drawn = None if inputs.checked.checks else []
             losses, rows = self._alone(inputs) if inputs.length == 1 else self._captured(inputs)
-            if is_first and random_states(devices_of(self.model)) != before:
+            drawn, self.passes.drawn = self.passes.drawn, None
+            if drawn and any(drawn):
                 check_not_by_chance(partial(self.passes.losses, batch), inputs.tolerance)
             if left := inputs.parameters.keys() - rows.keys():
                 rows = self._completed(inputs, losses, rows, left)

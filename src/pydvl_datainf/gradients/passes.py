@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pydvl_datainf.batches import Batch, batch_named, copy_batch, slice_batch
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import ModelError, ObjectiveError
 from pydvl_datainf.gradients.calls import Call, Rows
-from pydvl_datainf.gradients.checks import Tolerance, check_finite_losses
+from pydvl_datainf.gradients.checks import Tolerance, check_finite_losses, random_states
 from pydvl_datainf.gradients.joints import Joint, joints_of
 from pydvl_datainf.gradients.layers import layers_of
 from pydvl_datainf.gradients.paths import REENTRANT, Path, path_of, used_in
@@ -132,6 +133,9 @@ class Passes:
         self.places = places
         self.images = ImageLayout.of(model)
         self.copied: set[nn.Module] = set()  # layers whose outputs are changed in place
+        self.drawn: list[bool] | None = None
+        """Whether each pass drew random numbers, while that is noted; not what is around passes,
+        since type checkers draw some, too."""
 
     def losses(self, batch: Batch) -> Tensor:
         """The losses of a batch, unwatched or watched.
@@ -146,7 +150,10 @@ class Passes:
             ObjectiveError: if there is none, or it does not depend on the parameters.
         """
         given = self.images.as_given(copy_batch(batch))
+        before = None if self.drawn is None else random_states(devices_of(self.model))
         losses = check_losses(self.objective.losses(self.model, given), batch)
+        if self.drawn is not None:
+            self.drawn.append(random_states(devices_of(self.model)) != before)
         if not losses.requires_grad:
             raise ObjectiveError(
                 "The losses do not depend on the selected parameters through autograd. The "
