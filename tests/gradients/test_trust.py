@@ -300,6 +300,15 @@ def test_randomness_that_seldom_shows_is_noticed(draw, length):
         engine(model).rows(batch)
 
 
+@pytest.mark.parametrize("draw", [np.random.random, random.random], ids=["numpy", "python"])
+def test_randomness_that_vmap_does_not_see_is_noticed(draw):
+    model, batch = Skipping(0.05, draw).double(), data(4, 3)
+    functional = FunctionalEngine(model, OutputLoss(F.mse_loss), Blocks.from_model(model, "full"))
+    seeded()
+    with pytest.raises(ModelError, match="random"):
+        functional.rows(batch)
+
+
 @pytest.mark.parametrize("length", [1, 4])
 def test_models_that_draw_and_do_not_use_it_are_right(length):
     model, batch = Skipping(0.0, DRAWS["torch"]).double(), data(length, 3)

@@ -13,12 +13,15 @@ from torch.utils import _pytree as pytree
 
 from pydvl_datainf.batches import Batch, copy_batch, signature
 from pydvl_datainf.blocks import Blocks
+from pydvl_datainf.devices import devices_of
 from pydvl_datainf.errors import DataInfError, ModelError
 from pydvl_datainf.gradients.checks import (
     Tolerance,
     check_finite_losses,
     check_finite_rows,
     check_independent,
+    check_not_by_chance,
+    random_states,
 )
 from pydvl_datainf.gradients.engines import LossGradientEngine
 from pydvl_datainf.gradients.losses import LOSS
@@ -75,14 +78,12 @@ class FunctionalEngine(LossGradientEngine):
             losses: Tensor = functional_call(module, named, (one,))
             return losses[0]
 
-        device = next(self.model.parameters()).device
         try:
             with differentiating(self.model):
                 rows, losses = vmap(grad_and_value(loss), in_dims=(None, 0))(parameters, batch)
                 check_finite_losses(losses, batch)
                 if signature(batch) not in self._checked:
-                    together = module(copy_batch(batch)).detach()
-                    check_independent(together, losses, Tolerance.of(self.model, device), "alone")
+                    self._check(module, batch, losses)
                     self._checked.add(signature(batch))
         except (DataInfError, torch.cuda.OutOfMemoryError):
             raise
@@ -93,10 +94,20 @@ class FunctionalEngine(LossGradientEngine):
         dtype = rows_dtype(parameters.values())
         # Detached from trainable parameters outside the blocks.
         detached = {name: v.detach().to(dtype) for name, v in rows.items()}
-        vectors = self.blocks.gather(detached, device)
+        vectors = self.blocks.gather(detached, next(self.model.parameters()).device)
         check_finite_rows(vectors)
         vectors[LOSS] = losses.detach()[:, None].to(dtype)
         return vectors
+
+    def _check(self, module: "_Losses", batch: Batch, losses: Tensor) -> None:
+        """Compares losses of samples by themselves with those of a batch, and looks for chance."""
+        devices = devices_of(self.model)
+        tolerance, before = Tolerance.of(self.model, devices[0]), random_states(devices)
+        together = module(copy_batch(batch)).detach()
+        has_drawn = random_states(devices) != before
+        check_independent(together, losses, tolerance, "alone")
+        if has_drawn:
+            check_not_by_chance(lambda: module(copy_batch(batch)), tolerance)
 
 
 class _Losses(nn.Module):
